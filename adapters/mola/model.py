@@ -1,0 +1,239 @@
+"""The tuner: puts MoLA layers into a base model and knows what belongs to an adapter."""
+
+import warnings
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    AuxiliaryTrainingWrapper,
+    resolve_quantization_backend,
+)
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_ext.adapters.mola.config import MoLAConfig
+from hf_ext.adapters.mola.layer import MoLAConv2d, MoLAHead, MoLALayer, MoLALinear
+from hf_ext.adapters.mola.routing import (
+    ROUTING_ATTRIBUTE,
+    Routing,
+    RoutingModule,
+    TaskIds,
+    TaskSetting,
+    find_routing,
+    set_task,
+)
+from hf_ext.adapters.mola.tasks import export_lora, merge_task
+
+_NO_SINGLE_WEIGHT = (
+    "merge: found a mixture of adapters, which has no single merged weight; allowed is merge_task(task_id) with "
+    "routing='task'"
+)
+
+
+class MoLAModel(BaseTuner):
+    """Mixture of low-rank adapters for heterogeneous data (MoLA of Zhou et al., ICML 2024) as a PEFT tuner.
+
+    Made by `peft.get_peft_model(model, MoLAConfig(...))` and the loading functions of peft and transformers. Its own
+    methods are reachable through the PeftModel: `set_task`, `merge_task`, `export_lora`.
+
+    The base model's forward takes one more keyword, `mola_task_ids`: int64 `[B]`, or one int for the whole batch.
+    """
+
+    prefix: str = "mola_"
+    tuner_layer_cls = (MoLALayer, MoLAHead, RoutingModule)  # type: ignore[assignment]
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    # ---------------------------------------------------------------------------------------------- injection
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put the adapter's layers into the base model, then its router beside them.
+
+        Raises:
+            ValueError: a layer that cannot be adapted was named, or the adapter does not go with those present.
+        """
+        config = self.peft_config[adapter_name]
+        attached: RoutingModule | None = getattr(model, ROUTING_ATTRIBUTE, None)
+        self._routing = attached.routing if attached is not None else Routing()
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        heads = self._inject_heads(model, adapter_name, config)
+        if attached is None:
+            # only now: peft takes a tuner layer found before the first injection for an earlier adapter, and would
+            # leave the base model trainable
+            attached = RoutingModule(model, self._routing)
+            model.add_module(ROUTING_ATTRIBUTE, attached)
+        attached.add_adapter(adapter_name, config, model)
+        trainable = adapter_name in self.active_adapters and not config.inference_mode
+        for module in (attached, *heads):
+            module._active_adapter = self.active_adapters
+            module.set_requires_grad(adapter_name, trainable)
+
+    def _check_new_adapter_config(self, config: MoLAConfig) -> None:
+        super()._check_new_adapter_config(config)
+        alone = len(self.peft_config) == 1
+        if not alone and any(getattr(other, "train_backbone", False) for other in self.peft_config.values()):
+            raise ValueError(
+                f"train_backbone: found True among the adapters {sorted(self.peft_config)}, allowed is a single adapter on a "
+                "base model that it trains"
+            )
+
+    def _create_and_replace(
+        self,
+        peft_config: MoLAConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **optional_kwargs: Any,
+    ) -> None:
+        r = peft_config.rank_pattern.get(get_pattern_key(peft_config.rank_pattern, current_key), peft_config.r)
+        alpha_key = get_pattern_key(peft_config.alpha_pattern, current_key)
+        lora_alpha = peft_config.alpha_pattern.get(alpha_key, peft_config.lora_alpha)
+        layer = target
+        if not isinstance(target, MoLALayer):
+            layer_class = self._layer_class(peft_config, target, current_key)
+            if layer_class is None:
+                return
+            layer = layer_class(target, self._routing)
+            self._replace_module(parent, target_name, layer, target)
+        layer.update_layer(adapter_name, peft_config, r, lora_alpha)
+
+    def _layer_class(self, config: MoLAConfig, target: nn.Module, key: str) -> type[MoLALayer] | None:
+        """The MoLA layer for a module; `None` to leave out one that was not named itself."""
+        if resolve_quantization_backend(target) is not None:
+            raise ValueError(
+                f"target_modules: found {key!r}, a quantised {type(target).__name__}; allowed are layers of floating "
+                "point numbers (load the base model without quantization_config)"
+            )
+        if isinstance(target, nn.Linear | Conv1D):
+            return MoLALinear
+        if isinstance(target, nn.Conv2d):
+            if target.groups == 1:
+                return MoLAConv2d
+            named = isinstance(config.target_modules, list | set) and any(
+                key == name or key.endswith(f".{name}") for name in config.target_modules
+            )
+            if not named:
+                return None
+            found = f"a convolution with groups={target.groups}"
+        else:
+            found = f"a {type(target).__name__}"
+        raise ValueError(
+            f"target_modules: found {key!r}, {found}; allowed are Linear, Conv1D (transformers) and Conv2d with groups=1"
+        )
+
+    def _inject_heads(self, model: nn.Module, adapter_name: str, config: MoLAConfig) -> list[MoLAHead]:
+        heads = []
+        for name in config.task_heads or ():
+            matches = [key for key, _ in model.named_modules() if key == name or key.endswith(f".{name}")]
+            if not matches:
+                raise ValueError(f"task_heads: found {name!r}, which the model does not have")
+            for key in matches:
+                head = model.get_submodule(key)
+                if not isinstance(head, MoLAHead):
+                    if not isinstance(head, nn.Linear):
+                        raise ValueError(
+                            f"task_heads: found {key!r}, a {type(head).__name__}; allowed are linear layers that are "
+                            "neither in target_modules nor in modules_to_save"
+                        )
+                    head.requires_grad_(False)
+                    parent, _, child = key.rpartition(".")
+                    head = MoLAHead(head, self._routing)
+                    setattr(model.get_submodule(parent), child, head)
+                head.update_layer(adapter_name, config)
+                heads.append(head)
+        return heads
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        super()._mark_only_adapters_as_trainable(model)
+        for name in self.active_adapters:
+            config = self.peft_config[name]
+            if config.train_backbone and not config.inference_mode:
+                for parameter in _backbone_parameters(model):
+                    parameter.requires_grad = True
+
+    # ---------------------------------------------------------------------------------------------- saving
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: MoLAConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        own = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        if not config.train_backbone:
+            return own
+        # a trained backbone travels in the adapter's file: whatever loads the adapter restores it too
+        wrapped = tuple(
+            f"{name}." for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
+        )
+        return own | {key: value for key, value in state_dict.items() if not key.startswith(wrapped)}
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # peft strips the name at the last or second last place; a router's keys go deeper
+        for container in RoutingModule.adapter_layer_names:
+            marker = f"{ROUTING_ATTRIBUTE}.{container}."
+            if marker in key:
+                return key.replace(f"{marker}{adapter_name}.", marker, 1)
+        if ".mola_" in key:
+            return super()._remove_adapter_name_from_key(key, adapter_name)
+        return key
+
+    # ---------------------------------------------------------------------------------------------- leaving
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refused: see `merge_task`."""
+        raise ValueError(_NO_SINGLE_WEIGHT)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: see `merge_task`."""
+        raise ValueError(_NO_SINGLE_WEIGHT)
+
+    def unload(self) -> nn.Module:
+        """The base model without any MoLA part; per-task heads and adapters are dropped."""
+        model = super().unload()
+        attached = getattr(model, ROUTING_ATTRIBUTE, None)
+        if attached is not None:
+            attached.remove()
+            delattr(model, ROUTING_ATTRIBUTE)
+        return model
+
+    # ---------------------------------------------------------------------------------------------- tasks
+    def set_task(self, task_ids: TaskIds | None) -> TaskSetting:
+        """Ids for calls that cannot pass `mola_task_ids`; see `hf_ext.adapters.mola.set_task`."""
+        return set_task(self.model, task_ids)
+
+    def merge_task(self, task_id: int, adapter_name: str | None = None, *, inplace: bool = False) -> nn.Module:
+        """A plain base model for one task, `W + s D_t` in every adapted layer; see `tasks.merge_task`."""
+        return merge_task(self, task_id, adapter_name, inplace=inplace)
+
+    def export_lora(self, task_id: int, folder: str, adapter_name: str | None = None) -> None:
+        """Expert `task_id` as an ordinary LoRA adapter that peft loads without hf_ext; see `tasks.export_lora`."""
+        export_lora(self, task_id, folder, adapter_name)
+
+    @property
+    def routing(self) -> Routing:
+        """Routing of the last forward."""
+        attached = find_routing(self.model)
+        if attached is None:
+            warnings.warn("no MoLA adapter is left in this model", stacklevel=2)
+            return Routing()
+        return attached.routing
+
+
+def _backbone_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Floating point parameters of the base model that its forward uses: nothing of the adapters, nothing that
+    `modules_to_save` or per-task heads stand in for (unused parameters would break DDP)."""
+    replaced = tuple(
+        f"{name}.base_layer." if isinstance(module, MoLAHead) else f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, MoLAHead | AuxiliaryTrainingWrapper)
+    )
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if ".mola_" not in name and not name.startswith(replaced) and parameter.is_floating_point()
+    ]

@@ -1,0 +1,309 @@
+"""How routing weights reach the layers: one pre-forward hook on the base model fills one state that all layers read."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from hf_ext.adapters.mola.config import MoLAConfig
+from hf_ext.adapters.mola.router import build_router, mean_embedding
+from hf_ext.functional.mola import router_routing, task_routing
+
+TaskIds = int | Sequence[int] | Tensor
+#: name under which a base model holds its `RoutingModule`; without the prefix "mola_", which peft takes for a parameter
+ROUTING_ATTRIBUTE = "adapter_routing"
+_MAIN_INPUTS = ("pixel_values", "input_ids", "inputs_embeds", "input_values", "input_features")
+
+
+class Routing:
+    """Routing of the current forward, shared by all MoLA layers of a base model.
+
+    Attributes:
+        weights: adapter name -> `[B, E]` (or `[1, E]`), what the adapted layers mix by.
+        heads: adapter name -> one-hot `[B, num_tasks]`, what per-task heads are picked by.
+        logits: adapter name -> the router's `[B, E]` logits.
+        projected: adapter name -> `[B, twd_dim]`, what the TwD loss works on (training only).
+        default_task_ids: ids of calls that bring none (`set_task`).
+    """
+
+    def __init__(self) -> None:
+        self.default_task_ids: TaskIds | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.heads: dict[str, Tensor] = {}
+        self.logits: dict[str, Tensor] = {}
+        self.projected: dict[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies of a model start without the last forward's tensors, which belong to its graph
+        return {"default_task_ids": self.default_task_ids}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.default_task_ids = state["default_task_ids"]
+        self.clear()
+
+    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, which whenever called sees today's routing: a checkpointed block is run again in backward, when
+        another forward may have come between."""
+        weights, heads = self.weights, self.heads
+
+        def bound(*args: Any, **kwargs: Any) -> Any:
+            later = self.weights, self.heads
+            self.weights, self.heads = weights, heads
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.weights, self.heads = later
+
+        return bound
+
+
+def rows_for(weights: Tensor, batch: int) -> Tensor:
+    """Routing `[B, E]` for a layer whose input has `batch` rows: `[batch, E]`, or `[1, E]` as it is.
+
+    A multiple of B means that every sample became several neighbouring rows (windows of Swin, beams of `generate`).
+    """
+    rows = weights.shape[0]
+    if rows in (1, batch):
+        return weights
+    if batch % rows:
+        raise ValueError(
+            f"mola_task_ids: found routing for {rows} samples in a layer that got {batch} rows, allowed is one row per "
+            "sample or a multiple (inputs that mix samples, such as packed sequences, cannot be routed)"
+        )
+    return weights.repeat_interleave(batch // rows, dim=0)
+
+
+class RoutingModule(nn.Module, BaseTunerLayer):
+    """Routers and routing state of a base model, attached to it as `adapter_routing`.
+
+    It is a tuner layer of its own, so that saving, loading, `set_adapter`, `delete_adapter` and dtype casts treat the
+    routers like any other adapter weights.
+    """
+
+    adapter_layer_names = ("mola_router", "mola_projection")
+
+    def __init__(self, base_model: nn.Module, routing: Routing) -> None:
+        super().__init__()
+        self.routing = routing
+        self.mola_router = nn.ModuleDict()
+        self.mola_projection = nn.ModuleDict()
+        self.configs: dict[str, MoLAConfig] = {}
+        self._parameter_names = tuple(inspect.signature(base_model.forward).parameters)
+        self._main_inputs = (getattr(base_model, "main_input_name", "pixel_values"), *_MAIN_INPUTS)
+        # plain lists: these modules belong to the base model
+        self._frozen_norms: list[nn.Module] = []
+        self._checkpointed = [module for module in base_model.modules() if hasattr(module, "gradient_checkpointing")]
+        self._hook = base_model.register_forward_pre_hook(self._route, with_kwargs=True)
+
+    def add_adapter(self, adapter_name: str, config: MoLAConfig, base_model: nn.Module) -> None:
+        """Add an adapter's router, if it has one, and learn which BatchNorms of the base model stay frozen."""
+        self.configs[adapter_name] = config
+        device = next(base_model.parameters()).device
+        if config.routing == "router":
+            assert config.num_experts is not None
+            self.mola_router[adapter_name] = build_router(config.router, base_model, config.num_experts).to(device)
+            if config.uses_twd:
+                self.mola_projection[adapter_name] = nn.Linear(config.num_experts, config.twd_dim, device=device)
+        trained = any(other.train_backbone for other in self.configs.values())
+        own = {id(module) for module in self.modules()}
+        self._frozen_norms = [
+            module
+            for module in base_model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained and id(module) not in own
+        ]
+        self.train(self.training)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.configs.pop(adapter_name, None)
+
+    def remove(self) -> None:
+        """Take the hook off the base model again."""
+        self._hook.remove()
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged here."""
+
+    def train(self, mode: bool = True) -> "RoutingModule":
+        # attached last, so this runs after the base model's own modules have been switched: the running statistics
+        # of a frozen base model belong to it and must not drift
+        super().train(mode)
+        for norm in self._frozen_norms:
+            norm.training = False
+        return self
+
+    # ---------------------------------------------------------------------------------------------- the hook
+    def _route(self, base_model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        task_ids = kwargs.pop("mola_task_ids", None)
+        if self.disable_adapters:
+            return args, kwargs
+        inputs = {**dict(zip(self._parameter_names, args, strict=False)), **kwargs}
+        main_input = self._main_input(inputs)
+        task_ids = self._checked_ids(task_ids, main_input)
+        if torch.is_grad_enabled():
+            self._bind_checkpoints()
+
+        previous = self.routing.weights
+        weights, heads, logits, projected = {}, {}, {}, {}
+        for name in self.active_adapters:
+            config = self.configs.get(name)
+            if config is None:
+                continue
+            assert config.num_experts is not None
+            if config.needs_task_ids and task_ids is None:
+                raise ValueError(
+                    f"mola_task_ids: found None, allowed is one task id in [0, {config.task_id_bound}) per sample; pass "
+                    "mola_task_ids=..., or call set_task(...) where a call cannot pass them (generate, pipelines)"
+                )
+            if config.routing == "task":
+                weights[name] = task_routing(task_ids, num_experts=config.num_experts)
+            elif _is_cached_decoding(inputs) and name in previous:
+                weights[name] = previous[name]  # one routing per sequence, made from the prompt
+            else:
+                logits[name] = self._router_logits(name, base_model, inputs, main_input)
+                if name in self.mola_projection and self.training and torch.is_grad_enabled():
+                    projected[name] = self.mola_projection[name](logits[name].float())
+                    # keeps the projection in the graph when nobody adds the TwD loss (DDP demands it)
+                    logits[name] = logits[name] + 0.0 * projected[name].sum()
+                weights[name] = router_routing(logits[name], kind=config.router_kind)
+            if config.task_heads:
+                heads[name] = task_routing(task_ids, num_experts=config.num_tasks or config.num_experts)
+        state = self.routing
+        state.weights, state.heads, state.logits = weights, heads, logits
+        if torch.is_grad_enabled():  # a look at the outputs between forward and loss must not take the TwD's features
+            state.projected = projected
+        return args, kwargs
+
+    def _main_input(self, inputs: dict[str, Any]) -> Tensor:
+        for name in self._main_inputs:
+            if isinstance(value := inputs.get(name), Tensor):
+                return value
+        for value in inputs.values():
+            if isinstance(value, Tensor):
+                return value
+        raise ValueError(f"inputs: found no tensor among {sorted(inputs)}, allowed is a model input with a batch axis")
+
+    def _checked_ids(self, task_ids: TaskIds | None, main_input: Tensor) -> Tensor | None:
+        """Ids as int64 `[B]` or `[1]` on the input's device; `set_task`'s ids may be repeated (beams)."""
+        from_default = task_ids is None
+        if from_default:
+            task_ids = self.routing.default_task_ids
+            if task_ids is None:
+                return None
+        ids = torch.as_tensor(task_ids)
+        is_scalar = ids.ndim == 0
+        ids = ids.reshape(1) if is_scalar else ids
+        batch = main_input.shape[0]
+        fits = is_scalar or ids.shape[0] == batch or (from_default and ids.shape[0] and batch % ids.shape[0] == 0)
+        if ids.ndim != 1 or not fits:
+            raise ValueError(
+                f"mola_task_ids: found ids of shape {tuple(ids.shape)} for {batch} samples, allowed is one per sample"
+            )
+        self._check_range(ids)
+        return ids.to(main_input.device, non_blocking=True)
+
+    def _check_range(self, ids: Tensor) -> None:
+        if ids.device.type != "cpu" or torch.compiler.is_compiling():
+            return  # a look at them would stall the device; task_routing marks wrong ones with NaN
+        bound = min((self.configs[n].task_id_bound for n in self._task_adapters()), default=None)
+        if bound is not None and bool(((ids < 0) | (ids >= bound)).any()):
+            raise ValueError(f"mola_task_ids: found {ids.unique().tolist()}, allowed are 0 to {bound - 1}")
+
+    def _task_adapters(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.configs and self.configs[name].needs_task_ids]
+
+    def _router_logits(
+        self, name: str, base_model: nn.Module, inputs: dict[str, Any], main_input: Tensor
+    ) -> Tensor:
+        router = self.mola_router[name]
+        embedding = getattr(router, "uses_embeddings", False)
+        # the router is small and its softmax delicate: float32 whatever the autocast
+        with torch.autocast(main_input.device.type, enabled=False):
+            logits = router(mean_embedding(base_model, inputs) if embedding else main_input)
+        expected = (main_input.shape[0], self.configs[name].num_experts)
+        if tuple(logits.shape) != expected:
+            raise ValueError(f"router: found logits of shape {tuple(logits.shape)}, allowed is [B, E] = {expected}")
+        return logits
+
+    def _bind_checkpoints(self) -> None:
+        for module in self._checkpointed:
+            checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+            if module.gradient_checkpointing and checkpoint is not None:
+                if not isinstance(checkpoint, _BoundCheckpoint):
+                    checkpoint = module._gradient_checkpointing_func = _BoundCheckpoint(checkpoint, self.routing)
+                if checkpoint.reentrant and any(self.configs[n].routing == "router" for n in self._known_adapters()):
+                    raise ValueError(
+                        "use_reentrant: found True, allowed is False with routing='router', whose graph all blocks "
+                        "share (gradient_checkpointing_kwargs={'use_reentrant': False})"
+                    )
+
+    def _known_adapters(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.configs]
+
+
+class _BoundCheckpoint:
+    """A checkpoint function whose recomputation sees the routing of its forward."""
+
+    def __init__(self, checkpoint: Callable[..., Any], routing: Routing) -> None:
+        self.checkpoint = checkpoint
+        self.routing = routing
+        self.reentrant = getattr(checkpoint, "keywords", {}).get("use_reentrant", False)
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.checkpoint(self.routing.bind(function), *args, **kwargs)
+
+
+def _is_cached_decoding(inputs: dict[str, Any]) -> bool:
+    cache = inputs.get("past_key_values")
+    length = getattr(cache, "get_seq_length", None)
+    return length is not None and int(length()) > 0
+
+
+# ------------------------------------------------------------------------------------------------ set_task
+class TaskSetting(AbstractContextManager["TaskSetting"]):
+    """What `set_task` returns: the setting holds at once, and until the end of a `with` statement if used in one."""
+
+    def __init__(self, routing: Routing, task_ids: TaskIds | None) -> None:
+        self._routing = routing
+        self._before = routing.default_task_ids
+        routing.default_task_ids = task_ids
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._routing.default_task_ids = self._before
+
+
+def find_routing(model: nn.Module) -> RoutingModule | None:
+    """The routing of the MoLA-adapted model in `model` (a PeftModel, a DDP wrapper, a compiled model, ...), if any."""
+    return next((module for module in model.modules() if isinstance(module, RoutingModule)), None)
+
+
+def set_task(model: nn.Module, task_ids: TaskIds | None) -> TaskSetting:
+    """Give the ids of calls that cannot pass `mola_task_ids`, such as `generate` and pipelines.
+
+    Args:
+        model: any model with a MoLA adapter.
+        task_ids: one id for all samples, or one per sample of the coming batches (repeated for beams); `None` takes
+            the setting back.
+
+    Returns:
+        A context manager. The setting holds at once; a `with` statement undoes it at its end.
+
+    Raises:
+        ValueError: the model has no MoLA adapter, or an id is out of range.
+    """
+    module = find_routing(model)
+    if module is None:
+        raise ValueError(f"model: found a {type(model).__name__} without MoLA adapter, allowed is one with")
+    if task_ids is not None:
+        module._check_range(torch.as_tensor(task_ids).reshape(-1).cpu())
+    return TaskSetting(module.routing, task_ids)

@@ -1,0 +1,239 @@
+r"""Equations of MoLA, mixture of low-rank adapters for heterogeneous data.
+
+Zhou et al., "Exploring Training on Heterogeneous Data with Mixture of Low-rank Adapters", ICML 2024,
+https://arxiv.org/abs/2406.09679. (Not the MoLA of Gao et al., which allocates LoRA experts to the layers of an LLM.)
+
+Symbols: B samples, E adapters ("experts") of rank r, s = scaling, w in R^{B x E} routing weights, A_e and B_e the two
+low-rank factors of adapter e, t_b the task of sample b.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "combine_task_losses",
+    "lora_mixture_conv2d",
+    "lora_mixture_linear",
+    "router_routing",
+    "task_routing",
+    "twd_loss",
+]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+# ------------------------------------------------------------------------------------------------ routing weights
+def task_routing(task_ids: Tensor, *, num_experts: int) -> Tensor:
+    r"""MoLA-Grad: the adapter is picked by the task, `w_b = one_hot(t_b)`.
+
+    Args:
+        task_ids: int64 `[B]`, values in `[0, num_experts)`.
+        num_experts: E.
+
+    Returns:
+        float32 `[B, E]`. Ids on the CPU are range-checked. On an accelerator the check would stall the device, so a
+        wrong id gives a row of NaN there, which no loss can hide.
+
+    Raises:
+        ValueError: wrong shape or dtype, or an id out of range (CPU).
+    """
+    if task_ids.ndim != 1 or task_ids.is_floating_point() or task_ids.is_complex():
+        raise ValueError(
+            f"task_ids: found {task_ids.dtype} of shape {tuple(task_ids.shape)}, allowed is one integer per sample, [B]"
+        )
+    if task_ids.device.type == "cpu" and not torch.compiler.is_compiling() and task_ids.numel():
+        low, high = (int(bound) for bound in torch.aminmax(task_ids))
+        if low < 0 or high >= num_experts:
+            raise ValueError(
+                f"task_ids: found ids from {low} to {high}, allowed are 0 to {num_experts - 1} (num_experts={num_experts})"
+            )
+    one_hot = (task_ids[:, None] == torch.arange(num_experts, device=task_ids.device)).float()
+    in_range = (task_ids >= 0) & (task_ids < num_experts)
+    return one_hot.masked_fill(~in_range[:, None], float("nan"))
+
+
+def router_routing(logits: Tensor, *, kind: Literal["soft", "hard"] = "soft") -> Tensor:
+    r"""MoLA-Router: `w = softmax(z)`; the hard variant is `one_hot(argmax z)` with a straight-through gradient.
+
+    Args:
+        logits: z, `[B, E]`, the output of the router network.
+        kind: `"soft"`, or `"hard"`: one-hot forward, whose gradient is handed to the logits unchanged.
+
+    Returns:
+        `[B, E]` in at least float32; rows sum to one.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    logits = _at_least_float32(logits)
+    if kind == "soft":
+        return logits.softmax(dim=-1)
+    if kind == "hard":
+        one_hot = F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+        return one_hot + (logits - logits.detach())
+    raise ValueError(f"kind: found {kind!r}, allowed are 'soft' and 'hard'")
+
+
+# ------------------------------------------------------------------------------------------------ adapted layers
+def _gate(w: Tensor, rank: int, scaling: float, dtype: torch.dtype) -> Tensor:
+    """`s * w` repeated over the rank axis: `[B, E] -> [B, E r]`, one factor per row of the stacked A."""
+    return (w * scaling).repeat_interleave(rank, dim=-1).to(dtype)
+
+
+def lora_mixture_linear(
+    x: Tensor, lora_A: Tensor, lora_B: Tensor, w: Tensor, *, scaling: float, base: Tensor | None = None
+) -> Tensor:
+    r"""`delta_b = s * sum_e w_{b,e} B_e A_e x_b`, without a loop over experts or samples.
+
+    All A_e are stacked to one `[E r, in]` matrix and all B_e to one `[out, E r]` matrix; `s * w` multiplies the
+    activation between the two products. That is exact for any w and costs as much as one LoRA of rank E r.
+
+    Args:
+        x: `[B, ..., in]`.
+        lora_A: `[E, r, in]`.
+        lora_B: `[E, out, r]`.
+        w: `[B, E]`, or `[1, E]` for one routing shared by the batch; every position of a sample has the same weights.
+        scaling: s, usually `lora_alpha / r`.
+        base: optional `[B, ..., out]` that the delta is added to inside the second product (saves a pass over it).
+
+    Returns:
+        `[B, ..., out]`: the delta, or `base + delta`.
+    """
+    _, rank, in_features = lora_A.shape
+    hidden = F.linear(x, lora_A.reshape(-1, in_features))
+    hidden = hidden * _gate(w, rank, scaling, hidden.dtype).reshape(w.shape[0], *[1] * (x.ndim - 2), -1)
+    stacked_B = lora_B.transpose(0, 1).reshape(lora_B.shape[1], -1)
+    if base is None:
+        return F.linear(hidden, stacked_B)
+    out = torch.addmm(base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), stacked_B.t())
+    return out.view(base.shape)
+
+
+def lora_mixture_conv2d(
+    x: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    w: Tensor,
+    *,
+    scaling: float,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    form: Literal["factored", "loralib"] = "factored",
+) -> Tensor:
+    r"""`delta_b = conv(x_b, s * sum_e w_{b,e} D_e)` with the kernel update D_e in one of two forms.
+
+    `"factored"` (as PEFT's LoRA): `D_e[o, i] = sum_c B_e[o, c] A_e[c, i]`, that is a k x k convolution to r channels
+    and a 1 x 1 convolution; `r (k^2 in + out)` parameters per expert. `"loralib"` (the authors'): the row-major memory
+    of the `[out k, in k]` product `B_e A_e` is read as `[out, in, k, k]`; `r k^2 (in + out)` parameters. For k = 1 both
+    are the same. Only the factored form needs no kernel per sample.
+
+    Args:
+        x: `[B, in, H, W]`.
+        lora_A: factored `[E, r, in, k, k]`; loralib `[E, r k, in k]`.
+        lora_B: factored `[E, out, r]`; loralib `[E, out k, r k]`.
+        w: `[B, E]` or `[1, E]`.
+        scaling: s.
+        kernel_size, stride, padding, dilation: geometry of the base convolution (groups = 1, zero padding).
+        form: see above.
+
+    Returns:
+        `[B, out, H', W']`.
+
+    Raises:
+        ValueError: unknown form, or a kernel that is not square in the loralib form.
+    """
+    if form == "factored":
+        rank = lora_A.shape[1]
+        hidden = F.conv2d(x, lora_A.flatten(0, 1), None, stride, padding, dilation)
+        hidden = hidden * _gate(w, rank, scaling, hidden.dtype)[:, :, None, None]
+        stacked_B = lora_B.transpose(0, 1).reshape(lora_B.shape[1], -1)
+        return F.conv2d(hidden, stacked_B[:, :, None, None])
+    if form != "loralib":
+        raise ValueError(f"form: found {form!r}, allowed are 'factored' and 'loralib'")
+
+    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    if height != width:
+        raise ValueError(f"kernel_size: found {(height, width)}, form='loralib' allows square kernels only")
+    batch, in_channels = x.shape[:2]
+    out_channels = lora_B.shape[1] // height
+    updates = (lora_B @ lora_A).reshape(-1, out_channels, in_channels, height, width)
+    kernels = torch.einsum("be,eoihw->boihw", (w * scaling).to(updates.dtype), updates)
+    if kernels.shape[0] == 1:
+        return F.conv2d(x, kernels[0], None, stride, padding, dilation)
+    # one kernel per sample: the batch becomes the groups of a single convolution
+    out = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, stride, padding, dilation, groups=batch)
+    return out.view(batch, out_channels, *out.shape[2:])
+
+
+# ------------------------------------------------------------------------------------------------ losses
+def twd_loss(features: Tensor, task_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
+    r"""Task-wise Decorrelation: samples of one task route alike, samples of different tasks apart.
+
+    With `u_b = f_b / ||f_b||`, `S_{ij} = exp(u_i . u_j / tau)` and `Pos = {(i, j): i != j, t_i = t_j}`:
+
+        L_TwD = -1/|Pos| * sum_{(i,j) in Pos} log( S_{ij} / sum_{k != i} S_{ik} )
+
+    The mean runs over ordered pairs, so a task with n samples contributes n (n - 1) terms, and a task with one sample
+    serves as negative only. Without any positive pair (B = 1, say) the loss is 0 with a zero gradient.
+
+    Args:
+        features: f, `[B, d]`: the projected router logits.
+        task_ids: int64 `[B]`.
+        temperature: tau.
+
+    Returns:
+        Scalar in at least float32.
+    """
+    unit = F.normalize(_at_least_float32(features), dim=-1, eps=1e-12)
+    with torch.autocast(unit.device.type, enabled=False):
+        similarity = unit @ unit.t() / temperature
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    # a finite mask: with B = 1 a row of -inf would be NaN
+    log_share = similarity.masked_fill(itself, torch.finfo(unit.dtype).min).log_softmax(dim=-1)
+    positive = (task_ids[:, None] == task_ids[None, :]) & ~itself
+    return -log_share.masked_fill(~positive, 0.0).sum() / positive.sum().clamp(min=1)
+
+
+def combine_task_losses(
+    losses: Tensor,
+    task_ids: Tensor,
+    *,
+    num_tasks: int,
+    reduction: Literal["sum", "sample"] = "sample",
+    task_counts: Tensor | None = None,
+) -> Tensor:
+    r"""One loss from per-sample losses of several tasks.
+
+    `"sample"`: the batch mean. `"sum"`: `sum_t mean_{b: t_b = t} l_b` over the tasks present, so that a small task
+    weighs as much as a large one.
+
+    Args:
+        losses: `[B]`.
+        task_ids: int64 `[B]`.
+        num_tasks: upper bound of the ids.
+        reduction: see above.
+        task_counts: `[num_tasks]`, samples per task of the batch the means are taken over when that is larger than
+            this one (gradient accumulation, several processes); default: counted here.
+
+    Returns:
+        Scalar in at least float32.
+
+    Raises:
+        ValueError: unknown reduction.
+    """
+    losses = _at_least_float32(losses)
+    if reduction == "sample":
+        return losses.mean()
+    if reduction != "sum":
+        raise ValueError(f"reduction: found {reduction!r}, allowed are 'sum' and 'sample'")
+    if task_counts is None:
+        # not bincount, which would stall a device
+        task_counts = losses.new_zeros(num_tasks).index_add(0, task_ids, torch.ones_like(losses))
+    return (losses / task_counts[task_ids].to(losses.dtype)).sum()

@@ -1,0 +1,201 @@
+"""What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer
+
+from hf_ext.data.collators import KeepColumns
+from hf_ext.trainers.checkpoints import (
+    is_complete,
+    newest_complete_checkpoint,
+    read_state,
+    restore_weights,
+    write_state,
+)
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object
+
+
+class MethodMixin(_Base):
+    """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
+
+    A method's mixin derives from this one, overrides as few methods as it can and always calls `super()`. It gets:
+
+    - `own_columns`: data set columns that the method needs. They survive `remove_unused_columns` and collators that
+      drop them, never reach the model, and lie in `batch_columns` while a batch is worked on.
+    - `record(name=value)`: loss terms, averaged on the device over the steps and processes between two logs, and
+      logged beside Trainer's "loss".
+    - `add_mean_term(loss, term, ...)`: adds a batch mean at the right scale under gradient accumulation.
+    - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
+      by `train(resume_from_checkpoint=...)`, which takes the newest checkpoint that is complete.
+    - `group_column`: evaluation calls `compute_metrics` for every value of this column too.
+    - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
+    """
+
+    group_column: str | None = None
+    group_name: str = "group"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batch_columns: dict[str, Tensor] = {}
+        self._terms: dict[str, tuple[Tensor | float, int]] = {}
+        self._evaluated_groups: list[Tensor] = []
+        if self.own_columns:
+            self.data_collator = KeepColumns(self.data_collator, self.own_columns)
+        self.check_arguments()
+
+    def check_arguments(self) -> None:
+        """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
+
+    # ---------------------------------------------------------------------------------------------- columns
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """Columns the method needs. Cooperative: `(*super().own_columns, "mine")`."""
+        return ()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        missing = [column for column in self.own_columns if column not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *missing]
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device and take the method's own columns out of it, into `batch_columns`."""
+        inputs = super()._prepare_inputs(inputs)
+        if found := [column for column in self.own_columns if column in inputs]:
+            inputs = dict(inputs)
+            self.batch_columns = {column: inputs.pop(column) for column in found}
+        else:
+            self.batch_columns = {}
+        return inputs
+
+    # ---------------------------------------------------------------------------------------------- losses
+    def record(self, **terms: Tensor | float) -> None:
+        """Note values of loss terms (scalars); they are averaged and logged with the next "loss"."""
+        for name, value in terms.items():
+            total, count = self._terms.get(name, (0.0, 0))
+            value = value.detach().float() if isinstance(value, Tensor) else value
+            self._terms[name] = (total + value, count + 1)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the means of the recorded terms where Trainer logs its "loss"."""
+        if "loss" in logs:
+            logs.update(self._mean_terms())
+        super().log(logs, *args, **kwargs)
+
+    def _mean_terms(self) -> dict[str, float]:
+        own = {name: (float(total), count) for name, (total, count) in self._terms.items()}
+        self._terms = {}
+        everyones = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        names = sorted({name for terms in everyones for name in terms})
+        sums = {name: np.sum([terms[name] for terms in everyones if name in terms], axis=0) for name in names}
+        return {name: float(total / count) for name, (total, count) in sums.items()}
+
+    def add_mean_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """`loss + term` where `term` is a mean over the micro-batch and `loss` is what `super().compute_loss` made.
+
+        Trainer divides the sum by the accumulation steps unless the loss was normalised by `num_items_in_batch`; the
+        term has to be divided either way.
+        """
+        normalised = self.loss_is_scaled_for_ga
+        if normalised is None:
+            by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            normalised = by_model or self.compute_loss_func is not None
+        return loss + (term / self.current_gradient_accumulation_steps if normalised else term)
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Tensors and JSON values that a resumed run needs. Cooperative: `super().checkpoint_state() | {...}`."""
+        return {}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Take back what `checkpoint_state` gave (tensors on the CPU). Cooperative: call `super()`."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` resumes from the newest complete checkpoint in `output_dir`.
+
+        Raises:
+            ValueError: the checkpoint is not complete, or there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_complete_checkpoint(str(self.args.output_dir))
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: found no complete checkpoint in {self.args.output_dir!r}, allowed is a "
+                    "folder with one"
+                )
+        if resume_from_checkpoint:
+            if not is_complete(resume_from_checkpoint):
+                raise ValueError(
+                    f"resume_from_checkpoint: found {resume_from_checkpoint!r} without a readable trainer_state.json "
+                    "(saving was interrupted?), allowed is a complete checkpoint"
+                )
+            self.load_checkpoint_state(read_state(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        state = self.checkpoint_state()
+        if state and self.args.should_save:
+            # before Trainer's own files: it writes the one that marks a checkpoint complete, then rotates old ones out
+            write_state(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._restore_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._restore_weights(self.state.best_model_checkpoint)
+
+    def _restore_weights(self, folder: str) -> None:
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            restore_weights(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Predict, and note the batch's groups."""
+        result = super().prediction_step(model, inputs, *args, **kwargs)
+        if self.group_column in self.batch_columns:
+            groups = self.batch_columns[self.group_column]
+            self._evaluated_groups.append(self.accelerator.gather_for_metrics(groups))
+        return result
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; `compute_metrics` is called for all samples and then for every group."""
+        self._evaluated_groups = []
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._evaluated_groups and self.compute_metrics is not None and output.predictions is not None:
+            groups = torch.cat(self._evaluated_groups).cpu().numpy()
+            dataloader = kwargs.get("dataloader", args[0] if args else None)
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            for group in np.unique(groups):
+                picked = groups == group
+                prediction = EvalPrediction(_rows(output.predictions, picked), _rows(output.label_ids, picked))
+                name = self._group_label(getattr(dataloader, "dataset", None), int(group))
+                for metric, value in self.compute_metrics(prediction).items():
+                    output.metrics[f"{prefix}_{self.group_name}_{name}_{metric.removeprefix(f'{prefix}_')}"] = value
+        self._evaluated_groups = []
+        return output
+
+    def _group_label(self, dataset: Any, group: int) -> str:
+        feature = (getattr(dataset, "features", None) or {}).get(self.group_column)
+        return feature.int2str(group) if hasattr(feature, "int2str") else str(group)
+
+
+def _rows(arrays: Any, picked: np.ndarray) -> Any:
+    if arrays is None:
+        return None
+    if isinstance(arrays, Mapping):
+        return {name: _rows(value, picked) for name, value in arrays.items()}
+    if isinstance(arrays, tuple | list):
+        return type(arrays)(_rows(value, picked) for value in arrays)
+    return arrays[picked]

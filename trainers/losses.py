@@ -1,0 +1,68 @@
+"""Losses per sample, for methods that weigh samples, domains or tasks, and the gather that keeps gradients."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED_LABEL = -100
+
+
+def per_sample_losses(logits: Tensor, labels: Tensor, *, shift_labels: bool = False) -> Tensor:
+    """The usual transformers loss of every sample.
+
+    Args:
+        logits: `[B, C]` (classes, labels or one regression value) or `[B, S, V]` (tokens).
+        labels: int `[B]` for classes; float `[B, C]` for multi-label; float `[B]` or `[B, 1]` for regression; int
+            `[B, S]` for tokens, where -100 is ignored and a sample's loss is the mean over its tokens.
+        shift_labels: position i predicts label i + 1 (causal language models).
+
+    Returns:
+        `[B]`, at least float32.
+
+    Raises:
+        ValueError: shapes or dtypes that fit none of these.
+    """
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    if labels.is_floating_point():
+        if logits.ndim == 2 and labels.shape == logits.shape and logits.shape[1] > 1:
+            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(dim=1)
+        if logits.numel() == labels.numel() == labels.shape[0]:
+            return (logits.reshape(-1) - labels.reshape(-1).to(logits.dtype)) ** 2
+    elif logits.ndim == 2 and labels.ndim == 1:
+        return F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL)
+    elif logits.ndim == 3 and labels.shape == logits.shape[:2]:
+        if shift_labels:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED_LABEL)
+        return losses.sum(dim=1) / labels.ne(IGNORED_LABEL).sum(dim=1).clamp(min=1)
+    raise ValueError(
+        f"labels: found {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, allowed "
+        "are classes [B], multi-label [B, C], regression [B] and tokens [B, S]"
+    )
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        ctx.own = slice(dist.get_rank() * rows.shape[0], (dist.get_rank() + 1) * rows.shape[0])
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0][ctx.own] * dist.get_world_size()
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes, `[B, ...] -> [N B, ...]`, for a loss that every process computes alike from all of them.
+
+    The gradient of a process's own rows is multiplied by the number of processes, so that after DDP's averaging it is
+    the gradient of that one loss. Every process must bring the same number of rows.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)
