@@ -1,0 +1,2 @@
+from .mola import MoLAConfig as MoLAConfig
+from .mola import MoLAModel as MoLAModel

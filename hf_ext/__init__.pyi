@@ -1,0 +1,14 @@
+from . import adapters as adapters
+from . import data as data
+from . import functional as functional
+from . import hub_cards as hub_cards
+from . import trainers as trainers
+from .adapters import MoLAConfig as MoLAConfig
+from .adapters import MoLAModel as MoLAModel
+from .trainers import MethodMixin as MethodMixin
+from .trainers import MoLAArguments as MoLAArguments
+from .trainers import MoLAMixin as MoLAMixin
+from .trainers import MoLATrainer as MoLATrainer
+from .trainers import MoLATrainingConfig as MoLATrainingConfig
+
+__version__: str

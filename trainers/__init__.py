@@ -1,0 +1,8 @@
+"""Training methods, one file each: a mixin over any Trainer, its arguments, and both ready made.
+
+The names are in `__init__.pyi`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
