@@ -2,11 +2,11 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import NamedTuple
 
-import wrapt
+from hf_ext._import_hooks import Action, after_import
 
 _AUTO = "transformers.models.auto"
 
@@ -31,7 +31,7 @@ class ModelEntry(NamedTuple):
 #: packages that register an adapter type when they are imported
 ADAPTERS = ("hf_ext.adapters.mola",)
 
-#: model types
+#: our entries by model type
 MODELS: dict[str, ModelEntry] = {}
 
 
@@ -67,13 +67,13 @@ def _import_after(library: str, module: str) -> None:
     _run_after(library, lambda _: importlib.import_module(module))
 
 
-def _run_after(module: str, action: Callable[[ModuleType], object]) -> None:
+def _run_after(module: str, action: Action) -> None:
     """Runs `action` when `module` has been imported. Its failure must not break that import, so it is a warning."""
 
-    def hook(imported: ModuleType) -> None:
+    def run(imported: ModuleType) -> None:
         try:
             action(imported)
         except Exception as error:
-            warnings.warn(f"hf_ext could not register itself after import of {module}: {error}", stacklevel=2)
+            warnings.warn(f"hf_ext could not register itself after the import of {module}: {error}", stacklevel=2)
 
-    wrapt.register_post_import_hook(hook, module)
+    after_import(module, run)

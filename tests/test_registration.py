@@ -1,0 +1,210 @@
+"""peft and transformers know our types after `import hf_ext`, in any order of imports."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+
+import peft
+import pytest
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+
+from hf_ext import MoLAConfig, MoLAModel, _versions
+from hf_ext.adapters._register import HfExtPeftType, register_adapter
+
+ROOT = Path(__file__).resolve().parents[1]
+TOYS = Path(__file__).resolve().parent / "toys"
+
+
+def run(code: str, *args: object) -> str:
+    """Run `code` in a process of its own that can import the toys, with warnings as errors."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(TOYS), os.environ.get("PYTHONPATH", "")])
+    }
+    command = [sys.executable, "-W", "error:hf_ext:UserWarning", "-c", code, *map(str, args)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+ADAPTER_IS_KNOWN = """
+import peft
+assert peft.PEFT_TYPE_TO_CONFIG_MAPPING["MOLA"].__name__ == "MoLAConfig"
+assert [key.value for key in peft.PEFT_TYPE_TO_CONFIG_MAPPING].count("MOLA") == 1
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import peft, hf_ext",
+        "import hf_ext.adapters.mola",
+        "import hf_ext, importlib; importlib.reload(hf_ext); importlib.reload(hf_ext)",
+    ],
+)
+def test_adapter_is_known_in_every_order(imports: str) -> None:
+    run(imports + "\n" + ADAPTER_IS_KNOWN)
+
+
+def test_reimport_replaces_the_classes() -> None:
+    run("""
+import sys
+import hf_ext, peft
+old = hf_ext.MoLAConfig
+for name in [name for name in sys.modules if name.startswith("hf_ext")]:
+    del sys.modules[name]
+import hf_ext
+assert hf_ext.MoLAConfig is not old
+assert peft.PEFT_TYPE_TO_CONFIG_MAPPING["MOLA"] is hf_ext.MoLAConfig
+""")
+
+
+MODEL_IS_KNOWN = """
+from transformers import AutoConfig, AutoModel
+assert type(AutoModel.from_config(AutoConfig.for_model("hf-ext-toy"))).__name__ == "ToyModel"
+"""
+INSTALL_MODEL = """
+from hf_ext._registration import ModelEntry, install
+install(models={"hf-ext-toy": ModelEntry("toy", "ToyConfig", {"AutoModel": "ToyModel"})})
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        INSTALL_MODEL * 2,
+        "from transformers import AutoModel" + INSTALL_MODEL,
+        INSTALL_MODEL + "import toy.modeling_toy",
+    ],
+)
+def test_model_is_known_in_every_order(imports: str) -> None:
+    run(imports + "\n" + MODEL_IS_KNOWN)
+
+
+def test_installing_a_model_imports_nothing() -> None:
+    run(INSTALL_MODEL + "import sys; assert 'torch' not in sys.modules; assert 'toy' not in sys.modules")
+
+
+def test_toy_adapter_round_trip_in_a_new_process(tmp_path: Path) -> None:
+    start = """
+import sys, torch, hf_ext
+from hf_ext._registration import install
+install(adapters=["toy_adapter"])
+from peft import PeftModel, get_peft_model
+base, x = torch.nn.Sequential(torch.nn.Linear(3, 2)), torch.ones(1, 3)
+torch.nn.init.ones_(base[0].weight), torch.nn.init.zeros_(base[0].bias)
+"""
+    save = """
+import toy_adapter
+model = get_peft_model(base, toy_adapter.ToyConfig(target_modules=["0"]))
+with torch.no_grad():
+    model.base_model.model[0].toy_factor["default"].fill_(5)
+model.save_pretrained(sys.argv[1])
+print(model(x).tolist())
+"""
+    load = "print(PeftModel.from_pretrained(base, sys.argv[1], adapter_name='other')(x).tolist())"
+    assert run(start + save, tmp_path) == run(start + load, tmp_path) == "[[15.0, 15.0]]\n"
+
+
+def test_registering_again_is_harmless() -> None:
+    before = [dict(table) for table in _tables()]
+    register_adapter(HfExtPeftType.MOLA, MoLAConfig, MoLAModel, MoLAModel.prefix)
+    assert [dict(table) for table in _tables()] == before
+
+
+def test_taken_type_is_refused() -> None:
+    class LORA(StrEnum):
+        LORA = "LORA"
+
+    before = [dict(table) for table in _tables()]
+    with pytest.raises(ValueError, match=r"LORA of .*MoLAConfig already belongs to peft\.tuners\.lora.*LoraConfig"):
+        register_adapter(LORA.LORA, MoLAConfig, MoLAModel, "other_")
+    assert [dict(table) for table in _tables()] == before
+
+
+def test_taken_prefix_is_refused() -> None:
+    class New(StrEnum):
+        NEW = "NEW"
+
+    with pytest.raises(ValueError, match="'lora_' for the PEFT type NEW, but it belongs to"):
+        register_adapter(New.NEW, MoLAConfig, MoLAModel, "lora_")
+    assert not any("NEW" in table for table in _tables())
+
+
+def _tables() -> tuple[dict, dict, dict]:
+    return PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+
+
+def test_type_survives_copies_and_reads_as_its_string() -> None:
+    kind = HfExtPeftType.MOLA
+    assert pickle.loads(pickle.dumps(kind)) is kind
+    assert copy.deepcopy(kind) is kind
+    assert kind == "MOLA" == kind.value
+    config = MoLAConfig(target_modules=["0"], num_experts=2)
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
+@pytest.fixture
+def requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["peft<0.22,>=0.21", "timm>=1.0; extra == 'vision'"]
+    monkeypatch.setattr(metadata, "requires", lambda _: lines)
+
+
+@pytest.mark.parametrize("found", ["0.20.0", "0.22.0", "1.0", "0.22.0.dev0"])
+def test_unsupported_version_is_refused(requirements: None, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: found)
+    with pytest.raises(
+        ImportError, match=rf"peft <0\.22,>=0\.21, found peft {found}: pip install 'peft<0\.22,>=0\.21'"
+    ):
+        _versions.require_supported("peft")
+
+
+@pytest.mark.parametrize("found", ["0.21.0", "0.21.9", "0.21.3.dev0"])
+def test_supported_version_is_accepted(requirements: None, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: found)
+    _versions.require_supported("peft", "timm")
+
+
+def test_checkout_without_metadata_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", missing)
+    _versions.require_supported("peft")
+
+
+def test_installed_versions_are_supported() -> None:
+    _versions.require_supported("peft", "transformers")
+
+
+def test_unsupported_peft_still_imports() -> None:
+    run("""
+import warnings
+from importlib import metadata
+metadata.requires = lambda name: ["peft>=99"]
+import hf_ext
+with warnings.catch_warnings(record=True, action="always") as caught:
+    import peft
+assert any("peft >=99, found peft" in str(warning.message) for warning in caught), caught
+assert "MOLA" not in peft.PEFT_TYPE_TO_CONFIG_MAPPING
+try:
+    import hf_ext.adapters.mola
+except ImportError as error:
+    assert "pip install 'peft>=99'" in str(error)
+else:
+    raise AssertionError("imported")
+""")
+
+
+def test_missing_extra_names_the_command() -> None:
+    assert _versions.require_extra("peft", "test") is peft
+    with pytest.raises(ImportError, match=r"no_such_module is not installed: pip install 'hf-ext\[vision\]'"):
+        _versions.require_extra("no_such_module", "vision")

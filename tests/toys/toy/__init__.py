@@ -1,0 +1,1 @@
+"""A model type as transformers lays one out."""

@@ -1,0 +1,5 @@
+from transformers import PreTrainedConfig
+
+
+class ToyConfig(PreTrainedConfig):
+    model_type = "hf-ext-toy"
