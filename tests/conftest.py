@@ -1,0 +1,60 @@
+"""Shared by all tests: no network, one thread, and a launcher of real processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _environment(**extra: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "PYTEST_"))}
+    return inherited | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a script with a JSON file of options in 1 or N processes; returns the JSON it wrote to `options["result"]`.
+
+    `killed=True` expects the script to have killed itself and returns nothing.
+    """
+
+    def run(script: Path, options: dict[str, Any], *, processes: int = 1, killed: bool = False) -> dict[str, Any]:
+        result, options_file = tmp_path / "result.json", tmp_path / "options.json"
+        result.unlink(missing_ok=True)
+        options_file.write_text(json.dumps({**options, "result": str(result)}))
+        command, environment = [sys.executable, str(script), str(options_file)], _environment()
+        if processes > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = str(free.getsockname()[1])
+            # `accelerate launch --cpu --num_processes 2` starts one process; this starts two, over gloo
+            launch = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", port]
+            command = [sys.executable, "-m", "accelerate.commands.launch", *launch, str(script), str(options_file)]
+            environment = _environment(ACCELERATE_USE_CPU="true")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        if killed:
+            assert done.returncode == -signal.SIGKILL, done.stderr[:6000]
+            return {}
+        assert done.returncode == 0, done.stderr[:6000]
+        written: dict[str, Any] = json.loads(result.read_text())
+        assert written["num_processes"] == processes
+        return written
+
+    return run
