@@ -5,6 +5,8 @@ from . import hub_cards as hub_cards
 from . import trainers as trainers
 from .adapters import MoLAConfig as MoLAConfig
 from .adapters import MoLAModel as MoLAModel
+from .hub_cards import MethodCard as MethodCard
+from .hub_cards import create_card as create_card
 from .trainers import MethodMixin as MethodMixin
 from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin

@@ -5,14 +5,20 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import hf_ext
 import hf_ext.adapters
+import hf_ext.data
+import hf_ext.functional
+import hf_ext.hub_cards
 import hf_ext.trainers
 
 ROOT = Path(__file__).resolve().parents[1]
+STUBS = [path for folder in ("adapters", "hf_ext", "hub_cards", "trainers") for path in (ROOT / folder).rglob("*.pyi")]
+PACKAGES = (hf_ext, hf_ext.adapters, hf_ext.data, hf_ext.functional, hf_ext.hub_cards, hf_ext.trainers)
 
 
 def test_import_loads_no_heavy_package() -> None:
@@ -22,23 +28,23 @@ def test_import_loads_no_heavy_package() -> None:
     assert not heavy & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("package", [hf_ext, hf_ext.adapters, hf_ext.trainers], ids=lambda package: package.__name__)
-def test_every_public_name_resolves(package: object) -> None:
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_every_public_name_resolves(package: ModuleType) -> None:
     assert dir(package)
     for name in dir(package):
         assert getattr(package, name) is not None
 
 
-def test_root_offers_the_names_of_its_packages() -> None:
+def test_root_offers_the_names_of_adapters_and_trainers() -> None:
     for package in (hf_ext.adapters, hf_ext.trainers):
         for name in dir(package):
             assert getattr(hf_ext, name) is getattr(package, name)
 
 
-@pytest.mark.parametrize("folder", ["hf_ext", "adapters", "trainers"])
-def test_stubs_re_export(folder: str) -> None:
+@pytest.mark.parametrize("path", STUBS, ids=lambda path: path.parent.name)
+def test_stubs_re_export(path: Path) -> None:
     """Type checkers take a stub's `import X` as private and `import X as X` as public."""
-    stub = ast.parse((ROOT / folder / "__init__.pyi").read_text())
+    stub = ast.parse(path.read_text())
     names = [name for node in ast.walk(stub) if isinstance(node, ast.ImportFrom) for name in node.names]
     assert names
     assert all(name.asname == name.name for name in names)
