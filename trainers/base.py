@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 
 from hf_ext.data.collators import KeepColumns
+from hf_ext.hub_cards.card import Result, create_card
 from hf_ext.trainers.checkpoints import (
     is_complete,
     newest_complete_checkpoint,
@@ -37,10 +38,12 @@ class MethodMixin(_Base):
     - `add_mean_term(loss, term, ...)`: adds a batch mean at the right scale under gradient accumulation.
     - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
       by `train(resume_from_checkpoint=...)`, which takes the newest checkpoint that is complete.
+    - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, with what `card_facts` adds.
     - `group_column`: evaluation calls `compute_metrics` for every value of this column too.
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
     """
 
+    method: str | None = None
     group_column: str | None = None
     group_name: str = "group"
 
@@ -159,6 +162,30 @@ class MethodMixin(_Base):
     def _restore_weights(self, folder: str) -> None:
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             restore_weights(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
+
+    # ---------------------------------------------------------------------------------------------- cards
+    def card_facts(self) -> dict[str, Any]:
+        """Arguments of `hub_cards.MethodCard` that this run knows. Cooperative: `super().card_facts() | {...}`."""
+        settings = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "optim")
+        evaluated = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
+        timing = ("runtime", "per_second", "epoch")
+        return {
+            "hyper_parameters": {name: getattr(self.args, name) for name in settings} | {"steps": self.state.max_steps},
+            "results": [
+                Result(str(self.method), name.removeprefix("eval_"), value, is_method=True)
+                for name, value in evaluated.items()
+                if name.startswith("eval_") and not name.endswith(timing)
+            ],
+        }
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the method's card into `output_dir` (Trainer's own for a mixin without `method`)."""
+        if self.method is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            folder = str(self.args.output_dir)
+            name = kwargs.get("model_name") or os.path.basename(os.path.abspath(folder))
+            create_card(folder, self.method, **{"model_name": name, **self.card_facts()})
 
     # ---------------------------------------------------------------------------------------------- evaluation
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -62,6 +62,7 @@ class MoLAMixin(MethodMixin):
     """
 
     args: Any  # TrainingArguments with MoLAArguments mixed in
+    method = "mola"
     group_name = "task"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -134,6 +135,14 @@ class MoLAMixin(MethodMixin):
                 f"{column}: found ids from {ids.min()} to {ids.max()} in {argument}, allowed are 0 to {bound - 1} "
                 f"(num_experts={config.num_experts}, num_tasks={config.num_tasks})"
             )
+
+    def card_facts(self) -> dict[str, Any]:
+        facts = super().card_facts()
+        _, config = self._adapter
+        adapter = ("num_experts", "r", "lora_alpha", "routing", "target_modules", "train_backbone", "twd_weight")
+        facts["hyper_parameters"] |= {name: getattr(config, name) for name in adapter}
+        facts["base_model"] = config.base_model_name_or_path
+        return facts
 
     # ---------------------------------------------------------------------------------------------- training
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,135 @@
+"""Model, data and collator for training from the command line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import ClassLabel, DatasetDict, Image
+from torch import Tensor, nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    default_data_collator,
+)
+
+from hf_ext.data import load
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Base model: a Hub id or a folder, such as ./hf_ext_demo_mola/base_model."}
+    )
+    task: Literal["image-classification", "text-classification"] = field(
+        default="image-classification", metadata={"help": "What the model does."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which data."""
+
+    dataset: str = field(
+        default="digits-rotated",
+        metadata={"help": "An embedded name (digits-rotated, ...), a Hub id, a folder (images, csv, parquet) or a file."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    image_column: str = field(default="image", metadata={"help": "Column of images."})
+    text_column: str = field(default="text", metadata={"help": "Column of texts."})
+    label_column: str = field(default="labels", metadata={"help": "Column of classes; 'label' is found too."})
+    max_length: int = field(default=128, metadata={"help": "Tokens a text is cut at."})
+
+
+@dataclass
+class Loaded:
+    """What a Trainer needs."""
+
+    model: nn.Module
+    data: DatasetDict
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    processor: Any
+    keeps_columns: bool  # the collator reads columns that the model does not know
+
+
+def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
+    """Load both; classes and their names come from the data.
+
+    Raises:
+        ValueError: no model named, or a split or column that the data does not have.
+    """
+    if not model.model_name_or_path:
+        raise ValueError("model_name_or_path: found nothing, allowed is a Hub id or the folder of a model")
+    loaded = load(data.dataset)
+    for name in (data.train_split, data.eval_split):
+        if name not in loaded:
+            raise ValueError(f"split: found {name!r}, allowed are {sorted(loaded)} of {data.dataset!r}")
+    splits = DatasetDict({"train": loaded[data.train_split], "eval": loaded[data.eval_split]})
+    splits, names = _with_labels(splits, data.label_column)
+    columns = splits["train"].column_names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if model.task == "text-classification":
+        if data.text_column not in columns:
+            raise ValueError(f"text_column: found {data.text_column!r}, allowed are {columns}")
+        tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
+        splits = splits.map(
+            lambda rows: tokenizer(rows[data.text_column], truncation=True, max_length=data.max_length),
+            batched=True,
+            remove_columns=[data.text_column],
+            desc="Tokenizing",
+        )
+        network = AutoModelForSequenceClassification.from_pretrained(
+            model.model_name_or_path, num_labels=len(names), **labels
+        )
+        return Loaded(network, splits, DataCollatorWithPadding(tokenizer), tokenizer, keeps_columns=False)
+
+    network = AutoModelForImageClassification.from_pretrained(
+        model.model_name_or_path, num_labels=len(names), ignore_mismatched_sizes=True, **labels
+    )
+    if "pixel_values" in columns:
+        return Loaded(network, splits, default_data_collator, None, keeps_columns=False)
+    if data.image_column not in columns:
+        raise ValueError(f"image_column: found {data.image_column!r}, allowed are {columns}")
+    processor = AutoImageProcessor.from_pretrained(model.model_name_or_path)
+    splits = splits.cast_column(data.image_column, Image(mode="RGB"))
+    return Loaded(network, splits, ImageCollator(processor, data.image_column), processor, keeps_columns=True)
+
+
+@dataclass
+class ImageCollator:
+    """Images of a batch through the model's processor, and their labels."""
+
+    processor: Any
+    image_column: str
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        images = [example[self.image_column] for example in examples]
+        pixels = self.processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.tensor([int(example["labels"]) for example in examples])}
+
+
+def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
+    columns = splits["train"].column_names
+    if column not in columns:
+        if "label" not in columns:
+            raise ValueError(f"label_column: found {column!r}, allowed are {columns}")
+        column = "label"
+    if not isinstance(splits["train"].features[column], ClassLabel):
+        splits = splits.class_encode_column(column)
+    if column != "labels":
+        splits = splits.rename_column(column, "labels")
+    return splits, splits["train"].features["labels"].names
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of samples whose largest logit is the label's."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": float((np.asarray(logits).argmax(-1) == prediction.label_ids).mean())}

@@ -1,0 +1,296 @@
+"""`hf-ext train mola` and `hf-ext demo mola`."""
+
+import copy
+import dataclasses
+import json
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.utils import logging
+
+from hf_ext.adapters import MoLAConfig
+from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
+from hf_ext.commands.parsing import fields_for_cli, parse
+from hf_ext.data import load
+from hf_ext.hub_cards import MethodCard, Result, plot_losses, plot_results
+from hf_ext.hub_cards.card import save_results
+from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
+
+AdapterArguments = fields_for_cli(
+    MoLAConfig,
+    {
+        "num_experts": int | None,
+        "target_modules": list[str] | None,
+        "r": int,
+        "lora_alpha": float,
+        "routing": Literal["task", "router"],
+        "conv_form": Literal["factored", "loralib"],
+        "router": str | None,
+        "router_kind": Literal["soft", "hard"],
+        "twd_weight": float,
+        "twd_temperature": float,
+        "twd_dim": int,
+        "train_backbone": bool,
+        "task_heads": list[str] | None,
+        "num_tasks": int | None,
+        "lora_dropout": float,
+        "use_rslora": bool,
+        "modules_to_save": list[str] | None,
+        "exclude_modules": list[str] | None,
+        "bias": Literal["none", "all", "mola_only"],
+    },
+)
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train a MoLA adapter on a base model, evaluate it and leave a folder that is ready for the Hub."""
+    types = (ModelArguments, DataArguments, AdapterArguments, MoLATrainingConfig)
+    description = "Train a mixture of low-rank adapters (MoLA, Zhou et al. 2024) on tasks or domains of one data set."
+    model, data, adapter, args = parse(types, argv, prog="hf-ext train mola", description=description)
+    options = dataclasses.asdict(adapter)
+    if options["target_modules"] in (["all-linear"], None):
+        options["target_modules"] = "all-linear"
+    config = MoLAConfig(**options)
+    loaded = load_model_and_data(model, data)
+    args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
+    trainer = MoLATrainer(
+        model=get_peft_model(loaded.model, config),
+        args=args,
+        data_collator=loaded.collator,
+        train_dataset=loaded.data["train"],
+        eval_dataset=loaded.data["eval"],
+        processing_class=loaded.processor,
+        compute_metrics=accuracy,
+    )
+    resume: str | bool | None = args.resume_from_checkpoint
+    if str(resume).lower() in ("true", "false"):
+        resume = str(resume).lower() == "true"
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_metrics("eval", trainer.evaluate())
+    trainer.save_model()
+    trainer.create_model_card()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+# ------------------------------------------------------------------------------------------------ demo
+DATASET, TASKS, RANK = "digits-rotated", 4, 4
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "classifier"]
+USAGE = """import hf_ext  # tells peft what MoLA is
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageClassification
+
+folder = "{folder}"
+base = AutoModelForImageClassification.from_pretrained(folder, subfolder="base_model")
+model = PeftModel.from_pretrained(base, folder).eval()
+
+test = hf_ext.data.load("digits-rotated")["test"].shuffle(seed=0)[:400]
+with torch.no_grad():
+    logits = model(pixel_values=test["pixel_values"], mola_task_ids=test["task_ids"]).logits
+print((logits.argmax(-1) == test["labels"]).float().mean())
+"""
+
+
+def demo(out: str, *, seeds: int = 3, steps: int = 400) -> None:
+    """Adapt a small ViT to four tasks that contradict each other, with MoLA and its baselines, at equal steps.
+
+    Raises:
+        ValueError: fewer than one seed or step.
+    """
+    for name, value in (("seeds", seeds), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"--{name}: found {value}, allowed are integers >= 1")
+    torch.set_num_threads(1)  # the model is too small to share out
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
+    console = Console()
+    console.print(
+        f"[bold]MoLA[/] on {DATASET}: {TASKS} tasks, each a rotation of real digits with its own shift of the labels. "
+        f"A small ViT, trained on upright digits, is adapted to all of them; {seeds} seeds."
+    )
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared: dict[str, Any] = {"r": RANK, "lora_alpha": 16, "target_modules": TARGETS}
+    mola: dict[str, Any] = {**shared, "num_experts": TASKS}
+    systems: dict[str, PeftConfig | None] = {
+        "full fine-tuning, shared": None,
+        f"LoRA r={RANK}": LoraConfig(**shared),
+        f"LoRA r={TASKS * RANK}": LoraConfig(**{**shared, "r": TASKS * RANK}),
+        "MoLA-Router (task unknown)": MoLAConfig(**mola, routing="router"),
+        "MoLA-Grad (task known)": MoLAConfig(**mola),
+    }
+    accuracies: dict[str, list[float]] = {"base model": []} | {name: [] for name in systems}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        total = progress.add_task("all runs", total=seeds * (2 + len(systems)))
+        for seed in range(seeds):
+            data = load(DATASET, seed=seed)
+            base = _pretrained(data, 2 * steps, seed, progress)
+            progress.advance(total)
+            accuracies["base model"].append(_evaluate(base, data))
+            progress.advance(total)
+            for name, config in systems.items():
+                torch.manual_seed(seed)
+                trainer = _trainer(copy.deepcopy(base), copy.deepcopy(config), data, steps, seed, name, progress)
+                trainer.train()
+                accuracies[name].append(trainer.evaluate()["eval_accuracy"])
+                progress.advance(total)
+                if seed == 0 and isinstance(config, MoLAConfig) and config.routing == "task":
+                    _save(folder, base, trainer)
+
+    results = [
+        Result(name, "accuracy", float(np.mean(values)), float(np.std(values, ddof=1)) if seeds > 1 else None, seeds)
+        for name, values in accuracies.items()
+    ]
+    results = [dataclasses.replace(row, is_method=row.system.startswith("MoLA-Grad")) for row in results]
+    _write_card(folder, results, steps)
+    _print_table(console, results)
+    console.print(f"ready for the Hub: {folder}/ (README.md shows how to load it)")
+
+
+def _pretrained(data: Any, steps: int, seed: int, progress: Progress) -> ViTForImageClassification:
+    torch.manual_seed(seed)
+    names = data["train"].features["labels"].names
+    config = ViTConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        id2label=dict(enumerate(names)),
+        label2id={name: label for label, name in enumerate(names)},
+    )
+    model = ViTForImageClassification(config)
+    arguments = _arguments(TrainingArguments, steps, 2e-3, seed)
+    trainer = Trainer(model=model, args=arguments, train_dataset=data["pretrain"])
+    _show(trainer, progress, "pretraining the base model").train()
+    return model
+
+
+def _arguments(kind: type[TrainingArguments], steps: int, learning_rate: float, seed: int) -> TrainingArguments:
+    return kind(
+        output_dir=tempfile.gettempdir(),
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=256,
+        logging_steps=max(1, steps // 20),
+        save_strategy="no",
+        report_to="none",
+        dataloader_pin_memory=False,
+        seed=seed,
+    )
+
+
+def _trainer(
+    base: torch.nn.Module, config: PeftConfig | None, data: Any, steps: int, seed: int, name: str, progress: Progress
+) -> Trainer:
+    model = base if config is None else get_peft_model(base, config)
+    kind, arguments = (
+        (MoLATrainer, MoLATrainingConfig) if isinstance(config, MoLAConfig) else (Trainer, TrainingArguments)
+    )
+    trainer = kind(
+        model=model,
+        args=_arguments(arguments, steps, 1e-3 if config is None else 5e-3, seed),
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        compute_metrics=accuracy,
+    )
+    return _show(trainer, progress, f"seed {seed}: {name}")
+
+
+def _evaluate(model: torch.nn.Module, data: Any) -> float:
+    arguments = _arguments(TrainingArguments, 1, 0.0, 0)
+    trainer = Trainer(model=model, args=arguments, eval_dataset=data["test"], compute_metrics=accuracy)
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer.evaluate()["eval_accuracy"]
+
+
+class _Bar(TrainerCallback):
+    """Shows the steps of one run in the demo's display."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self.progress = progress
+        self.description = description
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.task = self.progress.add_task(self.description, total=state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.advance(self.task)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.remove_task(self.task)
+
+
+def _show(trainer: Trainer, progress: Progress, description: str) -> Trainer:
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Bar(progress, description))
+    return trainer
+
+
+def _save(folder: Path, base: ViTForImageClassification, trainer: Trainer) -> None:
+    base.save_pretrained(folder / "base_model")
+    trainer.model.save_pretrained(folder)
+    (folder / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+    plot_losses(trainer.state.log_history, folder / "losses.png")
+
+
+def _write_card(folder: Path, results: list[Result], steps: int) -> None:
+    plot_results(results, folder / "results.png")
+    save_results(folder, results)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    shown = ("num_experts", "r", "lora_alpha", "routing", "target_modules", "train_backbone")
+    seeds = results[0].seeds
+    MethodCard(
+        method="mola",
+        model_name=folder.resolve().name,
+        dataset=f"scikit-learn digits ({DATASET})",
+        dataset_description=(
+            f"Accuracy on the {TASKS} tasks' test images, shared classifier, base model frozen except under full "
+            f"fine-tuning, {steps} steps of AdamW each."
+        ),
+        hyper_parameters={name: settings[name] for name in shown}
+        | {"steps": steps, "learning_rate": 5e-3, "batch_size": 32},
+        results=results,
+        plots=[("results.png", "Accuracy of every system"), ("losses.png", "Training loss of the saved adapter")],
+        usage=USAGE.format(folder=f"./{folder.name}"),
+        license="apache-2.0",
+        limitations="A demonstration on small images; the base model is in the folder base_model.",
+        command=f"hf-ext demo mola --seeds {seeds} --steps {steps}",
+    ).save(folder)
+
+
+def _print_table(console: Console, results: list[Result]) -> None:
+    table = Table(title="accuracy over all tasks")
+    table.add_column("system")
+    table.add_column("mean ± std", justify="right")
+    for row in results:
+        spread = "" if row.std is None else f" ± {row.std:.3f}"
+        style = "bold" if row.is_method else None
+        table.add_row(row.system, f"{row.mean:.3f}{spread}", style=style)
+    console.print(table)

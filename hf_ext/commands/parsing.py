@@ -1,0 +1,96 @@
+"""Dataclasses from the command line and YAML: what is given on the command line wins."""
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)  # argparse would print the usage of all of TrainingArguments first
+
+
+def fields_for_cli(source: type, types: Mapping[str, Any]) -> type:
+    """A dataclass of some of `source`'s fields, with their defaults and help but types a command line can read."""
+    by_name = {field.name: field for field in dataclasses.fields(source)}
+    fields = []
+    for name, kind in types.items():
+        original = by_name[name]
+        fields.append((name, kind, dataclasses.field(default=original.default, metadata=dict(original.metadata))))
+    return dataclasses.make_dataclass(f"{source.__name__}Arguments", fields)
+
+
+def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
+    """Parse `argv` (and the YAML file of `--config`) into one instance of every dataclass.
+
+    Raises:
+        ValueError: an unknown option or key, or a value of the wrong type; it names them.
+        SystemExit: after `--help` (the dataclasses without TrainingArguments' many options) or `--help-all`.
+    """
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", metavar="FILE.yaml", help="options from a file, with the names below")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("-h", "--help", action="store_true", help="show this help")
+    common.add_argument("--help-all", action="store_true", help="show the options of TrainingArguments too")
+    options, rest = common.parse_known_args(list(argv))
+    if options.help or options.help_all:
+        _print_help(types, common, prog, description, everything=options.help_all)
+        raise SystemExit(0)
+    parser = _Parser(list(types), add_help=False, allow_abbrev=False)
+    names = {action.dest for action in parser._actions}
+    if options.config:
+        parser.set_defaults(**_read_config(options.config, names))
+    for word in rest:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name not in names and name.replace("-", "_") not in names:
+            raise ValueError(f"{word}: unknown option{_nearest(name, names)}")
+    return parser.parse_args_into_dataclasses(args=rest)
+
+
+def _read_config(file: str, names: set[str]) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config: found {file!r}, which is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"--config: found {type(values).__name__} in {file!r}, allowed is a mapping of option names")
+    for name in values:
+        if name not in names:
+            raise ValueError(f"--config: found {name!r} in {file!r}, an unknown option{_nearest(str(name), names)}")
+    return values
+
+
+def _nearest(name: str, names: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _print_help(
+    types: Sequence[type], common: argparse.ArgumentParser, prog: str, description: str, *, everything: bool
+) -> None:
+    shown = [kind if everything else _without_training_arguments(kind) for kind in types]
+    epilog = None
+    if not everything:
+        epilog = (
+            "All of transformers' TrainingArguments are options too, such as --output_dir, --num_train_epochs, "
+            "--learning_rate, --per_device_train_batch_size, --eval_strategy, --push_to_hub; --help-all lists them."
+        )
+    parser = _Parser(
+        shown, prog=prog, description=description, epilog=epilog, parents=[common], add_help=False, allow_abbrev=False
+    )
+    parser.print_help()
+
+
+def _without_training_arguments(kind: type) -> type:
+    """The dataclass with only those fields that are not TrainingArguments'."""
+    if not issubclass(kind, TrainingArguments):
+        return kind
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
+    types = {field.name: field.type for field in dataclasses.fields(kind) if field.name not in theirs}
+    return fields_for_cli(kind, types)
