@@ -102,7 +102,9 @@ def main() -> None:
             if round_ >= 2:  # the first two warm up
                 times[name].append(time.perf_counter() - start)
 
-    print(f"{device}, {args.batch} x {args.tokens} x {args.width}, E={args.experts}, r={args.rank}, {args.rounds} rounds")
+    print(
+        f"{device}, {args.batch} x {args.tokens} x {args.width}, E={args.experts}, r={args.rank}, {args.rounds} rounds"
+    )
     reference = f"LoRA r={args.experts * args.rank}"
     for name, measured in times.items():
         to_bare = statistics.median(a / b for a, b in zip(measured, times["bare layers"], strict=True))

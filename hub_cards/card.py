@@ -176,5 +176,3 @@ def _code(value: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}python\n{value.rstrip()}\n{fence}"
-
-

@@ -55,9 +55,7 @@ def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     figure.savefig(path, dpi=150)
 
 
-def plot_routing(
-    table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence[str] | None = None
-) -> None:
+def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence[str] | None = None) -> None:
     """Mean routing weight of every expert (columns) for every task (rows)."""
     weights = np.asarray(table, dtype=float)
     figure, axes = _figure(1.2 + 0.8 * weights.shape[1], 1.2 + 0.5 * weights.shape[0])

@@ -170,7 +170,8 @@ class MethodMixin(_Base):
         evaluated = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
         timing = ("runtime", "per_second", "epoch")
         return {
-            "hyper_parameters": {name: getattr(self.args, name) for name in settings} | {"steps": self.state.max_steps},
+            "hyper_parameters": {name: getattr(self.args, name) for name in settings}
+            | {"steps": self.state.max_steps},
             "results": [
                 Result(str(self.method), name.removeprefix("eval_"), value, is_method=True)
                 for name, value in evaluated.items()

@@ -96,5 +96,3 @@ def _saved_names(folder: Path) -> set[str] | None:
         with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as file:
             return set(file.keys())
     return None
-
-

@@ -36,7 +36,9 @@ class MoLAArguments:
 
     def __post_init__(self) -> None:
         if self.mola_task_reduction not in ("sample", "sum"):
-            raise ValueError(f"mola_task_reduction: found {self.mola_task_reduction!r}, allowed are 'sample' and 'sum'")
+            raise ValueError(
+                f"mola_task_reduction: found {self.mola_task_reduction!r}, allowed are 'sample' and 'sum'"
+            )
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
             parent()
@@ -99,7 +101,9 @@ class MoLAMixin(MethodMixin):
         _, config = self._adapter
         for option in ("packing", "padding_free"):
             if getattr(self.args, option, False):
-                raise ValueError(f"{option}: found True, allowed is False: a sequence that mixes samples has no one task")
+                raise ValueError(
+                    f"{option}: found True, allowed is False: a sequence that mixes samples has no one task"
+                )
         if self.args.mola_task_reduction == "sum":
             if self.label_smoother is not None or self.compute_loss_func is not None:
                 raise ValueError(

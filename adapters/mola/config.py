@@ -90,9 +90,7 @@ class MoLAConfig(PeftConfig):
     task_heads: list[str] | None = field(
         default=None, metadata={"help": "Linear layers of which every task gets a trained copy of its own."}
     )
-    num_tasks: int | None = field(
-        default=None, metadata={"help": "Copies made by task_heads; default: num_experts."}
-    )
+    num_tasks: int | None = field(default=None, metadata={"help": "Copies made by task_heads; default: num_experts."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input."})
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(r)."})
     rank_pattern: dict[str, int] | None = field(
@@ -133,7 +131,9 @@ class MoLAConfig(PeftConfig):
         _check("num_experts", self.num_experts, _is_int(self.num_experts, 1), positive)
         _check("r", self.r, _is_int(self.r, 1), positive)
         _check("twd_dim", self.twd_dim, _is_int(self.twd_dim, 1), positive)
-        _check("num_tasks", self.num_tasks, self.num_tasks is None or _is_int(self.num_tasks, 1), f"None or {positive}")
+        _check(
+            "num_tasks", self.num_tasks, self.num_tasks is None or _is_int(self.num_tasks, 1), f"None or {positive}"
+        )
         for name, choices in {
             "routing": ("task", "router"),
             "conv_form": ("factored", "loralib"),

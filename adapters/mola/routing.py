@@ -220,9 +220,7 @@ class RoutingModule(nn.Module, BaseTunerLayer):
     def _task_adapters(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.configs and self.configs[name].needs_task_ids]
 
-    def _router_logits(
-        self, name: str, base_model: nn.Module, inputs: dict[str, Any], main_input: Tensor
-    ) -> Tensor:
+    def _router_logits(self, name: str, base_model: nn.Module, inputs: dict[str, Any], main_input: Tensor) -> Tensor:
         router = self.mola_router[name]
         embedding = getattr(router, "uses_embeddings", False)
         # the router is small and its softmax delicate: float32 whatever the autocast

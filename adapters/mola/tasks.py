@@ -73,7 +73,9 @@ def merge_task(
     return tuner.unload()
 
 
-def export_lora(tuner: "MoLAModel", task_id: int, folder: str | os.PathLike[str], adapter_name: str | None = None) -> None:
+def export_lora(
+    tuner: "MoLAModel", task_id: int, folder: str | os.PathLike[str], adapter_name: str | None = None
+) -> None:
     """Write expert `task_id` as an ordinary LoRA adapter: any PEFT user loads it, without hf_ext, with equal outputs.
 
     Writes `adapter_config.json` and `adapter_model.safetensors`, each complete or not at all. Trained modules
@@ -133,7 +135,9 @@ def export_lora(tuner: "MoLAModel", task_id: int, folder: str | os.PathLike[str]
     if config.train_backbone:
         lora.base_model_name_or_path = str(_save_backbone(tuner, folder / "base_model"))
     contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    _replace_file(folder / SAFETENSORS_WEIGHTS_NAME, lambda path: save_file(contiguous, path, metadata={"format": "pt"}))
+    _replace_file(
+        folder / SAFETENSORS_WEIGHTS_NAME, lambda path: save_file(contiguous, path, metadata={"format": "pt"})
+    )
     with tempfile.TemporaryDirectory(dir=folder) as made:
         lora.save_pretrained(made)
         os.replace(Path(made) / "adapter_config.json", folder / "adapter_config.json")

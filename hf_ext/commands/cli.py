@@ -49,7 +49,7 @@ def _dispatch(argv: list[str]) -> None:
     demo.add_argument("method", nargs="?", default="mola", choices=METHODS, help="default: mola")
     demo.add_argument("--out", help="folder for the result; default: ./hf_ext_demo_METHOD")
     demo.add_argument("--seeds", type=int, default=3, help="runs of every system; default: 3")
-    demo.add_argument("--steps", type=int, default=400, help="training steps of every run; default: 400")
+    demo.add_argument("--steps", type=int, default=250, help="training steps of every run; default: 250")
     demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     train = commands.add_parser(

@@ -39,7 +39,9 @@ class DataArguments:
 
     dataset: str = field(
         default="digits-rotated",
-        metadata={"help": "An embedded name (digits-rotated, ...), a Hub id, a folder (images, csv, parquet) or a file."},
+        metadata={
+            "help": "An embedded name (digits-rotated, ...), a Hub id, a folder (images, csv, parquet) or a file."
+        },
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})

@@ -110,7 +110,7 @@ print((logits.argmax(-1) == test["labels"]).float().mean())
 """
 
 
-def demo(out: str, *, seeds: int = 3, steps: int = 400) -> None:
+def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     """Adapt a small ViT to four tasks that contradict each other, with MoLA and its baselines, at equal steps.
 
     Raises:

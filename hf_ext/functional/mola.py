@@ -168,7 +168,9 @@ def lora_mixture_conv2d(
     if kernels.shape[0] == 1:
         return F.conv2d(x, kernels[0], None, stride, padding, dilation)
     # one kernel per sample: the batch becomes the groups of a single convolution
-    out = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, stride, padding, dilation, groups=batch)
+    out = F.conv2d(
+        x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, stride, padding, dilation, groups=batch
+    )
     return out.view(batch, out_channels, *out.shape[2:])
 
 

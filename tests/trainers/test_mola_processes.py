@@ -62,8 +62,16 @@ def test_a_killed_run_resumes_bit_for_bit(
 ) -> None:
     training = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     common = {"adapter": adapter, "dropout": 0.1}
-    whole = {"output_dir": str(tmp_path / "whole"), "weights": str(tmp_path / "whole.safetensors"), "training": training}
-    parts = {"output_dir": str(tmp_path / "parts"), "weights": str(tmp_path / "parts.safetensors"), "training": training}
+    whole = {
+        "output_dir": str(tmp_path / "whole"),
+        "weights": str(tmp_path / "whole.safetensors"),
+        "training": training,
+    }
+    parts = {
+        "output_dir": str(tmp_path / "parts"),
+        "weights": str(tmp_path / "parts.safetensors"),
+        "training": training,
+    }
     expected = run_script(SCRIPT, {**common, **whole})
     run_script(SCRIPT, {**common, **parts, **kill}, killed=True)
     resumed = run_script(SCRIPT, {**common, **parts, "resume": True})

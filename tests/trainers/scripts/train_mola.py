@@ -41,7 +41,7 @@ class KillAtStep(TrainerCallback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003, ANN201
+    def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -101,7 +101,9 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=options.get("resume", False))
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
-        state = {name: value.clone() for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()}
+        state = {
+            name: value.clone() for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
+        }
         save_file(state, options["weights"])
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         result = {"num_processes": trainer.accelerator.num_processes, "history": history, "metrics": metrics}
