@@ -32,29 +32,31 @@ _MOLA = Method(
     name="mola",
     title="MoLA",
     description=(
-        "MoLA, mixture of low-rank adapters for heterogeneous data (Zhou et al., ICML 2024). It is not the MoLA of Gao "
-        "et al., which allocates LoRA experts to the layers of a language model."
+        "MoLA, mixture of low-rank adapters for heterogeneous data (Zhou et al., ICML 2024). It is not the MoLA of "
+        "Gao et al., which allocates LoRA experts to the layers of a language model."
     ),
     equation=(
         "Every adapted layer keeps its weight W and gets E low-rank adapters, of which sample b uses a mixture:\n\n"
         "`y_b = W x_b + s * sum_e w_be B_e A_e x_b`\n\n"
-        "With task routing (MoLA-Grad) w_b picks the adapter of the sample's task, so that the tasks' gradients do not "
-        "meet in one adapter. With a router (MoLA-Router) a small network makes w_b from the input, the same for all "
-        "layers, and the task-wise decorrelation (TwD) loss pulls the routing of one task together and that of "
+        "With task routing (MoLA-Grad) w_b picks the adapter of the sample's task, so that the tasks' gradients do "
+        "not meet in one adapter. With a router (MoLA-Router) a small network makes w_b from the input, the same for "
+        "all layers, and the task-wise decorrelation (TwD) loss pulls the routing of one task together and that of "
         "different tasks apart."
     ),
     paper="https://arxiv.org/abs/2406.09679",
     bibtex="""@inproceedings{zhou2024mola,
   title     = {Exploring Training on Heterogeneous Data with Mixture of Low-rank Adapters},
-  author    = {Zhou, Yuhang and Zhao, Zihua and Li, Haolin and Du, Siyuan and Yao, Jiangchao and Zhang, Ya and Wang, Yanfeng},
+  author    = {Zhou, Yuhang and Zhao, Zihua and Li, Haolin and Du, Siyuan and Yao, Jiangchao and Zhang, Ya and
+               Wang, Yanfeng},
   booktitle = {International Conference on Machine Learning (ICML)},
   year      = {2024},
   note      = {arXiv:2406.09679}
 }""",
     tags=("hf_ext", "mola", "peft", "mixture-of-low-rank-adapters", "multi-task"),
     limitations=(
-        "Task routing needs the task of every sample, at inference too. A router can only tell tasks apart that differ "
-        "in their inputs. There is no single merged weight for all tasks; one task at a time can be merged or exported."
+        "Task routing needs the task of every sample, at inference too. A router can only tell tasks apart that "
+        "differ in their inputs. There is no single merged weight for all tasks; one task at a time can be merged or "
+        "exported."
     ),
 )
 

@@ -58,3 +58,17 @@ def run_script(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return written
 
     return run
+
+
+@pytest.fixture
+def run_snippet() -> Callable[..., str]:
+    """Run Python code in a process of its own; returns what it printed."""
+
+    def run(code: str, *, cwd: Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, timeout=300, cwd=cwd
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run

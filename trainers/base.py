@@ -67,8 +67,8 @@ class MethodMixin(_Base):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        missing = [column for column in self.own_columns if column not in self._signature_columns]
-        self._signature_columns = [*self._signature_columns, *missing]
+        known: list[str] = self._signature_columns or []
+        self._signature_columns: Any = [*known, *(column for column in self.own_columns if column not in known)]
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and take the method's own columns out of it, into `batch_columns`."""
@@ -157,7 +157,7 @@ class MethodMixin(_Base):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._restore_weights(self.state.best_model_checkpoint)
+        self._restore_weights(str(self.state.best_model_checkpoint))
 
     def _restore_weights(self, folder: str) -> None:
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -202,6 +202,7 @@ class MethodMixin(_Base):
         self._evaluated_groups = []
         output = super().evaluation_loop(*args, **kwargs)
         if self._evaluated_groups and self.compute_metrics is not None and output.predictions is not None:
+            assert output.metrics is not None
             groups = torch.cat(self._evaluated_groups).cpu().numpy()
             dataloader = kwargs.get("dataloader", args[0] if args else None)
             prefix = kwargs.get("metric_key_prefix", "eval")
@@ -215,7 +216,7 @@ class MethodMixin(_Base):
         return output
 
     def _group_label(self, dataset: Any, group: int) -> str:
-        feature = (getattr(dataset, "features", None) or {}).get(self.group_column)
+        feature: Any = (getattr(dataset, "features", None) or {}).get(self.group_column)
         return feature.int2str(group) if hasattr(feature, "int2str") else str(group)
 
 

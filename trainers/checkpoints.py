@@ -76,9 +76,10 @@ def restore_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         return
     missing = expected - saved - set(getattr(model, "all_tied_weights_keys", None) or ())
     if isinstance(model, PreTrainedModel):
-        restored, report = type(model).from_pretrained(
+        loaded: Any = type(model).from_pretrained(
             folder, config=model.config, dtype=model.dtype, output_loading_info=True
         )
+        restored, report = loaded
         missing = set(report["missing_keys"]) | {str(key) for key in report["mismatched_keys"]}
         if not missing:
             model.load_state_dict(restored.state_dict())

@@ -39,8 +39,8 @@ def per_sample_losses(logits: Tensor, labels: Tensor, *, shift_labels: bool = Fa
         losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED_LABEL)
         return losses.sum(dim=1) / labels.ne(IGNORED_LABEL).sum(dim=1).clamp(min=1)
     raise ValueError(
-        f"labels: found {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, allowed "
-        "are classes [B], multi-label [B, C], regression [B] and tokens [B, S]"
+        f"labels: found {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, "
+        "allowed are classes [B], multi-label [B, C], regression [B] and tokens [B, S]"
     )
 
 

@@ -64,6 +64,7 @@ class MoLAMixin(MethodMixin):
     """
 
     args: Any  # TrainingArguments with MoLAArguments mixed in
+    model: Any
     method = "mola"
     group_name = "task"
 
@@ -104,12 +105,12 @@ class MoLAMixin(MethodMixin):
                 raise ValueError(
                     f"{option}: found True, allowed is False: a sequence that mixes samples has no one task"
                 )
-        if self.args.mola_task_reduction == "sum":
-            if self.label_smoother is not None or self.compute_loss_func is not None:
-                raise ValueError(
-                    "mola_task_reduction: found 'sum' with label_smoothing_factor or compute_loss_func, allowed is "
-                    "'sample' with those"
-                )
+        own_loss = self.label_smoother is not None or self.compute_loss_func is not None
+        if self.args.mola_task_reduction == "sum" and own_loss:
+            raise ValueError(
+                "mola_task_reduction: found 'sum' with label_smoothing_factor or compute_loss_func, "
+                "allowed is 'sample' with those"
+            )
         needed = config.needs_task_ids or config.uses_twd or self.args.mola_task_reduction == "sum"
         self._check_task_column("train_dataset", self.train_dataset, config, needed)
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
@@ -180,8 +181,8 @@ class MoLAMixin(MethodMixin):
         if training and self.args.mola_task_reduction == "sum":
             loss, outputs = self._sum_of_task_means(model, inputs)
         else:
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            loss, outputs = loss if return_outputs else (loss, None)
+            result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = result if return_outputs else (result, None)
         task_ids = inputs.get("mola_task_ids")
         name, config = self._adapter
         if training and config.uses_twd and task_ids is not None:

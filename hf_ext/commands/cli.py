@@ -10,7 +10,7 @@ METHODS = ("mola",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 (a defect), 2 (a mistake in the input) or 130 (interrupted)."""
+    """Run the command line; returns the exit code: 0, 2 (a mistake in the input) or 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _dispatch(argv), debug="--debug" in argv)
 
@@ -44,7 +44,7 @@ def _dispatch(argv: list[str]) -> None:
     demo = commands.add_parser(
         "demo",
         help="train a method on embedded real data, next to its baselines (minutes, nothing is downloaded)",
-        description="Train a method on embedded real data, next to its baselines, and leave a folder ready for the Hub.",
+        description="Train a method on embedded real data, next to its baselines; leaves a folder ready for the Hub.",
     )
     demo.add_argument("method", nargs="?", default="mola", choices=METHODS, help="default: mola")
     demo.add_argument("--out", help="folder for the result; default: ./hf_ext_demo_METHOD")

@@ -99,8 +99,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageClassification
 
-folder = "{folder}"
-base = AutoModelForImageClassification.from_pretrained(folder, subfolder="base_model")
+folder = "{folder}"  # or what huggingface_hub.snapshot_download("OWNER/NAME") returns
+base = AutoModelForImageClassification.from_pretrained(f"{{folder}}/base_model")
 model = PeftModel.from_pretrained(base, folder).eval()
 
 test = hf_ext.data.load("digits-rotated")["test"].shuffle(seed=0)[:400]
@@ -138,7 +138,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         "MoLA-Router (task unknown)": MoLAConfig(**mola, routing="router"),
         "MoLA-Grad (task known)": MoLAConfig(**mola),
     }
-    accuracies: dict[str, list[float]] = {"base model": []} | {name: [] for name in systems}
+    accuracies: dict[str, list[float]] = {name: [] for name in ("base model", *systems)}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         total = progress.add_task("all runs", total=seeds * (2 + len(systems)))
@@ -253,7 +253,7 @@ def _show(trainer: Trainer, progress: Progress, description: str) -> Trainer:
     return trainer
 
 
-def _save(folder: Path, base: ViTForImageClassification, trainer: Trainer) -> None:
+def _save(folder: Path, base: ViTForImageClassification, trainer: Any) -> None:
     base.save_pretrained(folder / "base_model")
     trainer.model.save_pretrained(folder)
     (folder / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1))

@@ -42,7 +42,8 @@ def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description:
     if options.help or options.help_all:
         _print_help(types, common, prog, description, everything=options.help_all)
         raise SystemExit(0)
-    parser = _Parser(list(types), add_help=False, allow_abbrev=False)
+    kinds: Any = list(types)  # HfArgumentParser's annotation does not admit dataclasses
+    parser = _Parser(kinds, add_help=False, allow_abbrev=False)
     names = {action.dest for action in parser._actions}
     if options.config:
         parser.set_defaults(**_read_config(options.config, names))
@@ -74,7 +75,7 @@ def _nearest(name: str, names: set[str]) -> str:
 def _print_help(
     types: Sequence[type], common: argparse.ArgumentParser, prog: str, description: str, *, everything: bool
 ) -> None:
-    shown = [kind if everything else _without_training_arguments(kind) for kind in types]
+    shown: Any = [kind if everything else _without_training_arguments(kind) for kind in types]
     epilog = None
     if not everything:
         epilog = (

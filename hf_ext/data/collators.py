@@ -10,7 +10,7 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class KeepColumns:
-    """Takes columns off each example, lets `collator` make the batch of the rest, and adds them as int64 tensors `[B]`.
+    """Takes columns off each example, has `collator` make the batch of the rest, adds them as int64 tensors `[B]`.
 
     Collators that rebuild a batch from the keys they know would lose the columns; those that tensorise everything
     would take them for inputs.

@@ -48,11 +48,11 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
 
 
 def digits(name: str = "digits-rotated", *, seed: int = 0, size: int = 8) -> DatasetDict:
-    """Digits as several tasks (`digits-rotated`: turned, with labels shifted) or domains (`digits-domains`: same labels).
+    """Digits as tasks (`digits-rotated`: turned, with labels shifted) or domains (`digits-domains`: same labels).
 
     Columns: `pixel_values` float32 `[1, size, size]` in [-1, 1]; `labels`, ten classes; `task_ids` and `domain_ids`,
-    the same ids under the names that multi-task and multi-domain methods look for. Splits: `pretrain`, 597 plain images
-    of task 0; `train`, 600 other images in every task; `test`, the remaining 600 in every task.
+    the same ids under the names that multi-task and multi-domain methods look for. Splits: `pretrain`, 597 plain
+    images of task 0; `train`, 600 other images in every task; `test`, the remaining 600 in every task.
 
     Args:
         name: a key of `VARIANTS`.

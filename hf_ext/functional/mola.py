@@ -44,13 +44,13 @@ def task_routing(task_ids: Tensor, *, num_experts: int) -> Tensor:
     """
     if task_ids.ndim != 1 or task_ids.is_floating_point() or task_ids.is_complex():
         raise ValueError(
-            f"task_ids: found {task_ids.dtype} of shape {tuple(task_ids.shape)}, allowed is one integer per sample, [B]"
+            f"task_ids: found {task_ids.dtype} of shape {tuple(task_ids.shape)}, allowed is an integer per sample, [B]"
         )
     if task_ids.device.type == "cpu" and not torch.compiler.is_compiling() and task_ids.numel():
         low, high = (int(bound) for bound in torch.aminmax(task_ids))
         if low < 0 or high >= num_experts:
             raise ValueError(
-                f"task_ids: found ids from {low} to {high}, allowed are 0 to {num_experts - 1} (num_experts={num_experts})"
+                f"task_ids: found ids from {low} to {high}, allowed are 0 to {num_experts - 1} ({num_experts=})"
             )
     one_hot = (task_ids[:, None] == torch.arange(num_experts, device=task_ids.device)).float()
     in_range = (task_ids >= 0) & (task_ids < num_experts)
@@ -131,8 +131,8 @@ def lora_mixture_conv2d(
 
     `"factored"` (as PEFT's LoRA): `D_e[o, i] = sum_c B_e[o, c] A_e[c, i]`, that is a k x k convolution to r channels
     and a 1 x 1 convolution; `r (k^2 in + out)` parameters per expert. `"loralib"` (the authors'): the row-major memory
-    of the `[out k, in k]` product `B_e A_e` is read as `[out, in, k, k]`; `r k^2 (in + out)` parameters. For k = 1 both
-    are the same. Only the factored form needs no kernel per sample.
+    of the `[out k, in k]` product `B_e A_e` is read as `[out, in, k, k]`; `r k^2 (in + out)` parameters. For k = 1
+    both are the same. Only the factored form needs no kernel per sample.
 
     Args:
         x: `[B, in, H, W]`.

@@ -1,4 +1,4 @@
-"""Train a tiny ViT with MoLA as the options file says, and write what came out. Run by tests in processes of its own."""
+"""Train a tiny ViT with MoLA as the options file says and write what came out, in processes started by tests."""
 
 import json
 import os

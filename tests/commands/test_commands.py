@@ -1,0 +1,169 @@
+"""The command line: help, mistakes, YAML, a whole training and the demo."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import ViTConfig, ViTForImageClassification
+
+from hf_ext.commands.cli import main
+from hf_ext.data import load
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> str:
+    config = ViTConfig(
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=10,
+    )
+    torch.manual_seed(0)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    return str(tmp_path / "vit")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, vit: str) -> Path:
+    file = tmp_path / "mola.yaml"
+    file.write_text(
+        f"model_name_or_path: {vit}\nnum_experts: 4\nr: 2\ntarget_modules: [q_proj, fc1]\n"
+        f"modules_to_save: [classifier]\n"
+        f"output_dir: {tmp_path / 'out'}\nmax_steps: 4\nlearning_rate: 1e-3\nsave_steps: 2\nuse_cpu: true\n"
+    )
+    return file
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["train"], ["train", "mola", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main(arguments) == 0
+    except SystemExit as stop:
+        assert stop.code == 0
+    text = capsys.readouterr().out
+    assert "hf-ext" in text
+    if "mola" in arguments:
+        assert "--num_experts" in text and "--mola_task_column" in text
+        assert "--adam_beta1" not in text  # TrainingArguments' hundred options only with --help-all
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--num_expert", "4"], "did you mean num_experts?"),
+        (["--num_experts", "2"], "task_ids: found ids from 0 to 3"),
+        (["--num_experts", "four"], "num-experts: invalid int value: 'four'"),
+        (["--routing", "random"], "routing"),
+        (["--dataset", "no-such-data"], "allowed are digits"),
+        (["--eval_split", "dev"], "split: found 'dev', allowed are"),
+        (["--mola_task_column", "domain"], "found no column 'domain' in train_dataset"),
+        (["--model_name_or_path", "/no/such/model"], "/no/such/model"),
+        (["--config", "/no/such/file.yaml"], "/no/such/file.yaml"),
+        (["--resume_from_checkpoint", "true"], "resume_from_checkpoint: found no complete checkpoint"),
+    ],
+)
+def test_mistakes_get_one_line(
+    extra: list[str], message: str, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "mola", "--config", str(config_file), *extra]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_debug_shows_the_traceback(config_file: Path) -> None:
+    with pytest.raises(ValueError, match="did you mean"):
+        main(["train", "mola", "--config", str(config_file), "--num_expert", "4", "--debug"])
+
+
+def test_unknown_yaml_keys_are_refused(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config_file.write_text(config_file.read_text() + "learning_rat: 1\n")
+    assert main(["train", "mola", "--config", str(config_file)]) == 2
+    assert "did you mean learning_rate?" in capsys.readouterr().err
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_ext.commands.mola.demo", interrupted)
+    assert main(["demo"]) == 130
+
+
+def test_train_leaves_a_folder_that_loads(config_file: Path, tmp_path: Path, vit: str) -> None:
+    # the command line wins over the file
+    assert main(["train", "mola", "--config", str(config_file), "--r", "3"]) == 0
+    out = tmp_path / "out"
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 3
+    assert ModelCard.load(out / "README.md").data.eval_results
+    metrics = json.loads((out / "eval_results.json").read_text())
+    assert {f"eval_task_rotated_{angle}_accuracy" for angle in (0, 90, 180, 270)} <= set(metrics)
+    model = PeftModel.from_pretrained(ViTForImageClassification.from_pretrained(vit), out)
+    batch = load("digits-rotated")["test"][:4]
+    assert model(pixel_values=batch["pixel_values"], mola_task_ids=batch["task_ids"]).logits.shape == (4, 10)
+    # and resumes
+    assert (
+        main(
+            [
+                "train",
+                "mola",
+                "--config",
+                str(config_file),
+                "--r",
+                "3",
+                "--resume_from_checkpoint",
+                "true",
+                "--max_steps",
+                "6",
+            ]
+        )
+        == 0
+    )
+    assert (out / "checkpoint-6").is_dir()
+
+
+def test_train_on_a_folder_of_images_and_a_text_file(tmp_path: Path, vit: str) -> None:
+    """Other sources take the same options; see `test_data.py` for what can be loaded."""
+    rows = load("digits-rotated")
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows[split].with_format(None).select(range(0, 2400, 100)).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    arguments = [
+        "train",
+        "mola",
+        "--model_name_or_path",
+        vit,
+        "--dataset",
+        str(tmp_path / "data"),
+        "--num_experts",
+        "4",
+    ]
+    assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu", "true"]) == 0
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: Callable[..., str]) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--seeds", "1", "--steps", "60"]) == 0
+    text = capsys.readouterr().out
+    assert "MoLA-Grad" in text and "LoRA r=16" in text
+    names = {path.name for path in out.iterdir()}
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "results.png", "base_model"} <= names
+    card = ModelCard.load(out / "README.md")
+    assert card.data.eval_results[0].metric_type == "accuracy"
+    snippet = card.text.split("```python\n")[1].split("```")[0]
+    assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--steps"])
+def test_demo_refuses_nonsense(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", option, "0", "--out", str(tmp_path)]) == 2
+    assert f"{option}: found 0" in capsys.readouterr().err
