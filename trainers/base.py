@@ -53,7 +53,7 @@ class MethodMixin(_Base):
         self._terms: dict[str, tuple[Tensor | float, int]] = {}
         self._evaluated_groups: list[Tensor] = []
         if self.own_columns:
-            self.data_collator = KeepColumns(self.data_collator, self.own_columns)
+            self.data_collator = KeepColumns(self.data_collator, self.own_columns, self.column_bounds)
         self.check_arguments()
 
     def check_arguments(self) -> None:
@@ -64,6 +64,11 @@ class MethodMixin(_Base):
     def own_columns(self) -> tuple[str, ...]:
         """Columns the method needs. Cooperative: `(*super().own_columns, "mine")`."""
         return ()
+
+    @property
+    def column_bounds(self) -> dict[str, int]:
+        """Own columns whose ids must lie in `[0, bound)`; checked on the CPU, batch by batch. Cooperative."""
+        return {}
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -83,6 +83,12 @@ class MoLAMixin(MethodMixin):
         return (*super().own_columns, self.args.mola_task_column)
 
     @property
+    def column_bounds(self) -> dict[str, int]:
+        _, config = self._adapter
+        own = {self.args.mola_task_column: config.task_id_bound} if config.needs_task_ids else {}
+        return super().column_bounds | own
+
+    @property
     def group_column(self) -> str:  # type: ignore[override]
         return self.args.mola_task_column
 

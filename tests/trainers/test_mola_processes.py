@@ -21,61 +21,64 @@ def _largest_difference(one: Path, other: Path) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reduction", ["sample", "sum"])
-@pytest.mark.parametrize("routing", ROUTINGS)
-def test_two_processes_train_like_one(routing: str, reduction: str, run_script: Any, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(run_script: Any, tmp_path: Path) -> None:
+    cases = [(routing, reduction) for routing in ROUTINGS for reduction in ("sample", "sum")]
     results = {}
     for processes in (1, 2):
-        training = {
-            "per_device_train_batch_size": 8 // processes,
-            "optim": "sgd",
-            "learning_rate": 0.1,
-            "mola_task_reduction": reduction,
-        }
-        options = {
-            "output_dir": str(tmp_path / f"out{processes}"),
-            "weights": str(tmp_path / f"{processes}.safetensors"),
-            "adapter": ROUTINGS[routing],
-            "linear_router": True,
-            "training": training,
-        }
-        results[processes] = run_script(SCRIPT, options, processes=processes)
-    assert _largest_difference(tmp_path / "1.safetensors", tmp_path / "2.safetensors") < 1e-6
-    for one, two in zip(results[1]["history"], results[2]["history"], strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5)
-        assert one.get("twd_loss") == pytest.approx(two.get("twd_loss"), abs=1e-5)
-        assert ("twd_loss" in one) == (routing == "router")
-    for name, value in results[1]["metrics"].items():
-        if "loss" in name or "routing" in name:
-            assert value == pytest.approx(results[2]["metrics"][name], abs=1e-5)
+        runs = []
+        for routing, reduction in cases:
+            name = f"{routing}-{reduction}-{processes}"
+            training = {
+                "per_device_train_batch_size": 8 // processes,
+                "optim": "sgd",
+                "learning_rate": 0.1,
+                "mola_task_reduction": reduction,
+            }
+            runs.append(
+                {
+                    "output_dir": str(tmp_path / name),
+                    "weights": str(tmp_path / f"{name}.safetensors"),
+                    "adapter": ROUTINGS[routing],
+                    "linear_router": True,
+                    "training": training,
+                }
+            )
+        results[processes] = run_script(SCRIPT, {"runs": runs}, processes=processes)["runs"]
+    for (routing, reduction), one, two in zip(cases, results[1], results[2], strict=True):
+        name = f"{routing}-{reduction}"
+        difference = _largest_difference(tmp_path / f"{name}-1.safetensors", tmp_path / f"{name}-2.safetensors")
+        assert difference < 1e-6, name
+        for first, second in zip(one["history"], two["history"], strict=True):
+            assert first["loss"] == pytest.approx(second["loss"], abs=1e-5), name
+            assert first.get("twd_loss") == pytest.approx(second.get("twd_loss"), abs=1e-5), name
+            assert ("twd_loss" in first) == (routing == "router")
+        for metric, value in one["metrics"].items():
+            if "loss" in metric or "routing" in metric:
+                assert value == pytest.approx(two["metrics"][metric], abs=1e-5), (name, metric)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [{"kill_at": 5}, {"kill_while_saving": True}], ids=["in a step", "while saving"])
-@pytest.mark.parametrize(
-    "adapter",
-    [ROUTINGS["task"], ROUTINGS["router"], {"routing": "router", "train_backbone": True}],
-    ids=["task", "router", "router and backbone"],
-)
-def test_a_killed_run_resumes_bit_for_bit(
-    adapter: dict[str, Any], kill: dict[str, Any], run_script: Any, tmp_path: Path
-) -> None:
+def test_a_killed_run_resumes_bit_for_bit(run_script: Any, tmp_path: Path) -> None:
+    adapters = [ROUTINGS["task"], {"routing": "router", "train_backbone": True}]
+    kills = [{"kill_at": 5}, {"kill_while_saving": True}]
     training = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-    common = {"adapter": adapter, "dropout": 0.1}
-    whole = {
-        "output_dir": str(tmp_path / "whole"),
-        "weights": str(tmp_path / "whole.safetensors"),
-        "training": training,
-    }
-    parts = {
-        "output_dir": str(tmp_path / "parts"),
-        "weights": str(tmp_path / "parts.safetensors"),
-        "training": training,
-    }
-    expected = run_script(SCRIPT, {**common, **whole})
-    run_script(SCRIPT, {**common, **parts, **kill}, killed=True)
-    resumed = run_script(SCRIPT, {**common, **parts, "resume": True})
-    first, second = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "parts.safetensors")
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    assert [entry["loss"] for entry in resumed["history"]] == [entry["loss"] for entry in expected["history"]]
+
+    def options(name: str, adapter: dict[str, Any], **extra: Any) -> dict[str, Any]:
+        places = {"output_dir": str(tmp_path / name), "weights": str(tmp_path / f"{name}.safetensors")}
+        return {"adapter": adapter, "dropout": 0.1, "training": training, **places, **extra}
+
+    whole = [options(f"whole-{i}", adapter) for i, adapter in enumerate(adapters)]
+    expected = run_script(SCRIPT, {"runs": whole})["runs"]
+    resumed_runs = []
+    for i, adapter in enumerate(adapters):
+        for j, kill in enumerate(kills):
+            run_script(SCRIPT, {"runs": [options(f"parts-{i}-{j}", adapter, **kill)]}, killed=True)
+            resumed_runs.append(options(f"parts-{i}-{j}", adapter, resume=True))
+    resumed = run_script(SCRIPT, {"runs": resumed_runs})["runs"]
+    for index, run in enumerate(resumed):
+        i, j = divmod(index, len(kills))
+        first = load_file(tmp_path / f"whole-{i}.safetensors")
+        second = load_file(tmp_path / f"parts-{i}-{j}.safetensors")
+        assert first.keys() == second.keys()
+        assert [name for name in first if not torch.equal(first[name], second[name])] == [], (i, j)
+        assert [entry["loss"] for entry in run["history"]] == [entry["loss"] for entry in expected[i]["history"]]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,10 +56,7 @@ class KilledWhileSaving(MoLATrainer):
         super()._save_rng_state(output_dir)
 
 
-def main() -> None:
-    with open(sys.argv[1]) as file:
-        options = json.load(file)
-    torch.set_num_threads(1)
+def train(options: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     dropout = options.get("dropout", 0.0)
     vit = ViTForImageClassification(
@@ -101,14 +99,20 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=options.get("resume", False))
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
-        state = {
-            name: value.clone() for name, value in trainer.accelerator.unwrap_model(trainer.model).state_dict().items()
-        }
-        save_file(state, options["weights"])
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        result = {"num_processes": trainer.accelerator.num_processes, "history": history, "metrics": metrics}
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_file({name: value.clone() for name, value in model.state_dict().items()}, options["weights"])
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {"num_processes": trainer.accelerator.num_processes, "history": history, "metrics": metrics}
+
+
+def main() -> None:
+    with open(sys.argv[1]) as file:
+        options = json.load(file)
+    torch.set_num_threads(1)
+    results = [train(run) for run in options["runs"]]
+    if int(os.environ.get("RANK", "0")) == 0:
         with open(options["result"], "w") as file:
-            json.dump(result, file)
+            json.dump({"num_processes": results[0]["num_processes"], "runs": results}, file)
 
 
 if __name__ == "__main__":
