@@ -85,8 +85,13 @@ class MoLAMixin(MethodMixin):
     @property
     def column_bounds(self) -> dict[str, int]:
         _, config = self._adapter
-        own = {self.args.mola_task_column: config.task_id_bound} if config.needs_task_ids else {}
-        return super().column_bounds | own
+        bound = self._id_bound(config)
+        return super().column_bounds | ({} if bound is None else {self.args.mola_task_column: bound})
+
+    def _id_bound(self, config: MoLAConfig) -> int | None:
+        if config.needs_task_ids:
+            return config.task_id_bound
+        return self._num_tasks if self.args.mola_task_reduction == "sum" else None
 
     @property
     def group_column(self) -> str:  # type: ignore[override]
@@ -140,10 +145,11 @@ class MoLAMixin(MethodMixin):
         ids = np.asarray(dataset[column][:])
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"{column}: found {ids.dtype} values in {argument}, allowed are integers, one per sample")
-        bound = config.task_id_bound if config.needs_task_ids else np.iinfo(np.int64).max
-        if ids.size and (ids.min() < 0 or ids.max() >= bound):
+        bound = self._id_bound(config)
+        if ids.size and (ids.min() < 0 or (bound is not None and ids.max() >= bound)):
+            allowed = "ids >= 0" if bound is None else f"0 to {bound - 1}"
             raise ValueError(
-                f"{column}: found ids from {ids.min()} to {ids.max()} in {argument}, allowed are 0 to {bound - 1} "
+                f"{column}: found ids from {ids.min()} to {ids.max()} in {argument}, allowed are {allowed} "
                 f"(num_experts={config.num_experts}, num_tasks={config.num_tasks})"
             )
 

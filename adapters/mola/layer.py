@@ -1,7 +1,7 @@
 """The adapted layers: a base layer and, for every adapter, E low-rank updates mixed by the routing weights."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class MoLALayer(nn.Module, BaseTunerLayer):
         self.mola_B = nn.ParameterDict()
         self.mola_dropout = nn.ModuleDict()
         self.mola_scaling: dict[str, float] = {}
-        self.mola_form: dict[str, str] = {}
+        self.mola_form: dict[str, Literal["factored", "loralib"]] = {}
 
     def update_layer(self, adapter_name: str, config: MoLAConfig, r: int, lora_alpha: float) -> None:
         """Add the E experts of an adapter."""
@@ -98,7 +98,7 @@ class MoLALinear(MoLALayer):
     """A mixture of low-rank adapters on `nn.Linear`, or on transformers' `Conv1D` (the linear layer of GPT-2)."""
 
     def _shapes(self, r: int, config: MoLAConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        out_features, in_features = self._oriented(self.get_base_layer().weight).shape
+        out_features, in_features = self._oriented(self.weight).shape
         return (r, in_features), (out_features, r)
 
     def _oriented(self, weight: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class MoLAConv2d(MoLALayer):
     """A mixture of low-rank adapters on an ungrouped `nn.Conv2d`, in the factored or the loralib form."""
 
     def _shapes(self, r: int, config: MoLAConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        conv = self.get_base_layer()
+        conv: Any = self.get_base_layer()
         height, width = conv.kernel_size
         if config.conv_form == "factored":
             return (r, conv.in_channels, height, width), (conv.out_channels, r)
@@ -128,7 +128,7 @@ class MoLAConv2d(MoLALayer):
         return (r * height, conv.in_channels * height), (conv.out_channels * height, r * height)
 
     def _add_update(self, adapter_name: str, x: Tensor, weights: Tensor, result: Tensor) -> Tensor:
-        conv = self.get_base_layer()
+        conv: Any = self.get_base_layer()
         padding = conv.padding
         if conv.padding_mode != "zeros":
             x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
@@ -150,7 +150,7 @@ class MoLAConv2d(MoLALayer):
     def _product(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         if lora_A.ndim == 4:
             return torch.einsum("or,rihw->oihw", lora_B, lora_A)
-        return (lora_B @ lora_A).reshape(self.get_base_layer().weight.shape)
+        return (lora_B @ lora_A).reshape(self.weight.shape)
 
 
 class MoLAHead(nn.Module, BaseTunerLayer):
@@ -167,8 +167,8 @@ class MoLAHead(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: MoLAConfig) -> None:
         """Give an adapter its heads, copies of the base layer."""
-        base = self.get_base_layer()
-        copies = config.num_tasks or config.num_experts
+        base: Any = self.get_base_layer()
+        copies = config.num_tasks or config.num_experts or 1
         self.mola_head_weight[adapter_name] = nn.Parameter(base.weight.detach().repeat(copies, 1, 1))
         if base.bias is not None:
             self.mola_head_bias[adapter_name] = nn.Parameter(base.bias.detach().repeat(copies, 1))

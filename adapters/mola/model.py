@@ -1,8 +1,10 @@
 """The tuner: puts MoLA layers into a base model and knows what belongs to an adapter."""
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -42,8 +44,9 @@ class MoLAModel(BaseTuner):
     """
 
     prefix: str = "mola_"
+    peft_config: dict[str, MoLAConfig]  # type: ignore[assignment]
     tuner_layer_cls = (MoLALayer, MoLAHead, RoutingModule)  # type: ignore[assignment]
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
     # ---------------------------------------------------------------------------------------------- injection
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -68,18 +71,24 @@ class MoLAModel(BaseTuner):
             module._active_adapter = self.active_adapters
             module.set_requires_grad(adapter_name, trainable)
 
-    def _check_new_adapter_config(self, config: MoLAConfig) -> None:
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
         alone = len(self.peft_config) == 1
         if not alone and any(getattr(other, "train_backbone", False) for other in self.peft_config.values()):
             raise ValueError(
-                f"train_backbone: found True among the adapters {sorted(self.peft_config)}, allowed is a single adapter on a "
-                "base model that it trains"
+                f"train_backbone: found True among the adapters {sorted(self.peft_config)}, allowed is a single "
+                "adapter on a base model that it trains"
             )
 
-    def _create_and_replace(
+    @staticmethod
+    def _check_target_module_exists(peft_config: Any, key: str) -> Any:
+        if _names(key, peft_config.task_heads):
+            return False  # each task gets its own copy of this layer
+        return BaseTuner._check_target_module_exists(peft_config, key)
+
+    def _create_and_replace(  # type: ignore[override]
         self,
-        peft_config: MoLAConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -90,14 +99,13 @@ class MoLAModel(BaseTuner):
         r = peft_config.rank_pattern.get(get_pattern_key(peft_config.rank_pattern, current_key), peft_config.r)
         alpha_key = get_pattern_key(peft_config.alpha_pattern, current_key)
         lora_alpha = peft_config.alpha_pattern.get(alpha_key, peft_config.lora_alpha)
-        layer = target
         if not isinstance(target, MoLALayer):
             layer_class = self._layer_class(peft_config, target, current_key)
             if layer_class is None:
                 return
-            layer = layer_class(target, self._routing)
-            self._replace_module(parent, target_name, layer, target)
-        layer.update_layer(adapter_name, peft_config, r, lora_alpha)
+            base, target = target, layer_class(target, self._routing)
+            self._replace_module(parent, target_name, target, base)
+        target.update_layer(adapter_name, peft_config, r, lora_alpha)
 
     def _layer_class(self, config: MoLAConfig, target: nn.Module, key: str) -> type[MoLALayer] | None:
         """The MoLA layer for a module; `None` to leave out one that was not named itself."""
@@ -111,22 +119,19 @@ class MoLAModel(BaseTuner):
         if isinstance(target, nn.Conv2d):
             if target.groups == 1:
                 return MoLAConv2d
-            named = isinstance(config.target_modules, list | set) and any(
-                key == name or key.endswith(f".{name}") for name in config.target_modules
-            )
-            if not named:
-                return None
+            if isinstance(config.target_modules, str) or not _names(key, config.target_modules):
+                return None  # matched by a pattern for all
             found = f"a convolution with groups={target.groups}"
         else:
             found = f"a {type(target).__name__}"
         raise ValueError(
-            f"target_modules: found {key!r}, {found}; allowed are Linear, Conv1D (transformers) and Conv2d with groups=1"
+            f"target_modules: found {key!r}, {found}; allowed are Linear, transformers' Conv1D and ungrouped Conv2d"
         )
 
     def _inject_heads(self, model: nn.Module, adapter_name: str, config: MoLAConfig) -> list[MoLAHead]:
         heads = []
         for name in config.task_heads or ():
-            matches = [key for key, _ in model.named_modules() if key == name or key.endswith(f".{name}")]
+            matches = [key for key, _ in model.named_modules() if _names(key, [name])]
             if not matches:
                 raise ValueError(f"task_heads: found {name!r}, which the model does not have")
             for key in matches:
@@ -158,7 +163,7 @@ class MoLAModel(BaseTuner):
     def _get_adapter_state_dict(
         cls,
         model: nn.Module,
-        config: MoLAConfig,
+        config: Any,
         adapter_name: str,
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
@@ -222,6 +227,11 @@ class MoLAModel(BaseTuner):
             warnings.warn("no MoLA adapter is left in this model", stacklevel=2)
             return Routing()
         return attached.routing
+
+
+def _names(key: str, names: Iterable[str] | None) -> bool:
+    """Whether a module's path is one of `names` or ends in one, as peft matches names."""
+    return any(key == name or key.endswith(f".{name}") for name in names or ())
 
 
 def _backbone_parameters(model: nn.Module) -> list[nn.Parameter]:

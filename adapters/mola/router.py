@@ -1,6 +1,7 @@
 """Networks that turn the model's input into routing logits, and the table of their names."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class ImageRouter(nn.Module):
         self.max_size = max_size
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-        self.blocks = nn.Sequential(*(_BasicBlock(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)))
+        self.blocks = nn.Sequential(*(_BasicBlock(*pair) for pair in pairwise(widths)))
         self.head = nn.Linear(64, num_experts)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -116,19 +117,16 @@ class TextRouter(nn.Module):
 
     def __init__(self, embedding_dim: int, num_experts: int, hidden_dim: int = 64) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(embedding_dim),
-            nn.Linear(embedding_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, num_experts),
-        )
+        self.norm = nn.LayerNorm(embedding_dim)
+        self.hidden = nn.Linear(embedding_dim, hidden_dim)
+        self.head = nn.Linear(hidden_dim, num_experts)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """`[B, width]` to logits `[B, E]`."""
-        return self.net(embedding.to(self.net[1].weight.dtype))
+        return self.head(F.gelu(self.hidden(self.norm(embedding.to(self.head.weight.dtype)))))
 
 
-def mean_embedding(base_model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def mean_embedding(base_model: Any, inputs: dict[str, Any]) -> Tensor:
     """Mean of the input embeddings over non-padding tokens, `[B, width]` in float32, without gradient."""
     embedded = inputs.get("inputs_embeds")
     with torch.no_grad():
@@ -141,7 +139,7 @@ def mean_embedding(base_model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         return ((embedded.float() * mask).sum(1) / mask.sum(1).clamp(min=1)).detach()
 
 
-def _text_router(base_model: nn.Module, num_experts: int) -> nn.Module:
+def _text_router(base_model: Any, num_experts: int) -> nn.Module:
     return TextRouter(base_model.get_input_embeddings().weight.shape[-1], num_experts)
 
 

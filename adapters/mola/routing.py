@@ -1,4 +1,4 @@
-"""How routing weights reach the layers: one pre-forward hook on the base model fills one state that all layers read."""
+"""How routing weights reach the layers: a pre-forward hook on the base model fills one state that all layers read."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from hf_ext.adapters.mola.router import build_router, mean_embedding
 from hf_ext.functional.mola import router_routing, task_routing
 
 TaskIds = int | Sequence[int] | Tensor
-#: name under which a base model holds its `RoutingModule`; without the prefix "mola_", which peft takes for a parameter
+#: name under which a base model holds its `RoutingModule`; without the prefix "mola_", by which peft knows parameters
 ROUTING_ATTRIBUTE = "adapter_routing"
 _MAIN_INPUTS = ("pixel_values", "input_ids", "inputs_embeds", "input_values", "input_features")
 
@@ -75,8 +75,8 @@ def rows_for(weights: Tensor, batch: int) -> Tensor:
         return weights
     if batch % rows:
         raise ValueError(
-            f"mola_task_ids: found routing for {rows} samples in a layer that got {batch} rows, allowed is one row per "
-            "sample or a multiple (inputs that mix samples, such as packed sequences, cannot be routed)"
+            f"mola_task_ids: found routing for {rows} samples in a layer that got {batch} rows, allowed is one row "
+            "per sample or a multiple (inputs that mix samples, such as packed sequences, cannot be routed)"
         )
     return weights.repeat_interleave(batch // rows, dim=0)
 
@@ -142,45 +142,42 @@ class RoutingModule(nn.Module, BaseTunerLayer):
 
     # ---------------------------------------------------------------------------------------------- the hook
     def _route(self, base_model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        task_ids = kwargs.pop("mola_task_ids", None)
+        given: TaskIds | None = kwargs.pop("mola_task_ids", None)
         if self.disable_adapters:
             return args, kwargs
         inputs = {**dict(zip(self._parameter_names, args, strict=False)), **kwargs}
         main_input = self._main_input(inputs)
-        task_ids = self._checked_ids(task_ids, main_input)
+        task_ids = self._checked_ids(given, main_input)
         if torch.is_grad_enabled():
             self._bind_checkpoints()
 
-        previous = self.routing.weights
-        weights, heads, logits, projected = {}, {}, {}, {}
-        for name in self.active_adapters:
-            config = self.configs.get(name)
-            if config is None:
-                continue
+        routing = self.routing
+        previous, projected = routing.weights, {}
+        routing.weights, routing.heads, routing.logits = {}, {}, {}
+        for name, config in self._active_configs():
             assert config.num_experts is not None
-            if config.needs_task_ids and task_ids is None:
+            if task_ids is None and config.needs_task_ids:
                 raise ValueError(
-                    f"mola_task_ids: found None, allowed is one task id in [0, {config.task_id_bound}) per sample; pass "
-                    "mola_task_ids=..., or call set_task(...) where a call cannot pass them (generate, pipelines)"
+                    f"mola_task_ids: found None, allowed is one task id in [0, {config.task_id_bound}) per sample; "
+                    "pass mola_task_ids=..., or call set_task(...) where a call cannot (generate, pipelines)"
                 )
-            if config.routing == "task":
-                weights[name] = task_routing(task_ids, num_experts=config.num_experts)
+            if task_ids is not None and config.routing == "task":
+                routing.weights[name] = task_routing(task_ids, num_experts=config.num_experts)
             elif _is_cached_decoding(inputs) and name in previous:
-                weights[name] = previous[name]  # one routing per sequence, made from the prompt
+                routing.weights[name] = previous[name]  # one routing per sequence, made from the prompt
             else:
-                logits[name] = self._router_logits(name, base_model, inputs, main_input)
-                if name in self.mola_projection and self.training and torch.is_grad_enabled():
-                    projected[name] = self.mola_projection[name](logits[name].float())
-                    # keeps the projection in the graph when nobody adds the TwD loss (DDP demands it)
-                    logits[name] = logits[name] + 0.0 * projected[name].sum()
-                weights[name] = router_routing(logits[name], kind=config.router_kind)
-            if config.task_heads:
-                heads[name] = task_routing(task_ids, num_experts=config.num_tasks or config.num_experts)
-        state = self.routing
-        state.weights, state.heads, state.logits = weights, heads, logits
+                routing.logits[name] = self._router_logits(name, base_model, inputs, main_input)
+                if self.training and torch.is_grad_enabled() and name in self.mola_projection:
+                    projected[name] = self._project(name)
+                routing.weights[name] = router_routing(routing.logits[name], kind=config.router_kind)
+            if task_ids is not None and config.task_heads:
+                routing.heads[name] = task_routing(task_ids, num_experts=config.num_tasks or config.num_experts)
         if torch.is_grad_enabled():  # a look at the outputs between forward and loss must not take the TwD's features
-            state.projected = projected
+            routing.projected = projected
         return args, kwargs
+
+    def _active_configs(self) -> list[tuple[str, MoLAConfig]]:
+        return [(name, self.configs[name]) for name in self.active_adapters if name in self.configs]
 
     def _main_input(self, inputs: dict[str, Any]) -> Tensor:
         for name in self._main_inputs:
@@ -213,12 +210,10 @@ class RoutingModule(nn.Module, BaseTunerLayer):
     def _check_range(self, ids: Tensor) -> None:
         if ids.device.type != "cpu" or torch.compiler.is_compiling():
             return  # a look at them would stall the device; task_routing marks wrong ones with NaN
-        bound = min((self.configs[n].task_id_bound for n in self._task_adapters()), default=None)
+        bounds = [config.task_id_bound for _, config in self._active_configs() if config.needs_task_ids]
+        bound = min(bounds, default=None)
         if bound is not None and bool(((ids < 0) | (ids >= bound)).any()):
             raise ValueError(f"mola_task_ids: found {ids.unique().tolist()}, allowed are 0 to {bound - 1}")
-
-    def _task_adapters(self) -> list[str]:
-        return [name for name in self.active_adapters if name in self.configs and self.configs[name].needs_task_ids]
 
     def _router_logits(self, name: str, base_model: nn.Module, inputs: dict[str, Any], main_input: Tensor) -> Tensor:
         router = self.mola_router[name]
@@ -231,20 +226,27 @@ class RoutingModule(nn.Module, BaseTunerLayer):
             raise ValueError(f"router: found logits of shape {tuple(logits.shape)}, allowed is [B, E] = {expected}")
         return logits
 
+    def _project(self, name: str) -> Tensor:
+        logits = self.routing.logits[name]
+        with torch.autocast(logits.device.type, enabled=False):
+            projected = self.mola_projection[name](logits.float())
+        # keeps the projection in the graph when nobody adds the TwD loss: DDP demands a gradient for every parameter
+        self.routing.logits[name] = logits + 0.0 * projected.sum()
+        return projected
+
     def _bind_checkpoints(self) -> None:
         for module in self._checkpointed:
             checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-            if module.gradient_checkpointing and checkpoint is not None:
-                if not isinstance(checkpoint, _BoundCheckpoint):
-                    checkpoint = module._gradient_checkpointing_func = _BoundCheckpoint(checkpoint, self.routing)
-                if checkpoint.reentrant and any(self.configs[n].routing == "router" for n in self._known_adapters()):
-                    raise ValueError(
-                        "use_reentrant: found True, allowed is False with routing='router', whose graph all blocks "
-                        "share (gradient_checkpointing_kwargs={'use_reentrant': False})"
-                    )
-
-    def _known_adapters(self) -> list[str]:
-        return [name for name in self.active_adapters if name in self.configs]
+            if not module.gradient_checkpointing or checkpoint is None:
+                continue
+            if not isinstance(checkpoint, _BoundCheckpoint):
+                checkpoint = _BoundCheckpoint(checkpoint, self.routing)
+                setattr(module, "_gradient_checkpointing_func", checkpoint)  # noqa: B010 (mypy knows no such name)
+            if checkpoint.reentrant and any(config.routing == "router" for _, config in self._active_configs()):
+                raise ValueError(
+                    "use_reentrant: found True, allowed is False with routing='router', whose graph all blocks share "
+                    "(gradient_checkpointing_kwargs={'use_reentrant': False})"
+                )
 
 
 class _BoundCheckpoint:

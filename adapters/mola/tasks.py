@@ -28,7 +28,7 @@ def _check_task(tuner: "MoLAModel", task_id: int, adapter_name: str | None, purp
         adapter_name = tuner.active_adapters[0]
     if adapter_name not in tuner.peft_config:
         raise ValueError(f"adapter_name: found {adapter_name!r}, allowed are {sorted(tuner.peft_config)}")
-    config = tuner.peft_config[adapter_name]
+    config: MoLAConfig = tuner.peft_config[adapter_name]
     if config.routing != "task":
         raise ValueError(
             f"routing: found {config.routing!r}, allowed is 'task' to {purpose}: a router mixes the experts anew for "
@@ -63,7 +63,7 @@ def merge_task(
     with torch.no_grad():
         for module in tuner.model.modules():
             if isinstance(module, MoLALayer) and adapter_name in module.mola_A:
-                weight = module.get_base_layer().weight
+                weight = module.weight
                 weight.copy_(weight.float() + module.task_update(adapter_name, task_id).to(weight.device))
             elif isinstance(module, MoLAHead) and adapter_name in module.mola_head_weight:
                 weight, bias = module.task_head(adapter_name, task_id)
@@ -147,7 +147,7 @@ def _lora_pair(layer: MoLALayer, adapter_name: str, task_id: int, name: str) -> 
     lora_A, lora_B = layer.mola_A[adapter_name][task_id], layer.mola_B[adapter_name][task_id]
     if not isinstance(layer, MoLAConv2d):
         return lora_A, lora_B
-    conv = layer.get_base_layer()
+    conv: Any = layer.get_base_layer()
     if layer.mola_form[adapter_name] == "loralib" and conv.kernel_size != (1, 1):
         raise ValueError(
             f"conv_form: found 'loralib' for {name!r} (kernel {conv.kernel_size}), allowed is 'factored' to export an "
@@ -163,7 +163,7 @@ def _lora_pair(layer: MoLALayer, adapter_name: str, task_id: int, name: str) -> 
 
 
 def _save_backbone(tuner: "MoLAModel", folder: Path) -> Path:
-    base = copy.deepcopy(tuner).unload()
+    base: Any = copy.deepcopy(tuner).unload()
     if not hasattr(base, "save_pretrained"):
         raise ValueError(
             f"train_backbone: found a trained {type(base).__name__} without save_pretrained, allowed are models that "
@@ -228,7 +228,7 @@ def from_loras(
     )
     model = get_peft_model(base_model, mola, adapter_name)
     with torch.no_grad():
-        for name, module in model.base_model.model.named_modules():
+        for name, module in model.get_base_model().named_modules():
             if isinstance(module, MoLALayer):
                 for factor, stacked in (("lora_A", module.mola_A), ("lora_B", module.mola_B)):
                     experts = torch.stack([lora[f"{_PEFT_PREFIX}{name}.{factor}.weight"] for _, lora in loaded])
