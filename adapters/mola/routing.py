@@ -98,7 +98,8 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         self.configs: dict[str, MoLAConfig] = {}
         self._parameter_names = tuple(inspect.signature(base_model.forward).parameters)
         self._main_inputs = (getattr(base_model, "main_input_name", "pixel_values"), *_MAIN_INPUTS)
-        # plain lists: these modules belong to the base model
+        # plain lists: what is in them belongs to the base model
+        self._base_parameter = [next(base_model.parameters())]
         self._frozen_norms: list[nn.Module] = []
         self._checkpointed = [module for module in base_model.modules() if hasattr(module, "gradient_checkpointing")]
         self._hook = base_model.register_forward_pre_hook(self._route, with_kwargs=True)
@@ -106,12 +107,12 @@ class RoutingModule(nn.Module, BaseTunerLayer):
     def add_adapter(self, adapter_name: str, config: MoLAConfig, base_model: nn.Module) -> None:
         """Add an adapter's router, if it has one, and learn which BatchNorms of the base model stay frozen."""
         self.configs[adapter_name] = config
-        device = next(base_model.parameters()).device
         if config.routing == "router":
             assert config.num_experts is not None
-            self.mola_router[adapter_name] = build_router(config.router, base_model, config.num_experts).to(device)
+            self.mola_router[adapter_name] = build_router(config.router, base_model, config.num_experts)
             if config.uses_twd:
-                self.mola_projection[adapter_name] = nn.Linear(config.num_experts, config.twd_dim, device=device)
+                self.mola_projection[adapter_name] = nn.Linear(config.num_experts, config.twd_dim)
+            self._move_adapter_to_device_of_base_layer(adapter_name)
         trained = any(other.train_backbone for other in self.configs.values())
         own = {id(module) for module in self.modules()}
         self._frozen_norms = [
@@ -124,6 +125,11 @@ class RoutingModule(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         self.configs.pop(adapter_name, None)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        for modules in (self.mola_router, self.mola_projection):
+            if adapter_name in modules and not any(value.is_meta for value in modules[adapter_name].parameters()):
+                modules[adapter_name].to(device or self._base_parameter[0].device)
 
     def remove(self) -> None:
         """Take the hook off the base model again."""

@@ -60,8 +60,9 @@ def _plain(split: Dataset) -> np.ndarray:
     return rows["pixel_values"][rows["task_ids"] == 0].numpy()
 
 
-def test_size_repeats_pixels() -> None:
-    small, large = digits("digits")["test"][:]["pixel_values"], digits("digits", size=16)["test"][:]["pixel_values"]
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_size_repeats_pixels(name: str) -> None:
+    small, large = digits(name)["test"][:]["pixel_values"], digits(name, size=16)["test"][:]["pixel_values"]
     assert torch.equal(large, small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
 
 
@@ -89,6 +90,51 @@ def test_local_sources(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / "images" / "train" / kind / "0.png")
     images = load(str(tmp_path / "images"))["train"]
     assert images.features["label"].names == ["cat", "dog"]
+
+
+def _tables(folder: Path, *names: str) -> str:
+    folder.mkdir(parents=True)
+    for name in names:
+        rows = Dataset.from_dict({"text": ["a", "b"]})
+        {".csv": rows.to_csv, ".json": rows.to_json, ".parquet": rows.to_parquet}[Path(name).suffix](folder / name)
+    return str(folder)
+
+
+def test_every_table_of_a_flat_folder_is_a_split(tmp_path: Path) -> None:
+    data = load(_tables(tmp_path / "flat", "pretrain.csv", "train.csv", "monday.csv"))
+    assert {split: len(rows) for split, rows in data.items()} == {"pretrain": 2, "train": 2, "monday": 2}
+
+
+@pytest.mark.parametrize("below", ["", "data"])
+def test_shards_are_joined(tmp_path: Path, below: str) -> None:
+    shards = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet")
+    _tables(tmp_path / "repository" / below, *shards)
+    data = load(str(tmp_path / "repository"))
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 4, "test": 2}
+
+
+def test_metadata_describe_the_images_beside_them(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,labels,task_ids\n0.png,7,3\n")
+    row = load(str(tmp_path))["train"][0]
+    assert (row["labels"], row["task_ids"], row["image"].size) == (7, 3, (4, 4))
+
+
+def test_a_saved_single_split_is_train(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "saved"))
+    assert load(str(tmp_path / "saved"))["train"]["text"][:] == ["a"]
+
+
+def test_folders_without_one_kind_of_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"name: found csv and json files in .*, allowed is one kind"):
+        load(_tables(tmp_path / "mixed", "train.csv", "test.json"))
+    with pytest.raises(ValueError, match=r"name: found no data in .*, allowed are folders of"):
+        load(_tables(tmp_path / "empty"))
+
+
+def test_only_hub_ids_reach_the_hub() -> None:
+    with pytest.raises(OSError, match="owner/name"):  # offline
+        load("owner/name")
 
 
 @pytest.mark.parametrize("name", ["no-such-name", "./no/such/folder", "/no/such/file.csv"])
@@ -131,6 +177,9 @@ def test_collator_in_a_dataloader_of_the_embedded_data() -> None:
         ([{"x": 1.0, "task_ids": 0}, {"x": 1.0}], "task_ids: found none in 1 of 2 examples"),
         ([{"x": 1.0, "task_ids": 0.5}], "task_ids: found torch.float32"),
         ([{"x": 1.0, "task_ids": [0, 1]}], "allowed is an integer"),
+        ([{"x": 1.0, "task_ids": "a"}], "task_ids: found 'a' and the like, allowed are integers"),
+        ([{"x": 1.0, "task_ids": [0]}, {"x": 1.0, "task_ids": [0, 1]}], "allowed are integers"),
+        ([{"x": 1.0, "task_ids": True}], "task_ids: found torch.bool"),
         ([{"x": 1.0, "task_ids": 3}], "found ids from 3 to 3, allowed are 0 to 2"),
         ([{"x": 1.0, "task_ids": -1}], "found ids from -1 to -1, allowed are 0 to 2"),
     ],

@@ -1,16 +1,18 @@
 """Cards: metadata that the Hub reads back, text that cannot break anything, pictures."""
 
 import json
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_ext.hub_cards import METHODS, MethodCard, Result, create_card, plot_losses, plot_results, plot_routing
+from hf_ext.hub_cards.card import save_results
 
 RESULTS = [
     Result("LoRA r=16", "accuracy", 0.5, 0.01, 3),
@@ -29,6 +31,21 @@ def test_metadata_is_read_back(tmp_path: Path) -> None:
     assert set(METHODS["mola"].tags) <= set(data.tags)
     (result,) = data.eval_results  # the baseline is in the table, not in the metadata
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.75, "me/data")
+    assert result.metric_name == "accuracy (mean of 3 seeds, std 0.02)"
+
+
+def test_two_systems_of_a_method_are_told_apart() -> None:
+    results = [Result(system, "accuracy", 0.5, is_method=True) for system in ("Grad", "Router")]
+    read = ModelCard(_card(results=results).render()).data.eval_results
+    assert [result.metric_name for result in read] == ["accuracy (Grad)", "accuracy (Router)"]
+
+
+def test_optional_facts_are_shown() -> None:
+    text = _card(environment={"hardware": "2 CPU cores"}, tags=["digits", "mola"]).render()
+    assert "| hardware | 2 CPU cores |" in text
+    assert ModelCard(text).data.tags == [*METHODS["mola"].tags, "digits"]
+    assert "standard deviation" in text
+    assert "standard deviation" not in _card(results=[Result("MoLA", "accuracy", 0.5)]).render()
 
 
 def test_body_says_what_it_should() -> None:
@@ -47,13 +64,14 @@ def test_body_says_what_it_should() -> None:
 
 hostile = st.text(
     alphabet=st.one_of(
-        st.sampled_from("-:|#`{}%\n\"'\\<>[]~*_ !&"), st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])
+        st.sampled_from("-:|#`{}%\n\r\"'\\<>[]~*_ !&"), st.characters(codec="utf-8", exclude_characters="\x85")
     ),
     max_size=40,
 ).map(lambda text: f"x{text}")
 
 
 @settings(max_examples=50, deadline=None)
+@example(name="a\n---\nb", dataset="\x00\x1b", system="a | b", key="a\n| b", value="```\n## x")
 @given(name=hostile, dataset=hostile, system=hostile, key=hostile, value=hostile)
 def test_no_text_breaks_header_table_or_template(name: str, dataset: str, system: str, key: str, value: str) -> None:
     card = MethodCard(
@@ -64,6 +82,7 @@ def test_no_text_breaks_header_table_or_template(name: str, dataset: str, system
         hyper_parameters={key: value},
         limitations=value,
         usage=value,
+        command=value,
         results=[Result(system, "accuracy", 0.5, is_method=True)],
     )
     text = card.render()
@@ -73,8 +92,27 @@ def test_no_text_breaks_header_table_or_template(name: str, dataset: str, system
     rows = [line for line in read.text.splitlines() if line.startswith("| **")]
     assert len(rows) == 1
     assert rows[0].replace("\\|", "").count("|") == 5
-    headings = [line for line in read.text.splitlines() if line.startswith("## ")]
+    in_fences = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", read.text)
+    headings = [line for line in in_fences.splitlines() if line.startswith("## ")]
     assert headings == ["## Method", "## Usage", "## Results", "## Training", "## Limitations", "## Citation"]
+
+
+@pytest.mark.parametrize("text", ["- item", "+ item", "1. item", "2) item", "---", "===", "# x", "> x", "    code"])
+def test_a_paragraph_stays_one(text: str) -> None:
+    *_, paragraph = _card(limitations=text).render().split("## Citation")[0].strip().split("\n\n")
+    assert re.match(r"\\|\d\\|code", paragraph)
+
+
+def test_what_no_file_can_hold_is_replaced(tmp_path: Path) -> None:
+    _card(model_name="a\x85b", dataset_description="\ud800").save(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.model_name == "a b"
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_names_of_files_and_commands_are_quoted() -> None:
+    text = _card(plots=[("a b).png", "x")], command="a `b`").render()
+    assert "![x](a%20b%29.png)" in text
+    assert "Made by `` a `b` ``." in text
 
 
 def test_create_card_reads_the_folder(tmp_path: Path) -> None:
@@ -83,6 +121,8 @@ def test_create_card_reads_the_folder(tmp_path: Path) -> None:
         "r": 4,
         "target_modules": ["q", "v"],
         "bias": None,
+        "twd_weight": 0,
+        "task_type": "SEQ_CLS",
         "peft_type": "MOLA",
     }
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -90,12 +130,28 @@ def test_create_card_reads_the_folder(tmp_path: Path) -> None:
     assert card.base_model == "me/base"
     assert card.hyper_parameters["r"] == 4
     assert "bias" not in card.hyper_parameters
-    assert "| target\\_modules | q, v |" in (tmp_path / "README.md").read_text()
+    assert card.hyper_parameters["twd_weight"] == 0
+    assert card.task == "text-classification"
+    text = (tmp_path / "README.md").read_text()
+    assert "| target\\_modules | q, v |" in text
+    code = text.split("```python\n")[1].split("```")[0]
+    assert code.startswith("import hf_ext")
+    assert "AutoModelForSequenceClassification.from_pretrained('me/base')" in code
+    assert f"PeftModel.from_pretrained(base, './{tmp_path.name}')" in code
+    compile(code, "usage", "exec")
 
 
-def test_a_path_of_this_machine_is_no_base_model(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/home/me/model"}))
+def test_saved_results_are_found(tmp_path: Path) -> None:
+    save_results(tmp_path, RESULTS)
+    assert create_card(tmp_path).results == RESULTS
+
+
+@pytest.mark.parametrize("path", ["/home/me/model", "../model", "./model", "base_model"])
+def test_a_path_of_this_machine_is_no_base_model(tmp_path: Path, path: str) -> None:
+    (tmp_path / "base_model").mkdir()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": path, "r": 4}))
     assert create_card(tmp_path).base_model is None
+    assert path not in (tmp_path / "README.md").read_text()
 
 
 def test_unknown_method_is_refused() -> None:
@@ -113,9 +169,27 @@ def _png_size(path: Path) -> tuple[int, int]:
 def test_plots_are_pictures(tmp_path: Path) -> None:
     plot_results(RESULTS, tmp_path / "results.png")
     plot_losses(
-        [{"loss": 2.0, "twd_loss": 1.0, "step": 1}, {"loss": 1.0, "step": 2}, {"eval_loss": 1, "step": 2}],
+        [{"loss": 2.0, "domain_loss/a": 1.0, "step": 1}, {"loss": 1.0, "step": 2}, {"eval_loss": 1, "step": 2}],
         tmp_path / "losses.png",
     )
     plot_routing(np.full((4, 3), 1 / 3), tmp_path / "routing.png", ["a", "b", "c", "d"])
-    for name, width in {"results": 1050, "losses": 1050, "routing": 540}.items():
-        assert _png_size(tmp_path / f"{name}.png")[0] == width
+    for name, size in {"results": (1050, 285), "losses": (1050, 525), "routing": (540, 480)}.items():
+        assert _png_size(tmp_path / f"{name}.png") == size
+
+
+def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
+    plot_results([Result("$\\bad{$", "$\\bad{$", 0.5)], tmp_path / "results.png")
+    plot_routing([[1.0]], tmp_path / "routing.png", ["$\\bad{$"])
+
+
+def test_plots_refuse_what_they_cannot_show(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="results: found the metrics \\[\\]"):
+        plot_results([], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="results: found the metrics \\['accuracy', 'loss'\\]"):
+        plot_results([*RESULTS, Result("LoRA", "loss", 1.0)], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="log_history: found 1 entries without 'loss'"):
+        plot_losses([{"eval_loss": 1.0, "step": 1}], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="table: found the shape"):
+        plot_routing([1.0], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="tasks: found 1 names, allowed are 2"):
+        plot_routing(np.eye(2), tmp_path / "x.png", ["a"])
