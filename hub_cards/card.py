@@ -7,13 +7,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_ext.hub_cards.methods import METHODS, Method
 
 RESULTS_FILE = "hf_ext_results.json"
+_CONFIGS = ("adapter_config.json", "config.json")
+#: what the Hub calls a task -> what peft calls it, and the class that loads its models
+_TASKS = {
+    "image-classification": (None, "AutoModelForImageClassification"),
+    "text-classification": ("SEQ_CLS", "AutoModelForSequenceClassification"),
+    "token-classification": ("TOKEN_CLS", "AutoModelForTokenClassification"),
+    "text-generation": ("CAUSAL_LM", "AutoModelForCausalLM"),
+}
+_NOT_SETTINGS = {"architectures", "base_model_name_or_path", "inference_mode", "peft_version", "transformers_version"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,16 @@ class MethodCard:
         task: Hub task, such as "image-classification".
         hyper_parameters: names and values.
         results: the table; rows with `is_method` go into the metadata (`model-index`).
+        environment: training time, hardware, versions and the like.
         plots: file names in the folder and what they show.
         usage: Python code.
-        library_name, license, limitations, command: as named; the method's own limitations are added.
+        library_name, license: as the Hub knows them.
+        limitations: added to the method's own.
+        command: what made the results.
+        tags: added to the method's own.
+
+    Raises:
+        ValueError: an unknown method, or results for the metadata without a `model_name`.
     """
 
     method: str
@@ -54,12 +72,14 @@ class MethodCard:
     task: str = "image-classification"
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     results: Sequence[Result] = ()
+    environment: dict[str, Any] = field(default_factory=dict)
     plots: Sequence[tuple[str, str]] = ()
     usage: str = ""
     library_name: str = "peft"
     license: str | None = None
     limitations: str = ""
     command: str = ""
+    tags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -72,25 +92,26 @@ class MethodCard:
 
     def metadata(self) -> ModelCardData:
         """The YAML header; everything in it goes through a YAML writer."""
+        own = [result for result in self.results if result.is_method]
+        several = len({result.system for result in own}) > 1
         evaluations = [
             EvalResult(
                 task_type=self.task,
-                dataset_type=self.dataset,
-                dataset_name=self.dataset,
-                metric_type=result.metric,
+                dataset_type=_yaml(self.dataset),
+                dataset_name=_yaml(self.dataset),
+                metric_type=_yaml(result.metric),
                 metric_value=result.mean,
-                metric_name=f"{result.metric} (mean of {result.seeds} seeds)" if result.seeds > 1 else result.metric,
+                metric_name=_yaml(_metric_name(result, with_system=several)),
             )
-            for result in self.results
-            if result.is_method
+            for result in own
         ]
         return ModelCardData(
-            model_name=self.model_name,
-            base_model=self.base_model,
+            model_name=_yaml(self.model_name),
+            base_model=_yaml(self.base_model),
             library_name=self.library_name,
-            license=self.license,
+            license=_yaml(self.license),
             pipeline_tag=self.task,
-            tags=[*self.about.tags],
+            tags=list(dict.fromkeys([*self.about.tags, *map(_yaml, self.tags)])),
             datasets=[self.dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", self.dataset) else None,
             eval_results=evaluations or None,
         )
@@ -105,7 +126,14 @@ class MethodCard:
             keep_trailing_newline=True,
             autoescape=False,  # the output is markdown; what users write goes through these filters
         )
-        environment.filters |= {"cell": _cell, "line": _line, "code": _code}
+        environment.filters |= {
+            "cell": _cell,
+            "line": _line,
+            "block": _block,
+            "code": _code,
+            "span": _span,
+            "file": quote,
+        }
         # user text is passed as values and never parsed as a template
         body = environment.get_template("method.md.j2").render(card=self, about=self.about)
         return f"---\n{self.metadata().to_yaml()}\n---\n\n{body}"
@@ -115,7 +143,7 @@ class MethodCard:
         path = Path(folder) / "README.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(".README.md.part")
-        part.write_text(self.render(), encoding="utf-8")
+        part.write_text(self.render(), encoding="utf-8", errors="replace")  # lone surrogates
         os.replace(part, path)
         return path
 
@@ -123,23 +151,26 @@ class MethodCard:
 def create_card(folder: str | os.PathLike[str], method: str = "mola", **facts: Any) -> MethodCard:
     """Write the card of a trained folder from what lies in it; `facts` (arguments of `MethodCard`) win.
 
-    Read are `adapter_config.json` or `config.json` (hyper-parameters, base model) and the results that a demo or an
-    earlier call of this function left.
+    Read are `adapter_config.json` or `config.json` (hyper-parameters, base model, task) and the results that
+    `save_results` left. A base model that is a path of this machine is not named.
     """
     folder = Path(folder)
     found: dict[str, Any] = {"model_name": folder.resolve().name}
-    for name in ("adapter_config.json", "config.json"):
-        if (folder / name).is_file():
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
-            found["base_model"] = config.get("base_model_name_or_path")
-            found["hyper_parameters"] = {key: value for key, value in config.items() if _is_worth_showing(value)}
-            break
+    config_file = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
+    if config_file is not None:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        found["base_model"] = config.get("base_model_name_or_path")
+        found |= _task_facts(config.get("task_type"))
+        found["hyper_parameters"] = {key: value for key, value in config.items() if _is_setting(key, value)}
     if (folder / RESULTS_FILE).is_file():
         rows = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
         found["results"] = [Result(**row) for row in rows]
     card = MethodCard(**{"method": method, **found, **facts})
-    if card.base_model and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", card.base_model):
-        card.base_model = None  # a path of this machine means nothing on the Hub
+    if card.base_model and not _is_hub_id(card.base_model, folder):
+        card.base_model = None
+    if not card.usage and card.base_model:
+        auto_class = _TASKS.get(card.task, (None, "AutoModel"))[1]
+        card.usage = card.about.usage_of(auto_class, card.base_model, f"./{folder.resolve().name}")
     card.save(folder)
     return card
 
@@ -152,14 +183,47 @@ def save_results(folder: str | os.PathLike[str], results: Sequence[Result]) -> N
     os.replace(part, path)
 
 
-def _is_worth_showing(value: Any) -> bool:
-    return value not in (None, False, "", [], {}) and not isinstance(value, dict)
+def _task_facts(peft_task: str | None) -> dict[str, str]:
+    tasks = [task for task, (name, _) in _TASKS.items() if name is not None and name == peft_task]
+    return {"task": tasks[0]} if tasks else {}
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    empty = value is None or value is False or value in ("", [])
+    return not empty and not isinstance(value, dict) and name not in _NOT_SETTINGS
+
+
+def _is_hub_id(name: str, folder: Path) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists() and not (folder / name).exists()
+
+
+def _metric_name(result: Result, *, with_system: bool) -> str:
+    notes = [result.system] if with_system else []
+    if result.seeds > 1:
+        notes.append(f"mean of {result.seeds} seeds")
+    if result.std is not None:
+        notes.append(f"std {result.std:.2g}")
+    return f"{result.metric} ({', '.join(notes)})" if notes else result.metric
+
+
+def _yaml(value: Any) -> Any:
+    """Text without the one character that YAML writers and readers treat differently."""
+    return value.replace("\x85", " ") if isinstance(value, str) else value
 
 
 def _line(value: Any) -> str:
-    """One line of text that starts nothing: no headings, no lists, no HTML, no second YAML header."""
+    """Text within a line: no markup, no HTML, no second line."""
     text = re.sub(r"\s+", " ", str(value)).strip()
-    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text)
+
+
+def _block(value: Any) -> str:
+    """Text of a paragraph of its own: as `_line`, and it starts no list and underlines no heading."""
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", _line(value))
 
 
 def _cell(value: Any) -> str:
@@ -173,6 +237,16 @@ def _cell(value: Any) -> str:
 
 def _code(value: str) -> str:
     """A fenced block that the text cannot end."""
-    longest = max((len(run) for run in re.findall(r"`+", value)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = _fence(value, 3)
     return f"{fence}python\n{value.rstrip()}\n{fence}"
+
+
+def _span(value: str) -> str:
+    """Code within a line that the text cannot end."""
+    text, pad = re.sub(r"\s+", " ", value).strip(), " " if "`" in value else ""
+    fence = _fence(text, 1)
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _fence(value: str, least: int) -> str:
+    return "`" * max(least, 1 + max((len(run) for run in re.findall(r"`+", value)), default=0))

@@ -16,6 +16,7 @@ class Method:
         bibtex: citation.
         tags: of the model on the Hub.
         limitations: what to know before relying on it (markdown).
+        usage: Python code that loads a model, with `{auto_class}`, `{base_model}` and `{folder}`.
     """
 
     name: str
@@ -26,6 +27,11 @@ class Method:
     bibtex: str
     tags: tuple[str, ...]
     limitations: str
+    usage: str
+
+    def usage_of(self, auto_class: str, base_model: str, folder: str) -> str:
+        """The code that loads what lies in `folder` onto `base_model`, whatever characters are in those two."""
+        return self.usage.format(auto_class=auto_class, base_model=repr(base_model), folder=repr(folder))
 
 
 _MOLA = Method(
@@ -58,6 +64,14 @@ _MOLA = Method(
         "differ in their inputs. There is no single merged weight for all tasks; one task at a time can be merged or "
         "exported."
     ),
+    usage="""import hf_ext  # tells peft what MoLA is
+from peft import PeftModel
+from transformers import {auto_class}
+
+base = {auto_class}.from_pretrained({base_model})
+model = PeftModel.from_pretrained(base, {folder})  # this folder, or its id on the Hub
+# with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)
+""",
 )
 
 METHODS = {method.name: method for method in (_MOLA,)}

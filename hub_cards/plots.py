@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,88 @@ from hf_ext.hub_cards.card import Result
 
 _METHOD, _BASELINE = "#0072B2", "#B8B8B8"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", "--", ":", "-.")
+
+
+def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
+    """Bars of every system's mean with its standard deviation.
+
+    Raises:
+        ValueError: no results, or results of several metrics.
+    """
+    metrics = sorted({row.metric for row in results})
+    if len(metrics) != 1:
+        raise ValueError(f"results: found the metrics {metrics}, allowed is one")
+    figure, axes = _figure(7, 0.45 * len(results) + 1)
+    for position, row in enumerate(results):
+        spread = row.std or 0.0
+        axes.barh(
+            position,
+            row.mean,
+            xerr=spread or None,
+            color=_METHOD if row.is_method else _BASELINE,
+            error_kw={"ecolor": "#444444", "capsize": 3},
+        )
+        axes.annotate(
+            f"{row.mean:.3f}",
+            (max(row.mean + spread, 0), position),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            weight="bold" if row.is_method else "normal",
+        )
+    axes.set_yticks(range(len(results)), [row.system for row in results])
+    _plain_labels(axes)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.12)
+    axes.set_xlabel(metrics[0], parse_math=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Every term of the training loss in a Trainer's `log_history` (`loss`, `twd_loss`, `domain_loss/...`) over steps.
+
+    Raises:
+        ValueError: no training loss was logged.
+    """
+    entries = [entry for entry in log_history if "loss" in entry]
+    if not entries:
+        raise ValueError(f"log_history: found {len(log_history)} entries without 'loss', allowed are training logs")
+    figure, axes = _figure(7, 3.5)
+    names = dict.fromkeys(key for entry in entries for key in entry if "loss" in key)
+    for name, (dash, colour) in zip(names, cycle(product(_DASHES, _LINES)), strict=False):
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        axes.plot(*zip(*points, strict=True), dash, color=colour, label=name, marker="." if len(points) == 1 else "")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence[str] | None = None) -> None:
+    """Mean routing weight, in [0, 1], of every expert (columns) for every task (rows).
+
+    Raises:
+        ValueError: a table that is not two-dimensional, or names for another number of tasks.
+    """
+    weights = np.asarray(table, dtype=float)
+    if weights.ndim != 2:
+        raise ValueError(f"table: found the shape {weights.shape}, allowed is (tasks, experts)")
+    if tasks is not None and len(tasks) != len(weights):
+        raise ValueError(f"tasks: found {len(tasks)} names, allowed are {len(weights)}, one per row of the table")
+    figure, axes = _figure(1.2 + 0.8 * weights.shape[1], 1.2 + 0.5 * weights.shape[0])
+    axes.spines[:].set_visible(False)
+    picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(weights.shape[1]), [f"expert {expert}" for expert in range(weights.shape[1])])
+    axes.set_yticks(range(weights.shape[0]), tasks or [f"task {task}" for task in range(weights.shape[0])])
+    _plain_labels(axes)
+    axes.tick_params(length=0)
+    for (task, expert), weight in np.ndenumerate(weights):
+        axes.text(expert, task, f"{weight:.2f}", ha="center", va="center", color="white" if weight > 0.5 else "black")
+    bar = figure.colorbar(picture, ax=axes, label="mean routing weight")
+    bar.outline.set_visible(False)
+    figure.savefig(path, dpi=150)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -24,45 +107,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
-    """Bars of every system's mean with its standard deviation."""
-    figure, axes = _figure(7, 0.45 * len(results) + 1)
-    rows = list(reversed(results))
-    axes.barh(
-        [row.system for row in rows],
-        [row.mean for row in rows],
-        xerr=[row.std or 0.0 for row in rows],
-        color=[_METHOD if row.is_method else _BASELINE for row in rows],
-        error_kw={"ecolor": "#444444", "capsize": 3},
-    )
-    for position, row in enumerate(rows):
-        axes.annotate(f"{row.mean:.3f}", (0, position), (4, 0), textcoords="offset points", va="center", color="black")
-    axes.set_xlabel(results[0].metric)
-    figure.savefig(path, dpi=150)
-
-
-def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Every loss in a Trainer's `log_history` over the steps."""
-    figure, axes = _figure(7, 3.5)
-    entries = [entry for entry in log_history if "loss" in entry]
-    names = [name for name in dict.fromkeys(key for entry in entries for key in entry) if name.endswith("loss")]
-    for name, colour in zip(names, _LINES * len(names), strict=False):
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        axes.plot(*zip(*points, strict=True), color=colour, label=name)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-
-
-def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence[str] | None = None) -> None:
-    """Mean routing weight of every expert (columns) for every task (rows)."""
-    weights = np.asarray(table, dtype=float)
-    figure, axes = _figure(1.2 + 0.8 * weights.shape[1], 1.2 + 0.5 * weights.shape[0])
-    picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(weights.shape[1]), [f"expert {expert}" for expert in range(weights.shape[1])])
-    axes.set_yticks(range(weights.shape[0]), tasks or [f"task {task}" for task in range(weights.shape[0])])
-    for (task, expert), weight in np.ndenumerate(weights):
-        axes.text(expert, task, f"{weight:.2f}", ha="center", va="center", color="white" if weight > 0.5 else "black")
-    figure.colorbar(picture, ax=axes, label="mean routing weight")
-    figure.savefig(path, dpi=150)
+def _plain_labels(axes: Axes) -> None:
+    """Names on the y axis are text, not formulas, even between dollar signs."""
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)

@@ -45,7 +45,10 @@ class KeepColumns:
         missing = sum(value is None for value in values)
         if missing:
             raise ValueError(f"{name}: found none in {missing} of {len(examples)} examples, allowed is one id in each")
-        ids = torch.stack([torch.as_tensor(value) for value in values])
+        try:
+            ids = torch.stack([torch.as_tensor(value) for value in values])
+        except (RuntimeError, TypeError) as error:  # text, or lists of different lengths
+            raise ValueError(f"{name}: found {values[0]!r} and the like, allowed are integers") from error
         if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"{name}: found {ids.dtype} of shape {tuple(ids.shape[1:])}, allowed is an integer")
         bound = self.bounds.get(name)

@@ -57,7 +57,7 @@ def digits(name: str = "digits-rotated", *, seed: int = 0, size: int = 8) -> Dat
     Args:
         name: a key of `VARIANTS`.
         seed: draws the splits and the noise.
-        size: pixels a side, a multiple of 8 (pixels are repeated).
+        size: pixels a side, a multiple of 8 (every pixel is repeated, noise and all).
 
     Raises:
         ValueError: unknown name or size.
@@ -70,16 +70,15 @@ def digits(name: str = "digits-rotated", *, seed: int = 0, size: int = 8) -> Dat
 
     raw, labels = load_digits(return_X_y=True)
     pixels = (raw.reshape(-1, 1, 8, 8) / 8 - 1).astype(np.float32)
-    pixels = pixels.repeat(size // 8, axis=2).repeat(size // 8, axis=3)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     pretrain, train, test = np.split(order, [PRETRAIN, PRETRAIN + TRAIN])
     variants = VARIANTS[name]
     return DatasetDict(
         {
-            "pretrain": _split(pixels[pretrain], labels[pretrain], variants[:1], variants, rng),
-            "train": _split(pixels[train], labels[train], variants, variants, rng),
-            "test": _split(pixels[test], labels[test], variants, variants, rng),
+            "pretrain": _split(pixels[pretrain], labels[pretrain], variants[:1], variants, rng, size),
+            "train": _split(pixels[train], labels[train], variants, variants, rng, size),
+            "test": _split(pixels[test], labels[test], variants, variants, rng, size),
         }
     )
 
@@ -90,17 +89,19 @@ def _split(
     used: tuple[Variant, ...],
     variants: tuple[Variant, ...],
     rng: np.random.Generator,
+    size: int,
 ) -> Dataset:
+    small = np.concatenate([variant.pixels(pixels, rng) for variant in used])
     ids = np.repeat(np.arange(len(used)), len(labels))
     task = ClassLabel(names=[variant.name for variant in variants])
     columns = {
-        "pixel_values": np.concatenate([variant.pixels(pixels, rng) for variant in used]),
+        "pixel_values": small.repeat(size // 8, axis=2).repeat(size // 8, axis=3),
         "labels": np.concatenate([(labels + variant.label_shift) % 10 for variant in used]),
         "task_ids": ids,
         "domain_ids": ids,
     }
     features = Features(
-        pixel_values=Array3D(shape=pixels.shape[1:], dtype="float32"),
+        pixel_values=Array3D(shape=(1, size, size), dtype="float32"),
         labels=ClassLabel(names=[str(digit) for digit in range(10)]),
         task_ids=task,
         domain_ids=task,

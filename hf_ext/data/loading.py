@@ -1,5 +1,6 @@
 """One name for every source of data: embedded, a folder, a file, or the Hub."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,24 @@ def load(name: str, **options: Any) -> DatasetDict:
 
     Args:
         name: an embedded name (`EMBEDDED`); a folder written by `save_to_disk`; a folder of csv, json or parquet files
-            (named after their splits) or of images in class folders; one such file; or else a Hub id.
-        **options: of `digits` for embedded names, of `datasets.load_dataset` otherwise.
+            (each a split of its name), of images in class folders, or laid out like a Hub repository; one csv, json
+            or parquet file; or else a Hub id. Only the last is looked up on the Hub.
+        **options: of `digits` for embedded names, of `load_from_disk` for saved folders, of `load_dataset` otherwise
+            (where `split` and `streaming` change the type returned, as they do there).
 
     Returns:
         The splits; a single file or unsplit folder is the split `train`.
 
     Raises:
-        ValueError: nothing of that name, or a file of an unknown kind.
+        ValueError: nothing of that name, a file of an unknown kind, or a folder without data or with several kinds.
     """
     if name in EMBEDDED:
         return digits(name, **options)
     path = Path(name).expanduser()
     if path.is_file():
-        if path.suffix not in _READERS:
+        if path.suffix.lower() not in _READERS:
             raise ValueError(f"name: found the file {name!r}, allowed are files ending in {', '.join(_READERS)}")
-        return load_dataset(_READERS[path.suffix], data_files={"train": str(path)}, **options)
+        return load_dataset(_READERS[path.suffix.lower()], data_files={"train": str(path)}, **options)
     if path.is_dir():
         return _load_folder(path, options)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -44,13 +47,30 @@ def load(name: str, **options: Any) -> DatasetDict:
 
 
 def _load_folder(path: Path, options: dict[str, Any]) -> DatasetDict:
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        loaded = load_from_disk(str(path))
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        loaded = load_from_disk(str(path), **options)
         return DatasetDict({"train": loaded}) if isinstance(loaded, Dataset) else loaded
-    for suffix, reader in _READERS.items():
-        if files := sorted(path.glob(f"*{suffix}")):
-            splits = {file.stem: str(file) for file in files}
-            # metadata.csv and the like describe the images beside them
-            if not any(stem.startswith("metadata") for stem in splits):
-                return load_dataset(reader, data_files=splits, **options)
-    return load_dataset("imagefolder", data_dir=str(path), **options)
+    tables = _tables(path)
+    readers = {_READERS[file.suffix.lower()] for files in tables.values() for file in files}
+    if len(readers) > 1:
+        raise ValueError(f"name: found {' and '.join(sorted(readers))} files in {str(path)!r}, allowed is one kind")
+    try:
+        if tables:
+            splits = {name: [str(file) for file in files] for name, files in tables.items()}
+            return load_dataset(readers.pop(), data_files=splits, **options)
+        return load_dataset(str(path), **options)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"name: found no data in {str(path)!r}, allowed are folders of images or tables ({error})"
+        ) from error
+
+
+def _tables(path: Path) -> dict[str, list[Path]]:
+    """The files of a flat folder of tables by split, or nothing if the folder has another layout."""
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    tables = [entry for entry in entries if entry.suffix.lower() in _READERS]
+    nested = any(entry.is_dir() for entry in entries)
+    # metadata.csv and the like describe the images beside them; train-00000-of-00002 is a shard, not a split
+    if nested or not all(re.fullmatch(r"(?!metadata)\w+", file.stem) for file in tables):
+        return {}
+    return {file.stem: [other for other in tables if other.stem == file.stem] for file in tables}
