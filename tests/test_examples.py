@@ -1,0 +1,57 @@
+"""The launch scripts run as their README says."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import ViTConfig, ViTForImageClassification
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def _run(command: list[str], cwd: Path, **environment: str) -> str:
+    everything = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    done = subprocess.run(command, cwd=cwd, env=everything, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("configuration", "processes"), [("cpu", 1), ("cpu_2_processes", 2)])
+def test_launch(configuration: str, processes: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **sizes))
+    vit.save_pretrained(tmp_path / "hf_ext_demo_mola" / "base_model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", port]
+    command += ["--config_file", str(EXAMPLES / "accelerate" / f"{configuration}.yaml")]
+    command += [str(EXAMPLES / "mola.py"), "--config", str(EXAMPLES / "mola_digits.yaml"), "--max_steps", "2"]
+    command += ["--eval_steps", "2", "--save_steps", "2", "--per_device_train_batch_size", "8", "--use_cpu", "true"]
+    _run(command, tmp_path, **({"ACCELERATE_USE_CPU": "true"} if processes > 1 else {}))
+    state = json.loads((tmp_path / "mola_digits" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["epoch"] == pytest.approx(2 / (2400 / 8 / processes))  # each process took its own share of the data
+    assert (tmp_path / "mola_digits" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_measurement(tmp_path: Path) -> None:
+    small = ["--batch", "2", "--tokens", "8", "--width", "16", "--rounds", "1"]
+    printed = _run([sys.executable, str(EXAMPLES / "measure_mola.py"), *small], tmp_path)
+    assert len(re.findall(r"x LoRA r=16", printed)) == 5
+
+
+def test_configurations_are_listed_and_readable() -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+    for file in (EXAMPLES / "accelerate").iterdir():
+        assert f"examples/accelerate/{file.name}" in readme
+        assert yaml.safe_load(file.read_text())["num_processes"] >= 1
