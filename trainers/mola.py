@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.adapters.mola import MoLAConfig, find_routing
+from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
 from hf_ext.functional import combine_task_losses, twd_loss
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.losses import gather_rows, per_sample_losses
@@ -67,6 +68,7 @@ class MoLAMixin(MethodMixin):
     model: Any
     method = "mola"
     group_name = "task"
+    _found: tuple[Any, RoutingModule | None] = (None, None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -84,7 +86,7 @@ class MoLAMixin(MethodMixin):
 
     @property
     def column_bounds(self) -> dict[str, int]:
-        _, config = self._adapter
+        *_, config = self._adapter
         bound = self._id_bound(config)
         return super().column_bounds | ({} if bound is None else {self.args.mola_task_column: bound})
 
@@ -98,19 +100,25 @@ class MoLAMixin(MethodMixin):
         return self.args.mola_task_column
 
     @property
-    def _adapter(self) -> tuple[str, MoLAConfig]:
-        routing = find_routing(self.model)
+    def _routing(self) -> RoutingModule | None:
+        if self._found[0] is not self.model:  # model_init makes new ones; a search at every step would be waste
+            self._found = (self.model, find_routing(self.model))
+        return self._found[1]
+
+    @property
+    def _adapter(self) -> tuple[RoutingModule, str, MoLAConfig]:
+        routing = self._routing
         names = [name for name in routing.active_adapters if name in routing.configs] if routing else []
         if routing is None or len(names) != 1:
             raise ValueError(
                 f"model: found a {type(self.model).__name__} with {len(names)} active MoLA adapters, allowed is one "
                 "(peft.get_peft_model(model, MoLAConfig(...)))"
             )
-        return names[0], routing.configs[names[0]]
+        return routing, names[0], routing.configs[names[0]]
 
     def check_arguments(self) -> None:
         super().check_arguments()
-        _, config = self._adapter
+        *_, config = self._adapter
         for option in ("packing", "padding_free"):
             if getattr(self.args, option, False):
                 raise ValueError(
@@ -122,11 +130,13 @@ class MoLAMixin(MethodMixin):
                 "mola_task_reduction: found 'sum' with label_smoothing_factor or compute_loss_func, "
                 "allowed is 'sample' with those"
             )
-        needed = config.needs_task_ids or config.uses_twd or self.args.mola_task_reduction == "sum"
-        self._check_task_column("train_dataset", self.train_dataset, config, needed)
+        self._check_task_column("train_dataset", self.train_dataset, config, self._training_needs_ids(config))
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for name, dataset in evaluated.items():
             self._check_task_column(f"eval_dataset {name}".strip(), dataset, config, config.needs_task_ids)
+
+    def _training_needs_ids(self, config: MoLAConfig) -> bool:
+        return config.needs_task_ids or config.uses_twd or self.args.mola_task_reduction == "sum"
 
     def _check_task_column(self, argument: str, dataset: Any, config: MoLAConfig, needed: bool) -> None:
         columns = getattr(dataset, "column_names", None)
@@ -155,7 +165,7 @@ class MoLAMixin(MethodMixin):
 
     def card_facts(self) -> dict[str, Any]:
         facts = super().card_facts()
-        _, config = self._adapter
+        *_, config = self._adapter
         adapter = ("num_experts", "r", "lora_alpha", "routing", "target_modules", "train_backbone", "twd_weight")
         facts["hyper_parameters"] |= {name: getattr(config, name) for name in adapter}
         facts["base_model"] = config.base_model_name_or_path
@@ -164,8 +174,17 @@ class MoLAMixin(MethodMixin):
     # ---------------------------------------------------------------------------------------------- training
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        task_ids = self.batch_columns.get(self.args.mola_task_column)
-        return inputs if task_ids is None else {**inputs, "mola_task_ids": task_ids}
+        if not self.model.training:
+            return inputs  # see prediction_step
+        column = self.args.mola_task_column
+        if column not in self.batch_columns:
+            *_, config = self._adapter
+            if self._training_needs_ids(config):
+                raise ValueError(
+                    f"mola_task_column: found no {column!r} in a batch, allowed are batches with task ids"
+                )
+            return inputs
+        return {**inputs, "mola_task_ids": self.batch_columns[column]}
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         samples, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -178,7 +197,7 @@ class MoLAMixin(MethodMixin):
 
     @property
     def _num_tasks(self) -> int:
-        _, config = self._adapter
+        *_, config = self._adapter
         return config.num_tasks or config.num_experts or 1
 
     def compute_loss(
@@ -196,10 +215,8 @@ class MoLAMixin(MethodMixin):
             result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss, outputs = result if return_outputs else (result, None)
         task_ids = inputs.get("mola_task_ids")
-        name, config = self._adapter
+        routing, name, config = self._adapter
         if training and config.uses_twd and task_ids is not None:
-            routing = find_routing(self.model)
-            assert routing is not None
             features = gather_rows(routing.routing.projected[name])
             twd = twd_loss(features, self.accelerator.gather(task_ids), temperature=config.twd_temperature)
             self.record(twd_loss=twd)
@@ -222,12 +239,13 @@ class MoLAMixin(MethodMixin):
 
     # ---------------------------------------------------------------------------------------------- evaluation
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        result = super().prediction_step(model, inputs, *args, **kwargs)
-        name, config = self._adapter
-        task_ids = self.batch_columns.get(self.args.mola_task_column)
+        """Predict; the ids are set aside for the model, since `generate` (Seq2SeqTrainer) takes no unknown inputs."""
+        routing, name, config = self._adapter
+        task_ids = inputs.get(self.args.mola_task_column)
+        with TaskSetting(routing.routing, task_ids):
+            result = super().prediction_step(model, inputs, *args, **kwargs)
         if config.routing == "router" and task_ids is not None:
-            routing = find_routing(self.model)
-            assert routing is not None
+            task_ids = self.batch_columns[self.args.mola_task_column]
             weights = routing.routing.weights[name].detach()
             gathered = self.accelerator.gather_for_metrics((weights.contiguous(), task_ids))
             self._routing_sums.append(gathered)

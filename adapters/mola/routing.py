@@ -90,7 +90,7 @@ class RoutingModule(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("mola_router", "mola_projection")
 
-    def __init__(self, base_model: nn.Module, routing: Routing) -> None:
+    def __init__(self, base_model: Any, routing: Routing) -> None:
         super().__init__()
         self.routing = routing
         self.mola_router = nn.ModuleDict()
@@ -102,7 +102,12 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         self._base_parameter = [next(base_model.parameters())]
         self._frozen_norms: list[nn.Module] = []
         self._checkpointed = [module for module in base_model.modules() if hasattr(module, "gradient_checkpointing")]
-        self._hook = base_model.register_forward_pre_hook(self._route, with_kwargs=True)
+        self._hooks = [base_model.register_forward_pre_hook(self._route, with_kwargs=True)]
+        if getattr(getattr(base_model, "config", None), "is_encoder_decoder", False):
+            # generate calls the encoder by itself, before the first forward of the whole
+            self._hooks.append(base_model.register_forward_hook(self._leave, always_call=True))
+            self._hooks.append(base_model.get_encoder().register_forward_pre_hook(self._route_alone, with_kwargs=True))
+        self._in_forward = False
 
     def add_adapter(self, adapter_name: str, config: MoLAConfig, base_model: nn.Module) -> None:
         """Add an adapter's router, if it has one, and learn which BatchNorms of the base model stay frozen."""
@@ -132,8 +137,9 @@ class RoutingModule(nn.Module, BaseTunerLayer):
                 modules[adapter_name].to(device or self._base_parameter[0].device)
 
     def remove(self) -> None:
-        """Take the hook off the base model again."""
-        self._hook.remove()
+        """Take the hooks off the base model again."""
+        for hook in self._hooks:
+            hook.remove()
 
     def unmerge(self) -> None:
         """Nothing is ever merged here."""
@@ -146,8 +152,19 @@ class RoutingModule(nn.Module, BaseTunerLayer):
             norm.training = False
         return self
 
-    # ---------------------------------------------------------------------------------------------- the hook
+    # ---------------------------------------------------------------------------------------------- the hooks
+    def _leave(self, *_: Any) -> None:
+        self._in_forward = False
+
+    def _route_alone(self, encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if self._in_forward:
+            return None
+        routed = self._route(encoder, args, kwargs)
+        self._in_forward = False
+        return routed
+
     def _route(self, base_model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self._in_forward = True
         given: TaskIds | None = kwargs.pop("mola_task_ids", None)
         if self.disable_adapters:
             return args, kwargs
@@ -169,7 +186,7 @@ class RoutingModule(nn.Module, BaseTunerLayer):
                 )
             if task_ids is not None and config.routing == "task":
                 routing.weights[name] = task_routing(task_ids, num_experts=config.num_experts)
-            elif _is_cached_decoding(inputs) and name in previous:
+            elif _is_decoding(inputs) and name in previous:
                 routing.weights[name] = previous[name]  # one routing per sequence, made from the prompt
             else:
                 routing.logits[name] = self._router_logits(name, base_model, inputs, main_input)
@@ -267,7 +284,9 @@ class _BoundCheckpoint:
         return self.checkpoint(self.routing.bind(function), *args, **kwargs)
 
 
-def _is_cached_decoding(inputs: dict[str, Any]) -> bool:
+def _is_decoding(inputs: dict[str, Any]) -> bool:
+    if inputs.get("encoder_outputs") is not None:
+        return True
     cache = inputs.get("past_key_values")
     length = getattr(cache, "get_seq_length", None)
     return length is not None and int(length()) > 0

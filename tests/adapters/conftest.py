@@ -77,6 +77,13 @@ def _llama() -> nn.Module:
     return LlamaForCausalLM(LlamaConfig(vocab_size=50, bos_token_id=1, eos_token_id=1, pad_token_id=0, **sizes))
 
 
+def _t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(vocab_size=50, decoder_start_token_id=0, **sizes))
+
+
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         import timm
@@ -93,6 +100,7 @@ ZOO = {
     "bert": Zoo(_bert, _tokens(), ["query", "value", "dense"], "classifier"),
     "gpt2": Zoo(_gpt2, _tokens(), ["c_attn", "c_fc", "c_proj"], "lm_head"),
     "llama": Zoo(_llama, _tokens(), ["q_proj", "v_proj", "down_proj"], "lm_head"),
+    "t5": Zoo(_t5, {**_tokens(), "decoder_input_ids": _tokens()["input_ids"][:, :3]}, ["q", "v", "wi"], "lm_head"),
     "timm resnet": Zoo(
         _timm("resnet10t"),
         {"x": _images()["pixel_values"]},

@@ -1,6 +1,7 @@
 """MoLA under PEFT's own options and life cycle, gradient checkpointing, compilation, autocast, set_task, errors."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -276,10 +277,10 @@ def test_set_task(vit: Any) -> None:
         set_task(vit.model(), 0)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 def test_generate_with_beams(name: str, named: Callable[[str], Any]) -> None:
     zoo = named(name)
-    model = adapt(zoo, task_type="CAUSAL_LM")
+    model = adapt(zoo, task_type="SEQ_2_SEQ_LM" if name == "t5" else "CAUSAL_LM")
     prompt = zoo.inputs["input_ids"]
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "num_beams": 3, "do_sample": False}
     with model.set_task(IDS):
@@ -299,6 +300,23 @@ def test_a_router_keeps_the_prompts_routing_while_decoding(named: Callable[[str]
     model(input_ids=prompt)
     assert torch.equal(decoded, model.routing.weights["default"])
     assert generated.shape == (3, 11)
+
+
+def test_the_encoder_is_routed_when_generate_calls_it_alone(named: Callable[[str], Any]) -> None:
+    zoo = named("t5")
+    prompt = {name: zoo.inputs[name] for name in ("input_ids", "attention_mask")}
+    for routing in ("task", "router"):
+        model = adapt(zoo, routing=routing, task_type="SEQ_2_SEQ_LM")
+        set_task(model, IDS)
+        generated = model.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        whole = logits(model, zoo_with(zoo, decoder_input_ids=generated[:, :-1]))
+        assert torch.equal(whole.argmax(-1)[:, -1], generated[:, -1])
+        model.get_encoder()(**prompt)  # nor does a stray call disturb the next forward
+        assert torch.equal(logits(model, zoo_with(zoo, decoder_input_ids=generated[:, :-1])), whole)
+
+
+def zoo_with(zoo: Any, **inputs: Tensor) -> Any:
+    return dataclasses.replace(zoo, inputs={**zoo.inputs, **inputs})
 
 
 def test_text_router_ignores_padding(named: Callable[[str], Any]) -> None:

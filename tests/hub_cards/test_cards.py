@@ -133,7 +133,7 @@ def test_create_card_reads_the_folder(tmp_path: Path) -> None:
     assert card.hyper_parameters["twd_weight"] == 0
     assert card.task == "text-classification"
     text = (tmp_path / "README.md").read_text()
-    assert "| target\\_modules | q, v |" in text
+    assert "| target_modules | q, v |" in text
     code = text.split("```python\n")[1].split("```")[0]
     assert code.startswith("import hf_ext")
     assert "AutoModelForSequenceClassification.from_pretrained('me/base')" in code

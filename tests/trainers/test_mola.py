@@ -144,6 +144,15 @@ def test_streamed_data(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -
 
     MoLATrainer(_adapted(vit()), _arguments(tmp_path), train_dataset=IterableDataset.from_generator(rows)).train()
 
+    def rows_without_ids() -> Any:
+        yield from data.remove_columns("task_ids")
+
+    streamed = IterableDataset.from_generator(rows_without_ids)
+    for routing in ("task", "router"):
+        trainer = MoLATrainer(_adapted(vit(), routing=routing), _arguments(tmp_path), train_dataset=streamed)
+        with pytest.raises(ValueError, match="mola_task_column: found no 'task_ids' in a batch"):
+            trainer.train()
+
 
 # ------------------------------------------------------------------------------------------------ evaluation
 def test_routing_table_and_task_metrics(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
@@ -248,6 +257,51 @@ def test_native_adapters_train_too(vit: Callable[..., Any], data: Dataset, tmp_p
     trainer = MoLATrainer(model, _arguments(tmp_path), train_dataset=data)
     trainer.train()
     assert "twd_loss" in trainer.state.log_history[0]
+
+
+def test_generation_in_evaluation(tmp_path: Path) -> None:
+    """Seq2SeqTrainer hands its inputs to `generate`, which refuses what it does not know."""
+    from transformers import (
+        GenerationConfig,
+        Seq2SeqTrainer,
+        Seq2SeqTrainingArguments,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    @dataclass
+    class Config(MoLAArguments, Seq2SeqTrainingArguments):
+        pass
+
+    class MoLASeq2SeqTrainer(MoLAMixin, Seq2SeqTrainer):
+        pass
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=50, decoder_start_token_id=0, **sizes))
+    model = get_peft_model(t5, MoLAConfig(target_modules=["q", "v"], num_experts=3, r=2, init_weights=False))
+    tokens = torch.randint(5, 50, (6, 5))
+    rows = Dataset.from_dict({"input_ids": tokens, "labels": tokens[:, :3], "task_ids": [0, 1, 2] * 2})
+    arguments = Config(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        max_steps=2,
+        save_strategy="no",
+        predict_with_generate=True,
+        generation_config=GenerationConfig(
+            max_new_tokens=3, decoder_start_token_id=0, eos_token_id=None, pad_token_id=0
+        ),
+    )
+    trainer = MoLASeq2SeqTrainer(model, arguments, train_dataset=rows.with_format("torch"))
+    trainer.train()
+    predicted = trainer.predict(rows.with_format("torch")).predictions
+    model.eval()
+    for row in range(6):
+        with model.set_task(row % 3):
+            alone = t5.generate(input_ids=tokens[row : row + 1], generation_config=arguments.generation_config)
+        assert predicted[row, :4].tolist() == alone[0].tolist()
 
 
 # ------------------------------------------------------------------------------------------------ TRL
