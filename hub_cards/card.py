@@ -218,7 +218,7 @@ def _yaml(value: Any) -> Any:
 def _line(value: Any) -> str:
     """Text within a line: no markup, no HTML, no second line."""
     text = re.sub(r"\s+", " ", str(value)).strip()
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", text)
+    return re.sub(r"([\\`*{}\[\]<>#|~$&]|(?<![^\W_])_)", r"\\\1", text)  # no emphasis starts within a word
 
 
 def _block(value: Any) -> str:

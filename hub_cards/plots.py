@@ -49,7 +49,7 @@ def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> Non
     _plain_labels(axes)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.margins(x=0.12)
+    axes.margins(x=0.15)
     axes.set_xlabel(metrics[0], parse_math=False)
     figure.savefig(path, dpi=150)
 
