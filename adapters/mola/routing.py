@@ -109,6 +109,10 @@ class RoutingModule(nn.Module, BaseTunerLayer):
             self._hooks.append(base_model.get_encoder().register_forward_pre_hook(self._route_alone, with_kwargs=True))
         self._in_forward = False
 
+    def forward(self, x: Any) -> Any:
+        """The identity: in a base model that is an `nn.Sequential`, this module is its last member."""
+        return x
+
     def add_adapter(self, adapter_name: str, config: MoLAConfig, base_model: nn.Module) -> None:
         """Add an adapter's router, if it has one, and learn which BatchNorms of the base model stay frozen."""
         self.configs[adapter_name] = config

@@ -81,6 +81,7 @@ def test_grouped_convolutions(vit: Any) -> None:
         get_peft_model(grouped(), MoLAConfig(target_modules=["0", "1"], num_experts=2))
     model = get_peft_model(grouped(), MoLAConfig(target_modules=r"\d", num_experts=2))
     assert [name for name, _ in model.named_parameters() if "mola_A" in name] == ["base_model.model.0.mola_A.default"]
+    assert model(torch.randn(2, 4, 8, 8), mola_task_ids=torch.tensor([0, 1])).shape == (2, 4, 4, 4)
 
 
 def test_layers_that_cannot_be_adapted_are_refused(
