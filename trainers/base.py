@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
+from transformers.modelcard import TASK_MAPPING, _get_mapping_values, extract_hyperparameters_from_trainer
 
 from hf_ext.data.collators import KeepColumns
 from hf_ext.hub_cards.card import Result, create_card
@@ -171,12 +172,15 @@ class MethodMixin(_Base):
     # ---------------------------------------------------------------------------------------------- cards
     def card_facts(self) -> dict[str, Any]:
         """Arguments of `hub_cards.MethodCard` that this run knows. Cooperative: `super().card_facts() | {...}`."""
-        settings = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "optim")
         evaluated = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
         timing = ("runtime", "per_second", "epoch")
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        tasks = [task for task, names in TASK_MAPPING.items() if type(model).__name__ in _get_mapping_values(names)]
         return {
-            "hyper_parameters": {name: getattr(self.args, name) for name in settings}
-            | {"steps": self.state.max_steps},
+            **({"task": tasks[0]} if tasks else {}),
+            "dataset": getattr(self.train_dataset, "builder_name", None) or "unknown",
+            "hyper_parameters": extract_hyperparameters_from_trainer(self),
             "results": [
                 Result(str(self.method), name.removeprefix("eval_"), value, is_method=True)
                 for name, value in evaluated.items()
@@ -191,7 +195,10 @@ class MethodMixin(_Base):
         elif self.is_world_process_zero():
             folder = str(self.args.output_dir)
             name = kwargs.get("model_name") or os.path.basename(os.path.abspath(folder))
-            create_card(folder, self.method, **{"model_name": name, **self.card_facts()})
+            facts = {"model_name": name, **self.card_facts()}
+            if kwargs.get("dataset"):
+                facts["dataset"] = kwargs["dataset"]
+            create_card(folder, self.method, **facts)
 
     # ---------------------------------------------------------------------------------------------- evaluation
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -166,8 +166,9 @@ class MoLAMixin(MethodMixin):
     def card_facts(self) -> dict[str, Any]:
         facts = super().card_facts()
         *_, config = self._adapter
-        adapter = ("num_experts", "r", "lora_alpha", "routing", "target_modules", "train_backbone", "twd_weight")
-        facts["hyper_parameters"] |= {name: getattr(config, name) for name in adapter}
+        shown = ["num_experts", "r", "lora_alpha", "routing", "target_modules", "train_backbone"]
+        shown += ["twd_weight", "twd_temperature"] if config.uses_twd else []
+        facts["hyper_parameters"] |= {name: getattr(config, name) for name in shown}
         facts["base_model"] = config.base_model_name_or_path
         return facts
 

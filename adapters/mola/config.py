@@ -183,6 +183,7 @@ class MoLAConfig(PeftConfig):
         """As written to adapter_config.json; a router module is named, never serialised."""
         router, self.router = self.router, CUSTOM_ROUTER if isinstance(self.router, nn.Module) else self.router
         try:
-            return super().to_dict()
+            written = super().to_dict()
         finally:
             self.router = router
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in written.items()}

@@ -86,9 +86,9 @@ def train(argv: Sequence[str]) -> None:
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_metrics("eval", trainer.evaluate())
     trainer.save_model()
-    trainer.create_model_card()
+    trainer.create_model_card(dataset=data.dataset)
     if args.push_to_hub:
-        trainer.push_to_hub()
+        trainer.push_to_hub(dataset=data.dataset)
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -241,6 +241,8 @@ def test_saved_model_and_card(vit: Callable[..., Any], data: Dataset, tmp_path: 
     assert "not the MoLA of Gao et al." in card.text
     assert card.data.library_name == "peft"
     assert {result.metric_type for result in card.data.eval_results} >= {"loss", "accuracy", "task_0_accuracy"}
+    assert card.data.pipeline_tag == "image-classification"
+    assert "| training_steps | 4 |" in card.text
     trainer.save_model()  # peft updates the card and leaves the text
     assert "not the MoLA of Gao et al." in ModelCard.load(tmp_path / "out" / "README.md").text
     base = AutoModelForImageClassification.from_pretrained(tmp_path / "base")
