@@ -64,9 +64,10 @@ class MoLALayer(nn.Module, BaseTunerLayer):
         return result
 
     def task_update(self, adapter_name: str, task_id: int) -> Tensor:
-        """`s D_t` in the shape of the base weight, float32."""
-        lora_A, lora_B = self.mola_A[adapter_name][task_id].float(), self.mola_B[adapter_name][task_id].float()
-        return self.mola_scaling[adapter_name] * self._product(lora_A, lora_B)
+        """`s D_t` in the shape of the base weight, in at least float32."""
+        lora_A, lora_B = self.mola_A[adapter_name][task_id], self.mola_B[adapter_name][task_id]
+        dtype = torch.promote_types(lora_A.dtype, torch.float32)
+        return self.mola_scaling[adapter_name] * self._product(lora_A.to(dtype), lora_B.to(dtype))
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError("merge: a mixture has no single merged weight; use merge_task(task_id) with routing='task'")

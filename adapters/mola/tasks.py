@@ -60,17 +60,28 @@ def merge_task(
     if not inplace:
         tuner = copy.deepcopy(tuner)
     tuner.set_adapter(adapter_name)
-    with torch.no_grad():
-        for module in tuner.model.modules():
-            if isinstance(module, MoLALayer) and adapter_name in module.mola_A:
-                weight = module.weight
-                weight.copy_(weight.float() + module.task_update(adapter_name, task_id).to(weight.device))
-            elif isinstance(module, MoLAHead) and adapter_name in module.mola_head_weight:
-                weight, bias = module.task_head(adapter_name, task_id)
-                module.base_layer.weight.copy_(weight)
-                if bias is not None:
-                    module.base_layer.bias.copy_(bias)
-    return tuner.unload()
+    for module in tuner.model.modules():
+        if isinstance(module, MoLALayer) and adapter_name in module.mola_A:
+            weight, update = module.weight, module.task_update(adapter_name, task_id)
+            _set(module, "weight", weight.to(update.dtype) + update.to(weight.device))
+        elif isinstance(module, MoLAHead) and adapter_name in module.mola_head_weight:
+            head, bias = module.task_head(adapter_name, task_id)
+            _set(module, "weight", head)
+            if bias is not None:
+                _set(module, "bias", bias)
+    model: Any = tuner.unload()
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+        if None not in embeddings and embeddings[0].weight is not embeddings[1].weight:
+            model.config.tie_word_embeddings = False  # or the next load would undo the merge
+    return model
+
+
+def _set(layer: MoLALayer | MoLAHead, name: str, value: Tensor) -> None:
+    """A new parameter for the base layer: a change in place would reach layers that share the old one."""
+    base = layer.get_base_layer()
+    old = getattr(base, name)
+    setattr(base, name, nn.Parameter(value.detach().to(old.dtype).clone(), requires_grad=old.requires_grad))
 
 
 def export_lora(

@@ -84,6 +84,17 @@ def test_merged_task_is_a_plain_model_with_equal_outputs(zoo: Any) -> None:
         torch.testing.assert_close(logits(merged, zoo.inputs), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_merging_leaves_tied_embeddings_alone(named: Callable[[str], Any], tmp_path: Path) -> None:
+    zoo = named("gpt2")
+    model = adapt(zoo, target_modules=["lm_head"]).double()
+    merged = model.merge_task(1)
+    expected = logits(model, zoo.inputs, mola_task_ids=1)
+    torch.testing.assert_close(logits(merged, zoo.inputs), expected, rtol=1e-10, atol=1e-12)
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path, dtype=torch.float64).eval()
+    torch.testing.assert_close(logits(again, zoo.inputs), expected, rtol=1e-10, atol=1e-12)
+
+
 def test_loralib_convolutions(named: Callable[[str], Any]) -> None:
     zoo = named("resnet")
     model = adapt(zoo, conv_form="loralib")
