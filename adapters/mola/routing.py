@@ -129,7 +129,7 @@ class RoutingModule(nn.Module, BaseTunerLayer):
             for module in base_model.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained and id(module) not in own
         ]
-        self.train(self.training)
+        self.train(base_model.training)
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)

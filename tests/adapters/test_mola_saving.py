@@ -114,6 +114,15 @@ def test_frozen_batchnorm_does_not_drift(named: Callable[[str], Any]) -> None:
     assert any(not torch.equal(before[name], value) for name, value in trained.named_buffers() if name in before)
 
 
+def test_a_new_router_is_in_the_mode_of_its_base(named: Callable[[str], Any]) -> None:
+    zoo = named("resnet")
+    config = MoLAConfig(target_modules=zoo.targets, num_experts=3, routing="router")
+    model = get_peft_model(zoo.model(), config)  # a base model in eval mode
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model(**zoo.inputs)
+    assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
+
+
 def test_half_precision_base(vit: Any, tmp_path: Path) -> None:
     base = vit.model().to(torch.bfloat16)
     torch.manual_seed(1)
