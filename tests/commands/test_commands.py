@@ -8,7 +8,18 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
-from transformers import ViTConfig, ViTForImageClassification
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 from hf_ext.commands.cli import main
 from hf_ext.data import load
@@ -130,23 +141,55 @@ def test_train_leaves_a_folder_that_loads(config_file: Path, tmp_path: Path, vit
     assert (out / "checkpoint-6").is_dir()
 
 
-def test_train_on_a_folder_of_images_and_a_text_file(tmp_path: Path, vit: str) -> None:
-    """Other sources take the same options; see `test_data.py` for what can be loaded."""
+def test_train_on_tables_of_pixels(tmp_path: Path, vit: str) -> None:
     rows = load("digits-rotated")
+    (tmp_path / "data").mkdir()
     for split in ("train", "test"):
-        (tmp_path / "data").mkdir(exist_ok=True)
         rows[split].with_format(None).select(range(0, 2400, 100)).to_parquet(tmp_path / "data" / f"{split}.parquet")
-    arguments = [
-        "train",
-        "mola",
-        "--model_name_or_path",
-        vit,
-        "--dataset",
-        str(tmp_path / "data"),
-        "--num_experts",
-        "4",
-    ]
-    assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu", "true"]) == 0
+    arguments = ["train", "mola", "--model_name_or_path", vit, "--dataset", str(tmp_path / "data")]
+    arguments += ["--num_experts", "4", "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu", "true"]
+    assert main(arguments) == 0
+
+
+def test_train_on_images(tmp_path: Path) -> None:
+    """A folder of images with a table of their labels and tasks, through the model's own processor."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    for split in ("train", "test"):
+        folder = tmp_path / "images" / split
+        folder.mkdir(parents=True)
+        lines = ["file_name,kind,task_ids"]
+        for index in range(6):
+            Image.new("L", (20, 20), 40 * index).save(folder / f"{index}.png")
+            lines.append(f"{index}.png,{'dark' if index < 3 else 'light'},{index % 2}")
+        (folder / "metadata.csv").write_text("\n".join(lines))
+    arguments = ["train", "mola", "--model_name_or_path", str(tmp_path / "vit"), "--dataset", str(tmp_path / "images")]
+    arguments += ["--label_column", "kind", "--num_experts", "2", "--modules_to_save", "classifier"]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--use_cpu", "true"]
+    assert main(arguments) == 0
+    assert "eval_task_1_accuracy" in json.loads((tmp_path / "out" / "eval_results.json").read_text())
+
+
+def test_train_on_texts(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "book"]
+    BertForSequenceClassification(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "bert")
+    inner = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]").save_pretrained(tmp_path / "bert")
+    (tmp_path / "texts").mkdir()
+    rows = "text,label,domain\n" + "good film,yes,0\nbad book book,no,1\n" * 4
+    for split in ("train", "test"):
+        (tmp_path / "texts" / f"{split}.csv").write_text(rows)
+    config = tmp_path / "texts.yaml"
+    config.write_text(
+        f"model_name_or_path: {tmp_path / 'bert'}\ndataset: {tmp_path / 'texts'}\ntask: text-classification\n"
+        f"output_dir: {tmp_path / 'out'}\nmola_task_column: domain\nnum_experts: 2\nrouting: router\n"
+        "target_modules: [query, value]\nmodules_to_save: [classifier]\nmax_steps: 2\nuse_cpu: true\n"
+    )
+    assert main(["train", "mola", "--config", str(config)]) == 0
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.pipeline_tag == "text-classification"
 
 
 @pytest.mark.slow
