@@ -5,6 +5,7 @@ Gao et al. (LoRA experts allocated to the layers of an LLM).
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -243,7 +244,7 @@ class MoLAMixin(MethodMixin):
         """Predict; the ids are set aside for the model, since `generate` (Seq2SeqTrainer) takes no unknown inputs."""
         routing, name, config = self._adapter
         task_ids = inputs.get(self.args.mola_task_column)
-        with TaskSetting(routing.routing, task_ids):
+        with nullcontext() if task_ids is None else TaskSetting(routing.routing, task_ids):
             result = super().prediction_step(model, inputs, *args, **kwargs)
         if config.routing == "router" and task_ids is not None:
             task_ids = self.batch_columns[self.args.mola_task_column]

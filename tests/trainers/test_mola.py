@@ -182,6 +182,20 @@ def test_a_router_needs_no_ids_in_evaluation(vit: Callable[..., Any], data: Data
     assert not [name for name in metrics if "task" in name]
 
 
+def test_ids_that_the_user_set_hold_for_data_without_ids(
+    vit: Callable[..., Any], data: Dataset, tmp_path: Path
+) -> None:
+    model = _adapted(vit(), init_weights=False)
+    trainer = MoLATrainer(model, _arguments(tmp_path), train_dataset=data)
+    plain = data.remove_columns("task_ids")
+    with pytest.raises(ValueError, match="mola_task_ids: found None"):
+        trainer.predict(plain)
+    with model.set_task(2):
+        predicted = trainer.predict(plain).predictions
+    rows = plain.add_column("task_ids", [2] * len(data)).with_format("torch")
+    assert np.array_equal(predicted, trainer.predict(rows).predictions)
+
+
 def test_per_task_heads_train(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
     model = _adapted(vit(), task_heads=["classifier"], modules_to_save=None)
     MoLATrainer(model, _arguments(tmp_path), train_dataset=data).train()
