@@ -1,6 +1,7 @@
 """The adapted layers: a base layer and, for every adapter, E low-rank updates mixed by the routing weights."""
 
 import math
+from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -76,14 +77,17 @@ class MoLALayer(nn.Module, BaseTunerLayer):
         """Nothing is ever merged in place."""
 
     # what the kinds of layers differ in
+    @abstractmethod
     def _shapes(self, r: int, config: MoLAConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        raise NotImplementedError
+        """Shapes of one expert's A and B."""
 
+    @abstractmethod
     def _add_update(self, adapter_name: str, x: Tensor, weights: Tensor, result: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`result` plus the mixed update of `x`."""
 
+    @abstractmethod
     def _product(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`D` of one expert in the shape of the base weight."""
 
     def __repr__(self) -> str:
         return "mola." + super().__repr__()

@@ -229,7 +229,7 @@ def test_autocast(vit: Any, routing: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = logits(model, vit, mola_task_ids=IDS)
     assert model.routing.weights["default"].dtype == torch.float32
-    torch.testing.assert_close(got.float(), expected, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.005)  # the adapter moves logits by 0.2
 
 
 # ------------------------------------------------------------------------------------------------ task ids
