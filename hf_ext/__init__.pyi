@@ -7,6 +7,7 @@ from .adapters import MoLAConfig as MoLAConfig
 from .adapters import MoLAModel as MoLAModel
 from .hub_cards import MethodCard as MethodCard
 from .hub_cards import create_card as create_card
+from .hub_cards import push_folder as push_folder
 from .trainers import MethodMixin as MethodMixin
 from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin

@@ -6,3 +6,4 @@ from .methods import Method as Method
 from .plots import plot_losses as plot_losses
 from .plots import plot_results as plot_results
 from .plots import plot_routing as plot_routing
+from .push import push_folder as push_folder

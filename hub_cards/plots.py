@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from hf_ext.hub_cards.card import Result
 
-_METHOD, _BASELINE = "#0072B2", "#B8B8B8"
+METHOD, BASELINE, WARNING = "#0072B2", "#B8B8B8", "#D55E00"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", ":", "-.")
 
@@ -27,14 +27,14 @@ def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> Non
     metrics = sorted({row.metric for row in results})
     if len(metrics) != 1:
         raise ValueError(f"results: found the metrics {metrics}, allowed is one")
-    figure, axes = _figure(7, 0.45 * len(results) + 1)
+    figure, (axes,) = new_figure(7, 0.45 * len(results) + 1)
     for position, row in enumerate(results):
         spread = row.std or 0.0
         axes.barh(
             position,
             row.mean,
             xerr=spread or None,
-            color=_METHOD if row.is_method else _BASELINE,
+            color=METHOD if row.is_method else BASELINE,
             error_kw={"ecolor": "#444444", "capsize": 3},
         )
         axes.annotate(
@@ -63,7 +63,7 @@ def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     entries = [entry for entry in log_history if "loss" in entry]
     if not entries:
         raise ValueError(f"log_history: found {len(log_history)} entries without 'loss', allowed are training logs")
-    figure, axes = _figure(7, 3.5)
+    figure, (axes,) = new_figure(7, 3.5)
     names = dict.fromkeys(key for entry in entries for key in entry if "loss" in key)
     for name, (dash, colour) in zip(names, cycle(product(_DASHES, _LINES)), strict=False):
         points = [(entry["step"], entry[name]) for entry in entries if name in entry]
@@ -85,7 +85,7 @@ def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence
         raise ValueError(f"table: found the shape {weights.shape}, allowed is (tasks, experts)")
     if tasks is not None and len(tasks) != len(weights):
         raise ValueError(f"tasks: found {len(tasks)} names, allowed are {len(weights)}, one per row of the table")
-    figure, axes = _figure(1.2 + 0.8 * weights.shape[1], 1.2 + 0.5 * weights.shape[0])
+    figure, (axes,) = new_figure(1.2 + 0.8 * weights.shape[1], 1.2 + 0.5 * weights.shape[0])
     axes.spines[:].set_visible(False)
     picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(weights.shape[1]), [f"expert {expert}" for expert in range(weights.shape[1])])
@@ -99,12 +99,14 @@ def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence
     figure.savefig(path, dpi=150)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches that needs no display, with panels one below the other in the house style."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    panels = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
 
 def _plain_labels(axes: Axes) -> None:

@@ -25,30 +25,46 @@ def _rotated(quarter_turns: int) -> Callable[[Pixels, np.random.Generator], Pixe
     return lambda pixels, _: np.rot90(pixels, quarter_turns, axes=(2, 3))
 
 
+def _inverted(pixels: Pixels, _: np.random.Generator) -> Pixels:
+    return -pixels
+
+
 def _noisy(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return np.clip(pixels + rng.normal(scale=0.5, size=pixels.shape), -1, 1).astype(np.float32)
 
 
+_ROTATED = (
+    Variant("rotated_0"),
+    Variant("rotated_90", _rotated(1), label_shift=3),
+    Variant("rotated_180", _rotated(2), label_shift=5),
+    Variant("rotated_270", _rotated(3), label_shift=7),
+)
+
 #: tasks or domains by the name of the data set, in the order of their ids
 VARIANTS: dict[str, tuple[Variant, ...]] = {
     "digits": (Variant("plain"),),
-    "digits-rotated": (
-        Variant("rotated_0"),
-        Variant("rotated_90", _rotated(1), label_shift=3),
-        Variant("rotated_180", _rotated(2), label_shift=5),
-        Variant("rotated_270", _rotated(3), label_shift=7),
+    "digits-rotated": _ROTATED,
+    "digits-rotated-inverted": (
+        *_ROTATED,
+        Variant("inverted_0", _inverted, label_shift=1),
+        Variant("inverted_90", lambda pixels, _: -np.rot90(pixels, 1, axes=(2, 3)), label_shift=4),
+        Variant("inverted_180", lambda pixels, _: -np.rot90(pixels, 2, axes=(2, 3)), label_shift=6),
+        Variant("inverted_270", lambda pixels, _: -np.rot90(pixels, 3, axes=(2, 3)), label_shift=8),
     ),
     "digits-domains": (
         Variant("plain"),
         Variant("rotated_90", _rotated(1)),
-        Variant("inverted", lambda pixels, _: -pixels),
+        Variant("inverted", _inverted),
         Variant("noisy", _noisy),
     ),
 }
 
 
 def digits(name: str = "digits-rotated", *, seed: int = 0, size: int = 8) -> DatasetDict:
-    """Digits as tasks (`digits-rotated`: turned, with labels shifted) or domains (`digits-domains`: same labels).
+    """Digits as tasks or domains.
+
+    `digits-rotated`: four tasks, quarter turns each with its own shift of the labels; `digits-rotated-inverted`: these
+    and four more with dark and light exchanged; `digits-domains`: four domains with the same labels.
 
     Columns: `pixel_values` float32 `[1, size, size]` in [-1, 1]; `labels`, ten classes; `task_ids` and `domain_ids`,
     the same ids under the names that multi-task and multi-domain methods look for. Splits: `pretrain`, 597 plain

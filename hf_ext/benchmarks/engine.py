@@ -1,0 +1,204 @@
+"""Measures contenders side by side: rounds in which each takes one step, in an order drawn anew for every round."""
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_ext._environment import hardware, versions
+from hf_ext.benchmarks.results import BarResult, BenchmarkResult, Row
+
+Step = Callable[[], object]
+_WARM_UP = 2  # rounds that are not counted
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to be timed.
+
+    Args:
+        name: as in the tables, unique in the benchmark.
+        make: builds it on a device, small if `quick`, and returns one step of it (such as forward and backward).
+        is_method: whether tables print it bold.
+    """
+
+    name: str
+    make: Callable[[torch.device, bool], Step]
+    is_method: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What is aimed at: `subject` takes at most `at_most` times as long as `peer` (names of contenders)."""
+
+    subject: str
+    peer: str
+    at_most: float
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Contenders for the same work.
+
+    Args:
+        name: the method's, then a word: "mola-layers".
+        title: one line.
+        setting: sizes, in words.
+        contenders: what is timed.
+        reference: name of the contender that all are compared with.
+        bars: what is aimed at.
+
+    Raises:
+        ValueError: a name that no contender has.
+    """
+
+    name: str
+    title: str
+    setting: str
+    contenders: tuple[Contender, ...]
+    reference: str
+    bars: tuple[Bar, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [contender.name for contender in self.contenders]
+        for name in (self.reference, *(name for bar in self.bars for name in (bar.subject, bar.peer))):
+            if name not in names:
+                raise ValueError(f"contenders: found no {name!r}, allowed are {names}")
+
+
+def measure(
+    benchmark: Benchmark,
+    *,
+    device: str | None = None,
+    rounds: int = 15,
+    quick: bool = False,
+    console: Console | None = None,
+    command: str = "",
+) -> BenchmarkResult:
+    """Time all contenders; ratios are medians over rounds of the ratio within a round.
+
+    On the CPU one thread is used. Operations are those torch's FLOP counter sees in one step; peak memory is what one
+    step holds at most beyond what was held before it.
+
+    Args:
+        benchmark: what to measure.
+        device: "cpu" or "cuda"; by default the GPU if there is one.
+        rounds: counted rounds.
+        quick: small sizes and two rounds: shows that everything works.
+        console: where progress is shown.
+        command: noted in the results.
+
+    Raises:
+        ValueError: fewer than one round, or a device that is not there.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds: found {rounds}, allowed are integers >= 1")
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen not in ("cpu", "cuda") or (chosen == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"--device: found {chosen!r}, allowed are cpu{', cuda' if torch.cuda.is_available() else ''}")
+    place, rounds = torch.device(chosen), 2 if quick else rounds
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times, operations, memory = _measure(benchmark, place, rounds, quick, console)
+    finally:
+        torch.set_num_threads(threads)
+
+    def ratio(name: str, peer: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
+
+    return BenchmarkResult(
+        name=benchmark.name,
+        device=chosen,
+        rounds=rounds,
+        rows=[
+            Row(
+                contender.name,
+                milliseconds=1e3 * statistics.median(times[contender.name]),
+                ratio=ratio(contender.name, benchmark.reference),
+                operations_ratio=operations[contender.name] / max(1, operations[benchmark.reference]),
+                megabytes=memory[contender.name] / 2**20,
+                is_method=contender.is_method,
+            )
+            for contender in benchmark.contenders
+        ],
+        bars=[
+            BarResult(
+                bar.subject,
+                bar.peer,
+                bar.at_most,
+                ratio(bar.subject, bar.peer),
+                floor=operations[bar.subject] / max(1, operations[bar.peer]),
+            )
+            for bar in benchmark.bars
+        ],
+        environment={**versions(), "hardware": hardware(), "threads": "1"},
+        command=command,
+        quick=quick,
+    )
+
+
+def _measure(
+    benchmark: Benchmark, device: torch.device, rounds: int, quick: bool, console: Console | None
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int]]:
+    torch.manual_seed(0)
+    steps = {contender.name: contender.make(device, quick) for contender in benchmark.contenders}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    operations, memory = {}, {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(f"{benchmark.name} on {device.type}", total=_WARM_UP + rounds)
+        for round_ in range(_WARM_UP + rounds):
+            for name in random.Random(round_).sample(list(steps), len(steps)):
+                seconds = _timed(steps[name], device)
+                if round_ >= _WARM_UP:
+                    times[name].append(seconds)
+            progress.advance(bar)
+    for name, step in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        operations[name] = counter.get_total_flops()
+        memory[name] = _peak_memory(step, device)
+    return times, operations, memory
+
+
+def _timed(step: Step, device: torch.device) -> float:
+    gc.collect()  # not in the middle of a step
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak_memory(step: Step, device: torch.device) -> int:
+    """Bytes that one step holds at most, beyond what was held before."""
+    if device.type == "cuda":
+        _wait(device)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        _wait(device)
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    results = profiler.profiler.kineto_results if profiler.profiler is not None else None
+    changes = [event for event in results.events() if event.name() == "[memory]"] if results is not None else []
+    held = most = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most

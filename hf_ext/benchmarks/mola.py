@@ -1,0 +1,266 @@
+"""MoLA next to PEFT's LoRA, X-LoRA and Poly, and next to the loops over experts that one would write first."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PolyConfig, XLoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_ext.adapters import MoLAConfig
+from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
+
+EXPERTS, RANK = 4, 4
+BASE, LORA, LORA_WIDE = "base, all weights trained", "LoRA, rank r", "LoRA, rank E r"
+GRAD, ROUTER, MERGED = "MoLA-Grad", "MoLA-Router", "MoLA-Grad, one task merged"
+MASKED, SELECTED, XLORA, POLY = "masked loop", "index-select loop", "X-LoRA", "Poly"
+
+
+# ------------------------------------------------------------------------------------------------ loops
+class ExpertLoop(nn.Module):
+    """E low-rank adapters of a linear layer, one after the other: on the whole batch, or on the samples of each."""
+
+    def __init__(self, base: nn.Linear, task_ids: Tensor, *, select: bool) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        sizes = [(RANK, base.in_features), (base.out_features, RANK)]
+        self.A, self.B = (
+            nn.ParameterList([nn.Parameter(torch.randn(size)) for _ in range(EXPERTS)]) for size in sizes
+        )
+        self.task_ids = task_ids
+        self.select = select
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        for expert, (A, B) in enumerate(zip(self.A, self.B, strict=True)):
+            if self.select:
+                rows = (self.task_ids == expert).nonzero().squeeze(-1)
+                y = y.index_add(0, rows, ((x[rows] @ A.t()) @ B.t()) * 2.0)
+            else:
+                mask = (self.task_ids == expert).to(x.dtype)[:, None, None]
+                y = y + mask * ((x @ A.t()) @ B.t()) * 2.0
+        return y
+
+
+def _with_loops(model: nn.Module, task_ids: Tensor, *, select: bool) -> nn.Module:
+    model.requires_grad_(False)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and not name.endswith("lm_head"):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, ExpertLoop(layer, task_ids, select=select))
+    return model
+
+
+def _lora(rank: int, targets: str | list[str], **options: Any) -> LoraConfig:
+    return LoraConfig(target_modules=targets, r=rank, lora_alpha=2 * rank, **options)
+
+
+def _mola(targets: str | list[str], **options: Any) -> MoLAConfig:
+    return MoLAConfig(target_modules=targets, num_experts=EXPERTS, r=RANK, lora_alpha=2 * RANK, **options)
+
+
+# ------------------------------------------------------------------------------------------------ layers
+class Block(nn.Module):
+    """The four linear layers of a transformer block of width d, without what lies between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.proj(self.qkv(x)[..., : x.shape[-1]])
+        return x + self.fc2(self.fc1(x))
+
+
+class ConvBlock(nn.Module):
+    """Two 3 x 3 convolutions of a residual block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.conv1(x))
+
+
+def _stepping(
+    block: Callable[[bool], tuple[nn.Module, Tensor]], adapt: Callable[[nn.Module, Tensor], nn.Module], *, ids: bool
+) -> Callable[[torch.device, bool], Step]:
+    """Forward and backward of an adapted block of layers."""
+
+    def make(device: torch.device, quick: bool) -> Step:
+        layers, x = block(quick)
+        task_ids = (torch.arange(len(x)) % EXPERTS).to(device)
+        model = adapt(layers.requires_grad_(False), task_ids).to(device)
+        x = x.to(device).requires_grad_()
+        gradient = torch.randn_like(x)
+        options = {"mola_task_ids": task_ids} if ids else {}
+        return lambda: model(x, **options).backward(gradient)
+
+    return make
+
+
+def _linear(quick: bool) -> tuple[nn.Module, Tensor]:
+    return (Block(16), torch.randn(4, 8, 16)) if quick else (Block(192), torch.randn(32, 197, 192))
+
+
+def _convolutions(quick: bool) -> tuple[nn.Module, Tensor]:
+    return (ConvBlock(8), torch.randn(4, 8, 8, 8)) if quick else (ConvBlock(64), torch.randn(32, 64, 28, 28))
+
+
+def _adapter(config: Callable[[], PeftConfig]) -> Callable[[nn.Module, Tensor], nn.Module]:
+    return lambda model, _: get_peft_model(model, config())
+
+
+_LINEARS, _CONVS = ["qkv", "proj", "fc1", "fc2"], ["conv1", "conv2"]
+
+LAYERS = Benchmark(
+    name="mola-layers",
+    title="Linear layers of a transformer block",
+    setting=f"32 x 197 x 192, E={EXPERTS}, r={RANK}, mixed tasks in the batch, forward and backward",
+    contenders=(
+        Contender("bare layers", _stepping(_linear, lambda model, _: model, ids=False)),
+        Contender(LORA, _stepping(_linear, _adapter(lambda: _lora(RANK, _LINEARS)), ids=False)),
+        Contender(LORA_WIDE, _stepping(_linear, _adapter(lambda: _lora(EXPERTS * RANK, _LINEARS)), ids=False)),
+        Contender(GRAD, _stepping(_linear, _adapter(lambda: _mola(_LINEARS)), ids=True), is_method=True),
+        Contender(MASKED, _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=False), ids=False)),
+        Contender(SELECTED, _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=True), ids=False)),
+    ),
+    reference=LORA_WIDE,
+    bars=(Bar(GRAD, LORA_WIDE, 1.05), Bar(GRAD, MASKED, 0.5)),
+)
+
+CONVOLUTIONS = Benchmark(
+    name="mola-convolutions",
+    title="3 x 3 convolutions",
+    setting=f"32 x 64 x 28 x 28, E={EXPERTS}, r={RANK}, mixed tasks in the batch, forward and backward",
+    contenders=(
+        Contender("bare layers", _stepping(_convolutions, lambda model, _: model, ids=False)),
+        Contender(LORA, _stepping(_convolutions, _adapter(lambda: _lora(RANK, _CONVS)), ids=False)),
+        Contender(LORA_WIDE, _stepping(_convolutions, _adapter(lambda: _lora(EXPERTS * RANK, _CONVS)), ids=False)),
+        Contender(
+            f"{GRAD}, factored",
+            _stepping(_convolutions, _adapter(lambda: _mola(_CONVS, conv_form="factored")), ids=True),
+            is_method=True,
+        ),
+        Contender(
+            f"{GRAD}, loralib",
+            _stepping(_convolutions, _adapter(lambda: _mola(_CONVS, conv_form="loralib")), ids=True),
+            is_method=True,
+        ),
+    ),
+    reference=LORA_WIDE,
+    bars=(Bar(f"{GRAD}, factored", LORA_WIDE, 1.05),),
+)
+
+
+# ------------------------------------------------------------------------------------------------ whole model
+_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def _llama(quick: bool) -> LlamaForCausalLM:
+    width, depth = (16, 1) if quick else (256, 4)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=256,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=depth,
+            num_attention_heads=4,
+            use_cache=False,
+        )
+    )
+
+
+def _xlora(model: LlamaForCausalLM, quick: bool) -> nn.Module:
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = {str(expert): str(Path(folder) / str(expert)) for expert in range(EXPERTS)}
+        for path in adapters.values():
+            get_peft_model(_llama(quick), _lora(RANK, _TARGETS, task_type="CAUSAL_LM")).save_pretrained(path)
+        config = XLoraConfig(
+            task_type="CAUSAL_LM",
+            hidden_size=model.config.hidden_size,
+            adapters=adapters,
+            use_trainable_adapters=True,
+        )
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _model_step(
+    adapt: Callable[[LlamaForCausalLM, Tensor, bool], nn.Module], *, ids: str | None = None
+) -> Callable[[torch.device, bool], Step]:
+    """Forward and backward of a small language model on a batch of mixed tasks."""
+
+    def make(device: torch.device, quick: bool) -> Step:
+        tokens = torch.randint(256, (4, 8) if quick else (16, 128)).to(device)
+        task_ids = (torch.arange(len(tokens)) % EXPERTS).to(device)
+        model = adapt(_llama(quick), task_ids, quick).to(device).train()
+        options = {ids: task_ids} if ids else {}
+
+        def step() -> None:
+            model(input_ids=tokens, labels=tokens, **options).loss.backward()
+            model.zero_grad(set_to_none=True)
+
+        return step
+
+    return make
+
+
+def _merged(model: LlamaForCausalLM, task_ids: Tensor, quick: bool) -> nn.Module:
+    merged: nn.Module = get_peft_model(model, _mola(_TARGETS, task_type="CAUSAL_LM")).merge_task(1)
+    return merged.requires_grad_(True)
+
+
+MODEL = Benchmark(
+    name="mola-model",
+    title="A small Llama",
+    setting=f"4 layers of width 256, 16 x 128 tokens, E={EXPERTS}, r={RANK}, all linear layers of the blocks adapted, "
+    "mixed tasks in the batch, forward and backward",
+    contenders=(
+        Contender(BASE, _model_step(lambda model, ids, quick: model)),
+        Contender(LORA, _model_step(lambda model, ids, quick: get_peft_model(model, _lora(RANK, _TARGETS)))),
+        Contender(
+            LORA_WIDE, _model_step(lambda model, ids, quick: get_peft_model(model, _lora(EXPERTS * RANK, _TARGETS)))
+        ),
+        Contender(
+            GRAD,
+            _model_step(lambda model, ids, quick: get_peft_model(model, _mola(_TARGETS)), ids="mola_task_ids"),
+            is_method=True,
+        ),
+        Contender(
+            ROUTER,
+            _model_step(lambda model, ids, quick: get_peft_model(model, _mola(_TARGETS, routing="router"))),
+            is_method=True,
+        ),
+        Contender(MERGED, _model_step(_merged), is_method=True),
+        Contender(XLORA, _model_step(lambda model, ids, quick: _xlora(model, quick))),
+        Contender(
+            POLY,
+            _model_step(
+                lambda model, ids, quick: get_peft_model(
+                    model,
+                    PolyConfig(
+                        r=RANK, n_tasks=EXPERTS, n_skills=EXPERTS, target_modules=_TARGETS, task_type="CAUSAL_LM"
+                    ),
+                ),
+                ids="task_ids",
+            ),
+        ),
+        Contender(MASKED, _model_step(lambda model, ids, quick: _with_loops(model, ids, select=False))),
+        Contender(SELECTED, _model_step(lambda model, ids, quick: _with_loops(model, ids, select=True))),
+    ),
+    reference=LORA_WIDE,
+    bars=(
+        Bar(GRAD, LORA_WIDE, 1.05),
+        Bar(ROUTER, LORA_WIDE, 1.05),
+        Bar(GRAD, XLORA, 0.5),
+        Bar(GRAD, MASKED, 0.5),
+        Bar(MERGED, BASE, 1.05),
+    ),
+)
+
+BENCHMARKS = (LAYERS, CONVOLUTIONS, MODEL)

@@ -1,0 +1,10 @@
+from .engine import reproduce as reproduce
+from .results import StudyResult as StudyResult
+from .study import Case as Case
+from .study import Comparison as Comparison
+from .study import Outcome as Outcome
+from .study import Preparation as Preparation
+from .study import Run as Run
+from .study import Source as Source
+from .study import Study as Study
+from .study import System as System

@@ -1,0 +1,336 @@
+"""Runs a study: prepares, chooses hyper-parameters on validation data, trains all seeds, resumes."""
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from datasets import disable_progress_bars
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils import logging
+
+from hf_ext._environment import hardware, versions
+from hf_ext.data import load
+from hf_ext.studies.results import StudyResult, SystemResult, write_json
+from hf_ext.studies.study import Case, Outcome, Preparation, Run, Study, System
+
+Item = TypeVar("Item")
+_FIRST_TUNING_SEED = 1000  # apart from the seeds that are reported
+_DONE = "done"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run and the file its outcome is kept in."""
+
+    run: Run
+    file: Path
+
+
+def reproduce(
+    study: Study,
+    *,
+    out: Path,
+    data: Mapping[str, str] | None = None,
+    seeds: int | None = None,
+    quick: bool = False,
+    jobs: int = 1,
+    console: Console | None = None,
+    command: str = "",
+) -> StudyResult:
+    """Run a study and judge its comparisons.
+
+    Every finished run is kept in `out/runs`, so that the same call after an interruption goes on where it stopped.
+
+    Args:
+        study: what to run.
+        out: folder for results.
+        data: path or Hub id by name of the study's data sets; embedded ones are used where none is given.
+        seeds: repetitions; the study's own number by default.
+        quick: a short run that only shows that everything works.
+        jobs: processes at a time.
+        console: where progress is shown.
+        command: noted in the results.
+
+    Raises:
+        ValueError: data of an unknown name, or no case whose data are there; seeds or jobs below 1.
+    """
+    count = seeds if seeds is not None else (study.quick_seeds if quick else study.seeds)
+    for name, value in (("--seeds", count), ("--jobs", jobs)):
+        if value < 1:
+            raise ValueError(f"{name}: found {value}, allowed are integers >= 1")
+    given, skipped = _choose_data(study, data or {})
+    hashes = {name: describe(value) for name, value in given.items()}
+    cases = [case for case in study.cases if case.data in given]
+    reported = list(range(count))
+    tuning = [_FIRST_TUNING_SEED + index for index in range(0 if quick else study.tuning_seeds)]
+    with _progress(console) as progress:
+        needed = [*tuning, *reported] if _needs_tuning(study, cases) else reported
+        preparations = _preparations(study, cases, given, hashes, needed, out, quick)
+        _work(progress, f"{study.name}: preparing", study, _prepare, preparations.values(), jobs)
+
+        def make_jobs(system: System, case: Case, points: Iterable[dict[str, Any]], of: Sequence[int]) -> list[_Job]:
+            found = []
+            for point in points:
+                for seed in of:
+                    ready = preparations[case.data, seed]
+                    run = Run(case, system, point, seed, ready.data, ready.folder, quick)
+                    found.append(_Job(run, _file(out, study, run, hashes[case.data]["sha256"])))
+            return found
+
+        tried = {
+            (case.name, system.name): make_jobs(system, case, system.points(case), tuning)
+            for case in cases
+            for system in study.systems_of(case)
+            if tuning and len(system.points(case)) > 1
+        }
+        _work(progress, f"{study.name}: choosing", study, _execute, _flat(tried.values()), jobs)
+        records = {key: _tuning_record(found) for key, found in tried.items()}
+        final = {
+            (case.name, system.name): make_jobs(
+                system, case, [_best(study, records.get((case.name, system.name)), system.points(case))], reported
+            )
+            for case in cases
+            for system in study.systems_of(case)
+        }
+        _work(progress, f"{study.name}: reported runs", study, _execute, _flat(final.values()), jobs)
+    result = StudyResult(
+        name=study.name,
+        seeds=reported,
+        cases={
+            case.name: {
+                system.name: _collect(final[case.name, system.name], records.get((case.name, system.name), []))
+                for system in study.systems_of(case)
+            }
+            for case in cases
+        },
+        data={name: {"given": _shown(given[name]), **found} for name, found in hashes.items()},
+        skipped=skipped,
+        environment={**versions(), "hardware": hardware()},
+        command=command,
+        quick=quick,
+    )
+    result.judge(study)
+    result.save(out)
+    return result
+
+
+def describe(name: str) -> dict[str, Any]:
+    """SHA-256 over the rows of all splits, the number of rows in each and, of a single file, its own SHA-256."""
+    data = load(name)
+    digest = hashlib.sha256()
+    for split in sorted(data):
+        plain = data[split].with_format(None)
+        digest.update(split.encode())
+        for batch in plain.with_format("arrow").iter(batch_size=1000):
+            digest.update(repr(batch.to_pylist()).encode())
+    file = Path(name)
+    return {
+        "sha256": digest.hexdigest(),
+        "rows": {split: len(data[split]) for split in sorted(data)},
+        **({"file_sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}),
+    }
+
+
+def _choose_data(study: Study, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    unknown = sorted(set(given) - set(study.data))
+    if unknown:
+        raise ValueError(f"--data: found {unknown[0]!r}, allowed for {study.name} are {sorted(study.data)}")
+    chosen = {name: given.get(name) or source.embedded for name, source in study.data.items()}
+    used = {name: value for name, value in chosen.items() if value is not None}
+    skipped = {
+        case.name: f"no data: --data {case.data}=PATH_OR_HUB_ID ({study.data[case.data].origin})"
+        for case in study.cases
+        if case.data not in used
+    }
+    if len(skipped) == len(study.cases):
+        raise ValueError(f"--data: found no data for {study.name}, allowed are {sorted(study.data)}")
+    return used, skipped
+
+
+def _needs_tuning(study: Study, cases: Iterable[Case]) -> bool:
+    return any(len(system.points(case)) > 1 for case in cases for system in study.systems_of(case))
+
+
+def _preparations(
+    study: Study,
+    cases: Iterable[Case],
+    given: Mapping[str, str],
+    hashes: Mapping[str, Mapping[str, Any]],
+    seeds: Iterable[int],
+    out: Path,
+    quick: bool,
+) -> dict[tuple[str, int], Preparation]:
+    used = dict.fromkeys(case.data for case in cases)
+    return {
+        (name, seed): Preparation(
+            name,
+            seed,
+            given[name],
+            out / "prepared" / f"{name}-{seed}-{_key(study.name, hashes[name]['sha256'], seed, quick)}",
+            quick,
+        )
+        for name in used
+        for seed in seeds
+    }
+
+
+def _file(out: Path, study: Study, run: Run, data_hash: str) -> Path:
+    system = {"name": run.system.name, "options": dict(run.system.options)}
+    case = {"name": run.case.name, "options": dict(run.case.options)}
+    key = _key(study.name, case, system, dict(run.hyper_parameters), run.seed, data_hash, run.quick)
+    return out / "runs" / f"{_slug(run.case.name)}--{_slug(run.system.name)}--{run.seed}--{key}.json"
+
+
+def _key(*parts: Any) -> str:
+    libraries = {name: found for name, found in versions().items() if name != "python"}
+    text = json.dumps([parts, libraries], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+
+
+# ------------------------------------------------------------------------------------------------ work
+def _work(
+    progress: Progress,
+    title: str,
+    study: Study,
+    function: Callable[[Study, Item], None],
+    items: Iterable[Item],
+    jobs: int,
+) -> None:
+    """Call the function for every item, in `jobs` processes."""
+    todo = [item for item in items if not _is_done(item)]
+    if not todo:
+        return
+    bar = progress.add_task(title, total=len(todo))
+    if jobs == 1:
+        _quiet_worker()
+        for item in todo:
+            progress.update(bar, description=f"{title} {_label(item)}")
+            function(study, item)
+            progress.advance(bar)
+        progress.update(bar, description=title)
+        return
+    # spawned, since a forked process may inherit locks of torch's threads
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_quiet_worker) as pool:
+        futures = [pool.submit(function, study, item) for item in todo]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                progress.advance(bar)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _quiet_worker() -> None:
+    """One thread (several processes share the cores), and no bars or hints between those of the study."""
+    import torch
+
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+
+
+def _is_done(item: Any) -> bool:
+    return item.file.is_file() if isinstance(item, _Job) else (item.folder / _DONE).is_file()
+
+
+def _label(item: Any) -> str:
+    return f"{item.run.case.name}, {item.run.system.name}" if isinstance(item, _Job) else item.name
+
+
+def _prepare(study: Study, ready: Preparation) -> None:
+    part = ready.folder.with_name(f".{ready.folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if study.prepare is not None:
+        study.prepare(replace(ready, folder=part))
+    (part / _DONE).touch()
+    part.rename(ready.folder)
+
+
+def _execute(study: Study, job: _Job) -> None:
+    start = time.perf_counter()
+    outcome = study.run(job.run)
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "case": job.run.case.name,
+        "system": job.run.system.name,
+        "hyper_parameters": dict(job.run.hyper_parameters),
+        "seed": job.run.seed,
+        "outcome": asdict(outcome),
+        "seconds": time.perf_counter() - start,
+    }
+    write_json(job.file, record)
+
+
+def _read(job: _Job) -> tuple[Outcome, float]:
+    record = json.loads(job.file.read_text())
+    return Outcome(**record["outcome"]), record["seconds"]
+
+
+def _tuning_record(jobs: Iterable[_Job]) -> list[dict[str, Any]]:
+    """Mean validation score of every combination of hyper-parameters, in the order they were tried."""
+    scores: dict[str, list[float]] = {}
+    for job in jobs:
+        outcome, _ = _read(job)
+        scores.setdefault(json.dumps(dict(job.run.hyper_parameters)), []).append(outcome.validation)
+    return [
+        {"hyper_parameters": json.loads(point), "validation": float(np.mean(found))} for point, found in scores.items()
+    ]
+
+
+def _best(study: Study, record: list[dict[str, Any]] | None, points: list[dict[str, Any]]) -> dict[str, Any]:
+    if not record:  # nothing to choose from, or a quick run
+        return points[len(points) // 2]
+    choose = max if study.greater_is_better else min
+    best: dict[str, Any] = choose(record, key=lambda row: row["validation"])["hyper_parameters"]
+    return best
+
+
+def _collect(jobs: Sequence[_Job], record: list[dict[str, Any]]) -> SystemResult:
+    found = [_read(job) for job in jobs]
+    outcomes = [outcome for outcome, _ in found]
+    return SystemResult(
+        hyper_parameters=dict(jobs[0].run.hyper_parameters),
+        tuning=record,
+        test=[outcome.test for outcome in outcomes],
+        validation=[outcome.validation for outcome in outcomes],
+        seconds=[round(seconds, 2) for _, seconds in found],
+        details={name: [outcome.details.get(name) for outcome in outcomes] for name in outcomes[0].details},
+    )
+
+
+def _flat(groups: Iterable[list[_Job]]) -> list[_Job]:
+    return [job for group in groups for job in group]
+
+
+def _shown(given: str) -> str:
+    """A path without the folders of this machine."""
+    path = Path(given)
+    return path.name if path.is_absolute() or path.exists() else given
+
+
+def _progress(console: Console | None) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console)

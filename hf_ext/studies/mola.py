@@ -1,0 +1,265 @@
+"""MoLA against the usual ways to adapt one model to several tasks."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from peft import LoraConfig, PeftConfig, PolyConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
+
+from hf_ext.adapters import MoLAConfig
+from hf_ext.adapters.mola.router import ImageRouter
+from hf_ext.studies.mola_data import BUILDERS
+from hf_ext.studies.study import Case, Comparison, Outcome, Preparation, Run, Source, Study, System
+from hf_ext.studies.training import arguments, group_accuracies, logits, quiet
+from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
+
+RANK = 4
+STEPS = {"digits": 300, "digits8": 300, "domains": 300, "images": 200, "text": 200}
+#: layers that are adapted and those that every system trains in full, by the base model's type
+PARTS = {
+    "vit": {
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
+        "modules_to_save": ["classifier"],
+    },
+    "resnet": {"target_modules": ["convolution"], "modules_to_save": ["classifier"]},
+    "modernbert": {"target_modules": ["Wqkv", "Wo", "Wi"], "modules_to_save": ["head", "classifier"]},
+}
+FULL, LORA, LORA_WIDE = "full fine-tuning, shared", "LoRA, rank r", "LoRA, rank E r"
+LORA_EACH, POLY = "LoRA, one per task", "Poly"
+GRAD, ROUTER, ROUTER_PLAIN = "MoLA-Grad", "MoLA-Router", "MoLA-Router, no TwD"
+ROUTER_TUNED = "MoLA-Router, TwD tuned"
+
+
+def prepare(ready: Preparation) -> None:
+    """Leave the base model and the data in the folder."""
+    problem = BUILDERS[ready.name](ready)
+    problem.base.save_pretrained(ready.folder / "base")
+    problem.data.save_to_disk(str(ready.folder / "data"))
+
+
+def run(run: Run) -> Outcome:
+    """Adapt the base model with one system; the score is the mean over tasks of the accuracy."""
+    data = DatasetDict.load_from_disk(str(run.folder / "data")).with_format("torch")
+    base = _load(run)
+    kind = run.system.options["kind"]
+    if kind == "each":
+        return _one_model_per_task(run, base, data)
+    model = _adapted(run, base, data["train"].features["task_ids"].num_classes)
+    trainer = _trainer(run, model, data["train"])
+    trainer.train()
+    scores = {name: _accuracies(trainer, data[name]) for name in ("validation", "test")}
+    details = dict(scores["test"])
+    if kind == "router":
+        details["routing distance"] = _routing_distance(trainer)
+    return Outcome(_mean(scores["validation"]), _mean(scores["test"]), details)
+
+
+# ------------------------------------------------------------------------------------------------ systems
+def _load(run: Run) -> PreTrainedModel:
+    auto = AutoModelForSequenceClassification if run.case.data == "text" else AutoModelForImageClassification
+    model: PreTrainedModel = auto.from_pretrained(run.folder / "base")
+    return model
+
+
+def _adapted(run: Run, base: PreTrainedModel, tasks: int) -> nn.Module:
+    torch.manual_seed(run.seed)
+    options = run.system.options
+    kind = options["kind"]
+    if kind == "full":
+        return base
+    config = _adapter_config(base, kind, tasks, options.get("wide", False), run)
+    model = get_peft_model(base, config)
+    if run.case.options["backbone"] == "joint" and kind not in ("task", "router"):
+        for name, parameter in model.named_parameters():
+            if "original_module" not in name:
+                parameter.requires_grad_(True)
+    return PolyModel(model) if kind == "poly" else model
+
+
+def _adapter_config(base: PreTrainedModel, kind: str, tasks: int, wide: bool, run: Run) -> PeftConfig:
+    shared: dict[str, Any] = dict(PARTS[base.config.model_type])
+    if kind == "poly":
+        return PolyConfig(r=RANK, n_tasks=tasks, n_skills=tasks, n_splits=1, **shared)
+    rank = RANK * tasks if wide else RANK
+    shared |= {"r": rank, "lora_alpha": 4 * rank}
+    if kind in ("lora", "each"):
+        return LoraConfig(**shared)
+    if kind == "router" and base.config.model_type == "resnet":
+        shared["router"] = ImageRouter(3, tasks, max_size=16)  # at 32 pixels it costs several times the small model
+    return MoLAConfig(
+        num_experts=tasks,
+        routing=kind,
+        train_backbone=run.case.options["backbone"] == "joint",
+        twd_weight=run.hyper_parameters.get("twd_weight", run.system.options.get("twd_weight", 0.0)),
+        twd_temperature=run.hyper_parameters.get("twd_temperature", 1.0),
+        **shared,
+    )
+
+
+class PolyModel(nn.Module):
+    """Poly, called the way its tuner wants: peft hands `task_ids` on only in models typed for one of its tasks."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tuner = model.base_model
+
+    def forward(self, task_ids: Tensor, labels: Tensor | None = None, **inputs: Tensor) -> Any:
+        return self.tuner(task_ids=task_ids, labels=labels, **inputs)
+
+
+def _trainer(run: Run, model: nn.Module, data: Any, *, batch_size: int = 32) -> Trainer:
+    mola = run.system.options["kind"] in ("task", "router")
+    kind: tuple[type[Trainer], type[TrainingArguments]]
+    kind = (MoLATrainer, MoLATrainingConfig) if mola else (Trainer, TrainingArguments)
+    args = arguments(
+        kind[1],
+        steps=10 if run.quick else STEPS[run.case.data],
+        learning_rate=run.hyper_parameters["learning_rate"],
+        seed=run.seed,
+        per_device_train_batch_size=batch_size,
+        remove_unused_columns=not isinstance(model, PolyModel),
+        label_names=["labels"],
+    )
+    return quiet(kind[0](model=model, args=args, train_dataset=data))
+
+
+def _one_model_per_task(run: Run, base: PreTrainedModel, data: DatasetDict) -> Outcome:
+    """A LoRA (and, trained jointly, a backbone) of its own for every task, at as many updates of as many samples."""
+    tasks = data["train"].features["task_ids"].num_classes
+    scores: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
+    for task in range(tasks):
+        rows = {name: np.flatnonzero(np.asarray(split["task_ids"][:]) == task) for name, split in data.items()}
+        own = {name: data[name].select(chosen) for name, chosen in rows.items()}
+        model = _adapted(run, copy.deepcopy(base), tasks)
+        trainer = _trainer(run, model, own["train"], batch_size=32 // tasks)
+        trainer.train()
+        for name in scores:
+            scores[name] |= _accuracies(trainer, own[name])
+    return Outcome(_mean(scores["validation"]), _mean(scores["test"]), scores["test"])
+
+
+# ------------------------------------------------------------------------------------------------ scores
+def _accuracies(trainer: Trainer, data: Any) -> dict[str, float]:
+    names = data.features["task_ids"].names
+    plain = data.with_format("numpy")
+    return group_accuracies(logits(trainer, data), plain["labels"][:], plain["task_ids"][:], names)
+
+
+def _mean(scores: Mapping[str, float]) -> float:
+    return float(np.mean(list(scores.values())))
+
+
+def _routing_distance(trainer: Any) -> float:
+    """Mean distance between two tasks' mean routing weights (test rows, the last that were predicted)."""
+    table = np.asarray(trainer.routing_table)
+    distances = np.linalg.norm(table[:, None] - table[None], axis=-1)
+    return float(distances[np.triu_indices(len(table), 1)].mean())
+
+
+def _rates(case: Case) -> Mapping[str, tuple[float, ...]]:
+    joint = case.options["backbone"] == "joint"
+    return {"learning_rate": (5e-4, 1e-3, 2e-3) if joint else (2e-3, 5e-3, 1e-2)}
+
+
+def _twd_grid(case: Case) -> Mapping[str, tuple[float, ...]]:
+    rates = _rates(case)["learning_rate"]
+    return {"learning_rate": rates[1:2], "twd_weight": (0.03, 0.3, 1.0), "twd_temperature": (0.5, 2.0)}
+
+
+def _poly_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
+    joint = case.options["backbone"] == "joint"  # Poly scales its update by 1 / r, the others by 4
+    return {"learning_rate": (1e-3, 2e-3, 5e-3) if joint else (5e-3, 2e-2, 5e-2)}
+
+
+def _full_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
+    return {"learning_rate": (5e-4, 1e-3, 2e-3)}
+
+
+COMPARISON = Study(
+    name="mola",
+    title="MoLA: one model for several tasks",
+    question=(
+        "Does a mixture of low-rank adapters serve tasks that disturb each other better than one shared adapter, one "
+        "adapter per task or full fine-tuning, with the task known (MoLA-Grad) and unknown (MoLA-Router)?"
+    ),
+    metric="accuracy, mean over tasks",
+    data={
+        "digits": Source(
+            "handwritten digits (scikit-learn) in four quarter turns, each with another shift of the labels",
+            embedded="digits-rotated",
+            origin="comes with scikit-learn",
+        ),
+        "images": Source(
+            "PACS: seven classes as photos, paintings, cartoons and sketches",
+            needs="image, label, domain, split (train, test)",
+            origin="PACS (Li et al., 2017), for example flwrlabs/pacs on the Hub, with a split column",
+        ),
+        "text": Source(
+            "five text classification tasks in one table: SST-2, TREC, CoLA, SUBJ, AG News",
+            needs="text, task, label_name, split (train, test)",
+            origin="the tasks' own sources, put into one table",
+        ),
+    },
+    cases=tuple(
+        Case(f"{data}, {backbone} backbone", data, {"backbone": backbone})
+        for data in ("digits", "images", "text")
+        for backbone in ("frozen", "joint")
+    ),
+    systems=(
+        System(FULL, {"kind": "full"}, _full_rates),
+        System(LORA, {"kind": "lora"}, _rates),
+        System(LORA_WIDE, {"kind": "lora", "wide": True}, _rates),
+        System(LORA_EACH, {"kind": "each"}, _rates),
+        System(POLY, {"kind": "poly"}, _poly_rates, excluded={"images": "peft's Poly adapts linear layers only"}),
+        System(GRAD, {"kind": "task"}, _rates, is_method=True),
+        System(ROUTER, {"kind": "router", "twd_weight": 0.1}, _rates, is_method=True),
+        System(ROUTER_PLAIN, {"kind": "router"}, _rates),
+    ),
+    comparisons=(
+        *(Comparison(GRAD, baseline) for baseline in (FULL, LORA, LORA_WIDE, LORA_EACH, POLY)),
+        *(Comparison(ROUTER, baseline) for baseline in (FULL, LORA, LORA_WIDE, ROUTER_PLAIN)),
+    ),
+    prepare=prepare,
+    run=run,
+)
+
+TWD = Study(
+    name="mola-twd",
+    title="MoLA: the task-wise decorrelation loss",
+    question=(
+        "Where does the TwD loss raise the accuracy of a router? Its weight and temperature are chosen on validation "
+        "data, with few and many tasks, contradicting and related ones."
+    ),
+    metric="accuracy, mean over tasks",
+    data={
+        "digits": Source("digits in four quarter turns, labels shifted", embedded="digits-rotated"),
+        "digits8": Source("digits in eight tasks: four turns, plain and inverted", embedded="digits-rotated-inverted"),
+        "domains": Source("digits in four domains with the same labels", embedded="digits-domains"),
+    },
+    cases=(
+        Case("4 tasks", "digits", {"backbone": "frozen"}),
+        Case("8 tasks", "digits8", {"backbone": "frozen"}),
+        Case("4 related domains", "domains", {"backbone": "frozen"}),
+    ),
+    systems=(
+        System(ROUTER_PLAIN, {"kind": "router"}, _rates),
+        System(ROUTER, {"kind": "router", "twd_weight": 0.1}, _rates, is_method=True),
+        System(ROUTER_TUNED, {"kind": "router"}, _twd_grid, is_method=True),
+    ),
+    comparisons=(Comparison(ROUTER, ROUTER_PLAIN), Comparison(ROUTER_TUNED, ROUTER_PLAIN)),
+    prepare=prepare,
+    run=run,
+)
+
+STUDIES = (COMPARISON, TWD)

@@ -1,0 +1,199 @@
+"""Data and small base models of MoLA's study: one table of model inputs, labels and task ids per data set.
+
+Every builder returns splits `train`, `validation` (held out of the training rows) and `test`, and a small base model
+trained on other rows or on one task.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, List, Value
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hf_ext.data import EMBEDDED, load
+from hf_ext.studies.study import Preparation
+from hf_ext.studies.training import arguments, quiet
+
+VALIDATION = 1 / 6  # share of the training rows that choose hyper-parameters
+TOKENS = 32  # texts are cut at this length
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A base model and the data it is adapted to."""
+
+    base: PreTrainedModel
+    data: DatasetDict
+
+
+def digits(ready: Preparation) -> Problem:
+    """Embedded digits as tasks or domains; the base model knows the first of them."""
+    splits = load(ready.data, seed=ready.seed) if ready.data in EMBEDDED else load(ready.data)
+    train = splits["train"]
+    # the rows are the same images once per task: a validation image is one in all of them
+    tasks = train.features["task_ids"].num_classes
+    images = len(train) // tasks
+    kept, held = _split_indices(np.arange(images), ready.seed)
+    rows = {"train": kept, "validation": held}
+    data = DatasetDict(
+        {name: train.select((ids[None] + images * np.arange(tasks)[:, None]).ravel()) for name, ids in rows.items()}
+    )
+    data["test"] = splits["test"]
+    config = ViTConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=10,
+    )
+    torch.manual_seed(ready.seed)
+    model = ViTForImageClassification(config)
+    return Problem(_pretrained(model, splits["pretrain"], ready, steps=500, learning_rate=2e-3), data)
+
+
+def images(ready: Preparation) -> Problem:
+    """Pictures of the same classes in several styles (domains); the base model knows the first style.
+
+    Columns: `image`, `label` and `domain` (class labels), `split` (train, test).
+    """
+    raw = load(ready.data)["train"]
+    size = 32
+    pixels = np.stack([np.asarray(image.convert("RGB").resize((size, size))) for image in raw["image"][:]])
+    pixels = (pixels.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
+    table = Dataset.from_dict(
+        {"pixel_values": pixels, "labels": raw["label"][:], "task_ids": raw["domain"][:]},
+        features=Features(
+            pixel_values=Array3D(shape=(3, size, size), dtype="float32"),
+            labels=raw.features["label"],
+            task_ids=raw.features["domain"],
+        ),
+    )
+    data = _by_split(table, raw["split"][:], ready.seed)
+    torch.manual_seed(ready.seed)
+    model = ResNetForImageClassification(
+        ResNetConfig(
+            embedding_size=32,
+            hidden_sizes=[32, 64, 128],
+            depths=[1, 1, 1],
+            layer_type="basic",
+            num_labels=raw.features["label"].num_classes,
+        )
+    )
+    first = data["train"].select(np.flatnonzero(np.asarray(data["train"]["task_ids"][:]) == 0))
+    return Problem(_pretrained(model, first, ready, steps=300, learning_rate=1e-3), data)
+
+
+def text(ready: Preparation) -> Problem:
+    """Several text classification tasks over one set of all their classes; the base model was trained on all of them,
+    on a third of the training rows that is not used again.
+
+    Columns: `text`, `task`, `label_name`, `split` (train, test); a `text_pair` column may be there.
+    """
+    raw = load(ready.data)["train"]
+    tasks = list(dict.fromkeys(raw["task"][:]))
+    names = [f"{task}: {label}" for task, label in zip(raw["task"][:], raw["label_name"][:], strict=True)]
+    classes = sorted(set(names))
+    tokenizer = _word_pieces(raw["text"][:])
+    encoded = tokenizer(raw["text"][:], truncation=True, max_length=TOKENS, padding="max_length")
+    table = Dataset.from_dict(
+        {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "labels": [classes.index(name) for name in names],
+            "task_ids": [tasks.index(task) for task in raw["task"][:]],
+        },
+        features=Features(
+            input_ids=List(Value("int64")),
+            attention_mask=List(Value("int64")),
+            labels=ClassLabel(names=classes),
+            task_ids=ClassLabel(names=tasks),
+        ),
+    )
+    data = _by_split(table, raw["split"][:], ready.seed)
+    shuffled = np.random.default_rng(ready.seed + 1).permutation(len(data["train"]))
+    seen, kept = np.split(shuffled, [len(shuffled) // 3])
+    pretrain, data["train"] = data["train"].select(seen), data["train"].select(np.sort(kept))
+    torch.manual_seed(ready.seed)
+    model = ModernBertForSequenceClassification(
+        ModernBertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            global_attn_every_n_layers=1,
+            classifier_pooling="mean",
+            num_labels=len(classes),
+            **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in _SPECIAL.items()},
+        )
+    )
+    return Problem(_pretrained(model, pretrain, ready, steps=400, learning_rate=3e-3), data)
+
+
+BUILDERS: dict[str, Callable[[Preparation], Problem]] = {
+    "digits": digits,
+    "digits8": digits,
+    "domains": digits,
+    "images": images,
+    "text": text,
+}
+
+
+_SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "bos": "[CLS]", "eos": "[SEP]"}
+
+
+def _pretrained(
+    model: PreTrainedModel, data: Dataset, ready: Preparation, *, steps: int, learning_rate: float
+) -> PreTrainedModel:
+    args = arguments(
+        TrainingArguments, steps=20 if ready.quick else steps, learning_rate=learning_rate, seed=ready.seed
+    )
+    quiet(Trainer(model=model, args=args, train_dataset=data)).train()
+    return model
+
+
+def _by_split(table: Dataset, split: list[str], seed: int) -> DatasetDict:
+    names = np.asarray(split)
+    kept, held = _split_indices(np.flatnonzero(names == "train"), seed)
+    rows = {"train": kept, "validation": held, "test": np.flatnonzero(names == "test")}
+    return DatasetDict({name: table.select(chosen).with_format("torch") for name, chosen in rows.items()})
+
+
+def _split_indices(indices: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    shuffled = np.random.default_rng(seed).permutation(indices)
+    cut = int(len(shuffled) * VALIDATION)
+    return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])
+
+
+def _word_pieces(texts: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=4000, special_tokens=special, show_progress=False)
+    )
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )

@@ -1,0 +1,179 @@
+"""A study's results as markdown and a picture."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from hf_ext.hub_cards.plots import BASELINE, METHOD, WARNING, new_figure
+from hf_ext.studies.results import Judged, StudyResult, SystemResult
+from hf_ext.studies.statistics import Difference, spread
+from hf_ext.studies.study import Case, Study
+
+REPORT_FILE, PICTURE_FILE = "report.md", "differences.png"
+_COLOURS = {"shown": METHOD, "not shown": BASELINE, "reversed": WARNING}
+
+
+def write_report(study: Study, result: StudyResult, folder: Path) -> Path:
+    """Write `report.md` and `differences.png` into a folder; returns the former."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_differences(result, folder / PICTURE_FILE)
+    path = folder / REPORT_FILE
+    part = folder / f".{REPORT_FILE}.part"
+    part.write_text(report(study, result), encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def report(study: Study, result: StudyResult) -> str:
+    """The whole report as markdown."""
+    cases = [case for case in study.cases if case.name in result.cases]
+    parts = [f"# {study.title}", f"Study `{study.name}`. {study.question}"]
+    if result.quick:
+        parts.append("**A quick run: it shows that everything works, not how well anything works.**")
+    parts += [
+        "## Verdicts",
+        f"Difference in {study.metric}, method minus baseline, paired over {_seeds(result)}, with its 95 % interval "
+        "(Student's t). *Shown*: the interval lies on the method's side of zero; *reversed*: on the baseline's. "
+        "Intervals are not corrected for the number of comparisons.",
+        verdict_table(study, result),
+        f"![Paired differences with 95 % intervals]({PICTURE_FILE})",
+        "## Scores",
+        f"{study.metric[0].upper()}{study.metric[1:]}: mean ± standard deviation over {_seeds(result)}.",
+        score_table(study, result),
+    ]
+    parts += [part for case in cases for part in _details(study, case, result.cases[case.name])]
+    parts += ["## Hyper-parameters", _hyper_parameters(study, cases, result)]
+    if study.protocol:
+        parts += ["## Protocol", study.protocol]
+    parts += ["## Data", _data(study, result)]
+    parts += ["## Environment", "\n".join(f"- {name}: {value}" for name, value in result.environment.items())]
+    if result.command:
+        parts += ["## Again", f"```bash\n{result.command}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict_table(study: Study, result: StudyResult) -> str:
+    """Comparisons by cases, as a markdown table."""
+    cases = [case.name for case in study.cases if case.name in result.cases]
+    pairs = list(dict.fromkeys((row.method, row.baseline) for row in result.judged))
+    found = {(row.case, row.method, row.baseline): row.difference for row in result.judged}
+    rows = [
+        [f"{method} vs {baseline}", *(_difference(found.get((case, method, baseline))) for case in cases)]
+        for method, baseline in pairs
+    ]
+    return table([study.name, *cases], rows)
+
+
+def score_table(study: Study, result: StudyResult) -> str:
+    """Systems by cases, as a markdown table."""
+    cases = [case.name for case in study.cases if case.name in result.cases]
+    rows = []
+    for system in study.systems:
+        name = f"**{system.name}**" if system.is_method else system.name
+        rows.append([name, *(_score(result.cases[case].get(system.name)) for case in cases)])
+    return table([study.name, *cases], rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def plot_differences(result: StudyResult, path: Path) -> None:
+    """Every judged comparison as a point with its interval, one panel per case."""
+    cases = list(dict.fromkeys(row.case for row in result.judged))
+    most = max((sum(row.case == case for row in result.judged) for case in cases), default=1)
+    figure, panels = new_figure(9, (0.32 * most + 0.9) * max(1, len(cases)), rows=max(1, len(cases)))
+    for case, axes in zip(cases, panels, strict=False):
+        _panel(axes, case, [row for row in result.judged if row.case == case])
+    figure.savefig(path, dpi=120)
+
+
+def _panel(axes: Axes, case: str, rows: Sequence[Judged]) -> None:
+    axes.axvline(0, color="#444444", linewidth=0.8)
+    for position, row in enumerate(rows):
+        difference = row.difference
+        colour = _COLOURS[difference.verdict]
+        if not math.isnan(difference.low):
+            axes.plot([difference.low, difference.high], [position, position], color=colour, linewidth=2)
+        axes.plot([difference.mean], [position], "o", color=colour)
+    axes.set_yticks(range(len(rows)), [f"{row.method} vs {row.baseline}" for row in rows])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.invert_yaxis()
+    axes.margins(y=0.1)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(case, loc="left", parse_math=False)
+
+
+def _difference(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    if math.isnan(difference.low):
+        return f"{difference.mean:+.3f}, {difference.verdict}"
+    words = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] {difference.verdict}"
+    return f"**{words}**" if difference.verdict == "shown" else words
+
+
+def _score(system: SystemResult | None) -> str:
+    if system is None:
+        return "-"
+    mean, deviation = spread(system.test)
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def _details(study: Study, case: Case, systems: dict[str, SystemResult]) -> list[str]:
+    names = list(dict.fromkeys(name for system in systems.values() for name in system.details))
+    if not names:
+        return []
+    rows = [[name, *(_mean(system.details.get(detail)) for detail in names)] for name, system in systems.items()]
+    return [f"### {case.name}", f"Test set of {study.data[case.data].about}.", table([study.name, *names], rows)]
+
+
+def _mean(values: Sequence[float] | None) -> str:
+    return "-" if not values else f"{spread(values)[0]:.3f}"
+
+
+def _hyper_parameters(study: Study, cases: Sequence[Case], result: StudyResult) -> str:
+    rows = []
+    for case in cases:
+        for name, system in result.cases[case.name].items():
+            tried = ", ".join(
+                f"{_settings(row['hyper_parameters'])}: {row['validation']:.3f}" for row in system.tuning
+            )
+            rows.append([case.name, name, _settings(system.hyper_parameters), tried or "-"])
+    words = "Chosen on validation data, on seeds that are not among the reported ones."
+    return f"{words}\n\n{table(['case', study.name, 'chosen', 'validation scores of all that were tried'], rows)}"
+
+
+def _settings(values: dict[str, object]) -> str:
+    return (
+        ", ".join(
+            f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        )
+        or "-"
+    )
+
+
+def _data(study: Study, result: StudyResult) -> str:
+    lines = []
+    for name, facts in result.data.items():
+        rows = ", ".join(f"{split} {count}" for split, count in facts["rows"].items())
+        lines.append(
+            f"- `{name}`: {study.data[name].about}. Given: `{facts['given']}`; rows: {rows}; SHA-256 of the "
+            f"rows `{facts['sha256']}`"
+            + (f", of the file `{facts['file_sha256']}`" if facts.get("file_sha256") else "")
+        )
+        if study.data[name].origin:
+            lines[-1] += f". From: {study.data[name].origin}"
+    lines += [f"- {case} was not run, {why}" for case, why in result.skipped.items()]
+    return "\n".join(lines)
+
+
+def _seeds(result: StudyResult) -> str:
+    return f"{len(result.seeds)} seed{'s' if len(result.seeds) > 1 else ''}"

@@ -1,0 +1,130 @@
+"""Results of a study: what was measured, where, on which data; saved as JSON and read back."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_ext.studies.statistics import Difference, paired_difference
+from hf_ext.studies.study import Study
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass
+class SystemResult:
+    """One system in one case; lists run over seeds.
+
+    Args:
+        hyper_parameters: the chosen ones.
+        tuning: all that were tried, `{"hyper_parameters": ..., "validation": mean}`.
+        test, validation, seconds: per seed.
+        details: per seed, such as scores per task.
+    """
+
+    hyper_parameters: dict[str, Any]
+    tuning: list[dict[str, Any]]
+    test: list[float]
+    validation: list[float]
+    seconds: list[float]
+    details: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class Judged:
+    """A comparison of a study with its outcome in one case."""
+
+    case: str
+    method: str
+    baseline: str
+    difference: Difference
+
+
+@dataclass
+class StudyResult:
+    """All of a study that was run.
+
+    Args:
+        name: the study's.
+        seeds: those of the reported runs.
+        cases: systems by name, by case.
+        data: for every data set `given` (name, path or id), `sha256` of its rows, `rows` per split.
+        skipped: cases left out, and why.
+        environment: versions and hardware.
+        command: what makes this again.
+        quick: shortened runs, which show nothing about the method.
+        judged: the comparisons.
+    """
+
+    name: str
+    seeds: list[int]
+    cases: dict[str, dict[str, SystemResult]]
+    data: dict[str, dict[str, Any]]
+    skipped: dict[str, str]
+    environment: dict[str, str]
+    command: str
+    quick: bool = False
+    judged: list[Judged] = field(default_factory=list)
+
+    def judge(self, study: Study) -> None:
+        """Fill `judged` from the scores."""
+        self.judged = [
+            Judged(
+                case.name,
+                comparison.method,
+                comparison.baseline,
+                paired_difference(
+                    self.cases[case.name][comparison.method].test,
+                    self.cases[case.name][comparison.baseline].test,
+                    greater_is_better=study.greater_is_better,
+                ),
+            )
+            for case in study.cases
+            if case.name in self.cases
+            for comparison in study.compared(case)
+        ]
+
+    def save(self, folder: Path) -> Path:
+        """Write `results.json`, complete or not at all."""
+        path = folder / RESULTS_FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(self))
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "StudyResult":
+        """Read what `save` wrote."""
+        values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        cases = {
+            case: {name: SystemResult(**system) for name, system in systems.items()}
+            for case, systems in values["cases"].items()
+        }
+        judged = [
+            Judged(**{**row, "difference": Difference(**{k: _nan(v) for k, v in row["difference"].items()})})
+            for row in values["judged"]
+        ]
+        return cls(**{**values, "cases": cases, "judged": judged})
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file, complete or not at all; NaN becomes null."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(_no_nan(values), indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _no_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(item) for item in value]
+    return value
+
+
+def _nan(value: Any) -> Any:
+    return math.nan if value is None else value

@@ -1,0 +1,55 @@
+"""What studies share: training arguments without side effects, scores per group."""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def arguments(kind: type[Arguments], *, steps: int, learning_rate: float, seed: int, **options: Any) -> Arguments:
+    """Arguments for a run that leaves nothing behind: no checkpoints, no logs, nothing printed."""
+    return kind(
+        output_dir=tempfile.gettempdir(),
+        max_steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        **{
+            "lr_scheduler_type": "cosine",
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 256,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+            "remove_unused_columns": True,
+            **options,
+        },
+    )
+
+
+def quiet(trainer: Trainer) -> Trainer:
+    """The same trainer without anything printed."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def logits(trainer: Trainer, data: Dataset) -> NDArray[np.float32]:
+    """Logits of every row, `[N, C]`."""
+    predictions = trainer.predict(data).predictions  # type: ignore[arg-type]
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def group_accuracies(
+    predicted: NDArray[np.float32], labels: NDArray[Any], groups: NDArray[Any], names: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy of every group (task, domain) that occurs, by its name. `predicted` are logits `[N, C]`."""
+    right = predicted.argmax(-1) == labels
+    return {names[group]: float(right[groups == group].mean()) for group in np.unique(groups)}

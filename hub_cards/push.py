@@ -1,0 +1,192 @@
+"""A trained folder on the Hub, in one commit."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import HFValidationError, parse_ratelimit_headers, validate_repo_id
+from safetensors import SafetensorError, safe_open
+
+#: seconds before the first retry; every further pause is twice as long
+PAUSE = 1.0
+_CONFIGS = ("adapter_config.json", "config.json")
+#: names of files and folders that are never sent: pickles, states to resume from, logs, what is hidden or half written
+_NOT_SENT = (
+    *("*.bin", "*.ckpt", "*.dill", "*.distcp", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth"),
+    *("checkpoint-*", "global_step*", "optimizer.*", "optimizer_[0-9]*", "rng_state*", "scaler.*", "scheduler.*"),
+    *(".*", "*.part", "__pycache__", "runs"),
+)
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+_NOT_DONE = frozenset({429, 503})
+_T = TypeVar("_T")
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+    retries: int = 3,
+) -> CommitInfo:
+    """Publish a trained folder as one commit; the repo and the branch are created where they are missing.
+
+    Everything is uploaded before the commit is made, so that the repo never shows half of it. What an interrupted call
+    uploaded is not uploaded again by the next one, and files that did not change are left out of the commit.
+
+    Pickles (`*.bin`, `*.pt`, `training_args.bin` among them), checkpoints, states of optimizers, logs (`runs`) and
+    hidden files stay at home.
+
+    Args:
+        folder: a folder with `adapter_config.json` or `config.json`, weights in `*.safetensors`, and `README.md`.
+        repo_id: "owner/name", or "name" for one's own.
+        private: whether a new repo is private (None: as the owner's settings say). An existing one stays as it is; if
+            it is public and True was asked for, nothing is sent to it.
+        revision: branch to commit to, "main" if None.
+        create_pr: open a pull request against "main" instead.
+        commit_message: "Upload with hf-ext" if None.
+        token: access token; the one of the login or of `HF_TOKEN` if None.
+        retries: how often to try again after a dropped connection, a timeout or an answer such as 429 or 503. The
+            pauses grow, and the Hub's own `Retry-After` is waited for. The client retries uploads by itself, too.
+
+    Returns:
+        The commit: `oid`, `commit_url` and, with `create_pr`, `pr_url`. If nothing has changed, the last commit.
+
+    Raises:
+        ValueError: a folder or an argument that cannot be published, found before anything is sent; or, before
+            anything is uploaded, metadata of `README.md` that the Hub refuses, or a public repo for `private=True`.
+        huggingface_hub.errors.HfHubHTTPError: the Hub refused (401, 403, 404...), or still failed after the retries.
+        huggingface_hub.errors.HTTPError: the connection still failed after the retries.
+    """
+    source = Path(folder)
+    _check_arguments(repo_id, revision, create_pr, retries)
+    files = _files(source)
+    _check_folder(source, files)
+    api = HfApi(token=token)
+
+    def commit() -> CommitInfo:
+        # new operations each time: they ask the Hub what it has, so a commit whose answer got lost is not made twice.
+        # `upload_folder` would do less than this: it makes several commits of a large folder.
+        return api.create_commit(
+            repo_id=repo,
+            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
+            commit_message=commit_message or "Upload with hf-ext",
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+    repo = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, retries)
+    if private and not _retry(lambda: api.model_info(repo).private, retries):
+        raise ValueError(
+            f"private: found True and {repo!r} public, allowed are another name or to make that one private"
+        )
+    if revision not in (None, "main") and not str(revision).startswith("refs/"):
+        _retry(lambda: api.create_branch(repo, branch=str(revision), exist_ok=True), retries)
+    # of a pull request the Hub cannot be asked whether it is there already, so no second one is opened on suspicion
+    return _retry(commit, retries, only_if_not_done=create_pr)
+
+
+def _retry(call: Callable[[], _T], retries: int, only_if_not_done: bool = False) -> _T:
+    pause = PAUSE
+    for left in range(retries, -1, -1):
+        try:
+            return call()
+        except (HTTPError, json.JSONDecodeError) as error:  # the latter: a proxy's page where the client awaits JSON
+            asked = _asked_pause(error)
+            if not left or not _is_transient(error, only_if_not_done):
+                raise
+        except RuntimeError as error:  # how the client wraps a failed upload, after retries of its own
+            if isinstance(error.__cause__, HTTPError):
+                error.__cause__.add_note(str(error))
+                raise error.__cause__ from None
+            raise
+        time.sleep(pause if asked is None else asked)
+        pause *= 2
+    raise AssertionError("the last round returns or raises")
+
+
+def _is_transient(error: Exception, only_if_not_done: bool) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (_NOT_DONE if only_if_not_done else _TRANSIENT)
+    return not only_if_not_done
+
+
+def _asked_pause(error: Exception) -> float | None:
+    """Seconds that the Hub asks to wait, if it does."""
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    limit = parse_ratelimit_headers(error.response.headers)
+    if error.response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    asked = error.response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdigit() else None
+
+
+def _check_arguments(repo_id: str, revision: str | None, create_pr: bool, retries: int) -> None:
+    try:
+        validate_repo_id(repo_id or "")
+    except HFValidationError as error:
+        raise ValueError(f"repo_id: found {repo_id!r}, allowed is 'owner/name' or 'name' ({error})") from None
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"revision: found {revision!r}, allowed with create_pr is None or 'main'")
+    if retries < 0:
+        raise ValueError(f"retries: found {retries}, allowed is 0 or more")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Names in the repo and paths of all files to send."""
+    if not folder.is_dir():
+        raise ValueError(f"folder: found no folder {str(folder)!r}, allowed is one that a training wrote")
+    root, files = folder.resolve(), {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if any(fnmatchcase(part.lower(), pattern) for part in relative.parts for pattern in _NOT_SENT):
+            continue
+        if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
+            found = f"a link {relative.as_posix()!r} to {str(path.readlink())!r}"
+            raise ValueError(f"folder: found {found}, allowed are links to files of the same folder")
+        if path.is_file():
+            files[relative.as_posix()] = path
+    return files
+
+
+def _check_folder(folder: Path, files: dict[str, Path]) -> None:
+    config = next((files[name] for name in _CONFIGS if name in files), None)
+    if config is None:
+        raise ValueError(f"folder: found neither of {', '.join(_CONFIGS)} in {str(folder)!r}, allowed is one of them")
+    _check_json(config)
+    weights = [path for name, path in files.items() if name.endswith(".safetensors")]
+    if not any(path.parent == folder for path in weights):
+        raise ValueError(f"folder: found no *.safetensors in {str(folder)!r}, allowed are weights in that format only")
+    for path in weights:
+        try:
+            with safe_open(path, framework="numpy"):  # reads the header and holds it against the file's size
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"folder: found a broken {str(path)!r} ({error}), allowed are whole files") from None
+    for name, path in files.items():
+        if name.endswith(".safetensors.index.json"):
+            shards = {Path(name).with_name(shard).as_posix() for shard in _check_json(path)["weight_map"].values()}
+            if missing := sorted(shards - set(files)):
+                raise ValueError(f"folder: found no {missing[0]!r} of {name!r}, allowed are all files of the index")
+    if "README.md" not in files:
+        raise ValueError(f"folder: found no README.md in {str(folder)!r}, allowed is one: make it with create_card")
+
+
+def _check_json(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"folder: found a broken {str(path)!r} ({error}), allowed is JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"folder: found a {type(found).__name__} in {str(path)!r}, allowed is a JSON object")
+    return found
