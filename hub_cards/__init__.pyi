@@ -3,6 +3,8 @@ from .card import Result as Result
 from .card import create_card as create_card
 from .methods import METHODS as METHODS
 from .methods import Method as Method
+from .methods import Picture as Picture
+from .methods import register_method as register_method
 from .plots import plot_losses as plot_losses
 from .plots import plot_results as plot_results
 from .plots import plot_routing as plot_routing

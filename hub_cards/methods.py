@@ -1,15 +1,35 @@
-"""What cards say of each method, in one table."""
+"""The one registry of methods, read by cards, README and command line."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a method's own on its cards, such as MoLA's routing table.
+
+    Args:
+        file: name in the card's folder.
+        caption: what it shows.
+        fact: the key of `MethodCard.facts` whose value is drawn; without that fact there is no picture.
+        draw: called with that value and the path to write.
+    """
+
+    file: str
+    caption: str
+    fact: str
+    draw: Callable[[Any, str], None]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method as its users read of it.
+    """A method as its users read of it, and the modules of its commands.
 
     Args:
         name: lower case, as on the command line.
         title: short name.
+        summary: what a user gets, in one line.
         description: first lines of every card.
         equation: what it computes, in words and one formula (markdown).
         paper: address of the paper.
@@ -17,10 +37,15 @@ class Method:
         tags: of the model on the Hub.
         limitations: what to know before relying on it (markdown).
         usage: Python code that loads a model, with `{auto_class}`, `{base_model}` and `{folder}`.
+        pictures: drawn into every card's folder.
+        commands: name of the module of its `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`.
+        studies: name of the module of its `STUDIES`, for `hf-ext reproduce`.
+        benchmarks: name of the module of its `BENCHMARKS`, for `hf-ext bench`.
     """
 
     name: str
     title: str
+    summary: str
     description: str
     equation: str
     paper: str
@@ -28,6 +53,10 @@ class Method:
     tags: tuple[str, ...]
     limitations: str
     usage: str
+    pictures: tuple[Picture, ...] = ()
+    commands: str | None = None
+    studies: str | None = None
+    benchmarks: str | None = None
 
     def usage_of(self, auto_class: str, base_model: str, folder: str) -> str:
         """The code that loads what lies in `folder` onto `base_model`, whatever characters are in those two."""
@@ -37,6 +66,7 @@ class Method:
 _MOLA = Method(
     name="mola",
     title="MoLA",
+    summary="a PEFT adapter type: a mixture of low-rank adapters, picked by task id or by a learned router",
     description=(
         "MoLA, mixture of low-rank adapters for heterogeneous data (Zhou et al., ICML 2024). It is not the MoLA of "
         "Gao et al., which allocates LoRA experts to the layers of a language model."
@@ -72,6 +102,24 @@ base = {auto_class}.from_pretrained({base_model})
 model = PeftModel.from_pretrained(base, {folder})  # this folder, or its id on the Hub
 # with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)
 """,
+    commands="hf_ext.commands.mola",
+    studies="hf_ext.studies.mola",
+    benchmarks="hf_ext.benchmarks.mola",
 )
 
-METHODS = {method.name: method for method in (_MOLA,)}
+#: the methods by name
+METHODS: dict[str, Method] = {}
+
+
+def register_method(method: Method) -> Method:
+    """Make a method known to cards and commands.
+
+    Raises:
+        ValueError: another method has that name.
+    """
+    if METHODS.setdefault(method.name, method) is not method:
+        raise ValueError(f"name: found {method.name!r}, which is taken, allowed is one that is not in METHODS")
+    return method
+
+
+register_method(_MOLA)
