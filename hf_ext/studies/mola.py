@@ -169,21 +169,20 @@ def _routing_distance(trainer: Any) -> float:
 
 def _rates(case: Case) -> Mapping[str, tuple[float, ...]]:
     joint = case.options["backbone"] == "joint"
-    return {"learning_rate": (5e-4, 1e-3, 2e-3) if joint else (2e-3, 5e-3, 1e-2)}
+    return {"learning_rate": (5e-4, 1e-3, 2e-3, 5e-3) if joint else (1e-3, 2e-3, 5e-3, 1e-2)}
 
 
 def _twd_grid(case: Case) -> Mapping[str, tuple[float, ...]]:
-    rates = _rates(case)["learning_rate"]
-    return {"learning_rate": rates[1:2], "twd_weight": (0.03, 0.3, 1.0), "twd_temperature": (0.5, 2.0)}
+    return {"learning_rate": (5e-3,), "twd_weight": (0.03, 0.3, 1.0), "twd_temperature": (0.5, 2.0)}
 
 
 def _poly_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
     joint = case.options["backbone"] == "joint"  # Poly scales its update by 1 / r, the others by 4
-    return {"learning_rate": (1e-3, 2e-3, 5e-3) if joint else (5e-3, 2e-2, 5e-2)}
+    return {"learning_rate": (1e-3, 2e-3, 5e-3) if joint else (5e-3, 2e-2, 5e-2, 1e-1)}
 
 
 def _full_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
-    return {"learning_rate": (5e-4, 1e-3, 2e-3)}
+    return {"learning_rate": (5e-4, 1e-3, 2e-3, 5e-3)}
 
 
 COMPARISON = Study(
