@@ -5,6 +5,7 @@ from . import hub_cards as hub_cards
 from . import trainers as trainers
 from .adapters import MoLAConfig as MoLAConfig
 from .adapters import MoLAModel as MoLAModel
+from .hub_cards import CardCallback as CardCallback
 from .hub_cards import MethodCard as MethodCard
 from .hub_cards import create_card as create_card
 from .hub_cards import push_folder as push_folder

@@ -28,8 +28,8 @@ class ModelEntry(NamedTuple):
         return f"{self.package}.{kind}_{self.package.rpartition('.')[2]}"
 
 
-#: packages that register an adapter type when they are imported
-ADAPTERS = ("hf_ext.adapters.mola",)
+#: modules that tell peft something when they are imported: of an adapter type, of cards that are not its own
+ADAPTERS = ("hf_ext.adapters.mola", "hf_ext.hub_cards._peft")
 
 #: our entries by model type
 MODELS: dict[str, ModelEntry] = {}

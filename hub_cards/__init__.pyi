@@ -1,6 +1,7 @@
+from .callback import CardCallback as CardCallback
 from .card import MethodCard as MethodCard
 from .card import Result as Result
-from .card import create_card as create_card
+from .create import create_card as create_card
 from .methods import METHODS as METHODS
 from .methods import Method as Method
 from .methods import Picture as Picture

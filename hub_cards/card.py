@@ -1,35 +1,40 @@
-"""Model cards: facts in a dataclass, a template that words them, metadata that the Hub reads."""
+"""A model card: facts in a dataclass, a template that words them, metadata that the Hub reads."""
 
-import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_ext.hub_cards import text
 from hf_ext.hub_cards.methods import METHODS, Method
 
-RESULTS_FILE = "hf_ext_results.json"
-_CONFIGS = ("adapter_config.json", "config.json")
+CARD_FILE = "README.md"
 #: what the Hub calls a task -> what peft calls it, and the class that loads its models
-_TASKS = {
+TASKS = {
     "image-classification": (None, "AutoModelForImageClassification"),
     "text-classification": ("SEQ_CLS", "AutoModelForSequenceClassification"),
     "token-classification": ("TOKEN_CLS", "AutoModelForTokenClassification"),
     "text-generation": ("CAUSAL_LM", "AutoModelForCausalLM"),
 }
-_NOT_SETTINGS = {"architectures", "base_model_name_or_path", "inference_mode", "peft_version", "transformers_version"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """One system's value of a metric: mean and standard deviation over seeds (`std=None` for a single run)."""
+    """One system's value of a metric: mean and standard deviation over seeds (`std=None` for a single run).
+
+    Args:
+        system: a method or a baseline.
+        metric: such as "accuracy".
+        mean, std, seeds: over how many runs.
+        is_method: whether the value is the method's; those go into the metadata.
+        group: the part of the data it is of (a task, a domain), or "" for all.
+    """
 
     system: str
     metric: str
@@ -37,6 +42,7 @@ class Result:
     std: float | None = None
     seeds: int = 1
     is_method: bool = False
+    group: str = ""
 
 
 @dataclass
@@ -46,19 +52,26 @@ class MethodCard:
     Args:
         method: a key of `METHODS`.
         model_name: title and name in the metadata.
+        further_methods: keys of other methods that took part.
         base_model: Hub id of the model it adapts, or None.
+        base_folder: folder of the base model within the card's own, or None.
+        place: where the snippet loads the model from, a Hub id or a folder.
         dataset: name of the data, shown and put into the metadata.
         dataset_description: how they were used.
+        data: facts of every split, `{"train": {"rows": 100, "fingerprint": "..."}}`.
         task: Hub task, such as "image-classification".
         hyper_parameters: names and values.
-        results: the table; rows with `is_method` go into the metadata (`model-index`).
+        results: the tables; rows with `is_method` go into the metadata (`model-index`).
+        log_history: Trainer's; the card shows every loss term in it.
+        facts: what the method's own pictures are drawn from.
         environment: training time, hardware, versions and the like.
         plots: file names in the folder and what they show.
-        usage: Python code.
+        usage: Python code that loads the model; by default the method's.
+        example: Python code that goes on from there.
         library_name, license: as the Hub knows them.
         limitations: added to the method's own.
         command: what made the results.
-        tags: added to the method's own.
+        tags: added to the methods' own.
 
     Raises:
         ValueError: an unknown method, or results for the metadata without a `model_name`.
@@ -66,15 +79,22 @@ class MethodCard:
 
     method: str
     model_name: str
+    further_methods: Sequence[str] = ()
     base_model: str | None = None
+    base_folder: str | None = None
+    place: str = "."
     dataset: str = "unknown"
     dataset_description: str = ""
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     task: str = "image-classification"
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     results: Sequence[Result] = ()
+    log_history: Sequence[Mapping[str, Any]] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     plots: Sequence[tuple[str, str]] = ()
     usage: str = ""
+    example: str = ""
     library_name: str = "peft"
     license: str | None = None
     limitations: str = ""
@@ -82,13 +102,53 @@ class MethodCard:
     tags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: found {self.method!r}, allowed are {sorted(METHODS)}")
+        for name in (self.method, *self.further_methods):
+            if name not in METHODS:
+                raise ValueError(f"method: found {name!r}, allowed are {sorted(METHODS)}")
 
     @property
-    def about(self) -> Method:
-        """What is said of the method."""
-        return METHODS[self.method]
+    def about(self) -> list[Method]:
+        """What is said of the methods, the card's own first."""
+        return [METHODS[name] for name in dict.fromkeys((self.method, *self.further_methods))]
+
+    @property
+    def code(self) -> str:
+        """The snippet: loads the model and goes on with the example; empty if there is nothing to load onto."""
+        usage = self.usage
+        if not usage:
+            auto_class = TASKS.get(self.task, (None, "AutoModel"))[1]
+            usage = self.about[0].usage_of(auto_class, self.place, self.base_model, self.base_folder)
+        return "\n\n".join(part.rstrip() for part in (usage, self.example) if part)
+
+    @property
+    def overall(self) -> list[Result]:
+        """Results on all of the data."""
+        return [result for result in self.results if not result.group]
+
+    @property
+    def by_group(self) -> tuple[list[str], list[list[Result | None]]]:
+        """Results per task or domain: names of the columns, and rows with the group's results under them."""
+        grouped = [result for result in self.results if result.group]
+        systems, metrics = {result.system for result in grouped}, {result.metric for result in grouped}
+
+        def column(result: Result) -> str:
+            if len(systems) < 2:
+                return result.metric
+            return result.system if len(metrics) < 2 else f"{result.system}: {result.metric}"
+
+        columns = list(dict.fromkeys(map(column, grouped)))
+        found = {(result.group, column(result)): result for result in grouped}
+        groups = dict.fromkeys(result.group for result in grouped)
+        return columns, [[found.get((group, name)) for name in columns] for group in groups]
+
+    @property
+    def loss_terms(self) -> dict[str, tuple[float, float]]:
+        """First and last logged value of every term of the training loss."""
+        found: dict[str, list[float]] = {}
+        for entry in loss_entries(self.log_history):
+            for name in loss_names([entry]):
+                found.setdefault(name, []).append(entry[name])
+        return {name: (values[0], values[-1]) for name, values in found.items()}
 
     def metadata(self) -> ModelCardData:
         """The YAML header; everything in it goes through a YAML writer."""
@@ -97,21 +157,23 @@ class MethodCard:
         evaluations = [
             EvalResult(
                 task_type=self.task,
-                dataset_type=_yaml(self.dataset),
-                dataset_name=_yaml(self.dataset),
-                metric_type=_yaml(result.metric),
-                metric_value=result.mean,
-                metric_name=_yaml(_metric_name(result, with_system=several)),
+                dataset_type=text.yaml(self.dataset),
+                dataset_name=text.yaml(self.dataset),
+                dataset_config=text.yaml(result.group) or None,
+                metric_type=text.yaml(result.metric),
+                metric_value=round(result.mean, 6),
+                metric_name=text.yaml(_metric_name(result, with_system=several)),
             )
             for result in own
         ]
+        tags = [tag for method in self.about for tag in method.tags]
         return ModelCardData(
-            model_name=_yaml(self.model_name),
-            base_model=_yaml(self.base_model),
+            model_name=text.yaml(self.model_name),
+            base_model=text.yaml(self.base_model),
             library_name=self.library_name,
-            license=_yaml(self.license),
+            license=text.yaml(self.license),
             pipeline_tag=self.task,
-            tags=list(dict.fromkeys([*self.about.tags, *map(_yaml, self.tags)])),
+            tags=list(dict.fromkeys([*tags, *map(text.yaml, self.tags)])),
             datasets=[self.dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", self.dataset) else None,
             eval_results=evaluations or None,
         )
@@ -127,78 +189,35 @@ class MethodCard:
             autoescape=False,  # the output is markdown; what users write goes through these filters
         )
         environment.filters |= {
-            "cell": _cell,
-            "line": _line,
-            "block": _block,
-            "code": _code,
-            "span": _span,
+            "cell": text.cell,
+            "line": text.line,
+            "block": text.block,
+            "code": text.code,
+            "span": text.span,
             "file": quote,
         }
         # user text is passed as values and never parsed as a template
-        body = environment.get_template("method.md.j2").render(card=self, about=self.about)
+        body = environment.get_template("method.md.j2").render(card=self)
         return f"---\n{self.metadata().to_yaml()}\n---\n\n{body}"
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `README.md` into a folder, complete or not at all."""
-        path = Path(folder) / "README.md"
+        path = Path(folder) / CARD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(".README.md.part")
+        part = path.with_name(f".{CARD_FILE}.part")
         part.write_text(self.render(), encoding="utf-8", errors="replace")  # lone surrogates
         os.replace(part, path)
         return path
 
 
-def create_card(folder: str | os.PathLike[str], method: str = "mola", **facts: Any) -> MethodCard:
-    """Write the card of a trained folder from what lies in it; `facts` (arguments of `MethodCard`) win.
-
-    Read are `adapter_config.json` or `config.json` (hyper-parameters, base model, task) and the results that
-    `save_results` left. A base model that is a path of this machine is not named.
-    """
-    folder = Path(folder)
-    found: dict[str, Any] = {"model_name": folder.resolve().name}
-    config_file = next((folder / name for name in _CONFIGS if (folder / name).is_file()), None)
-    if config_file is not None:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        found["base_model"] = config.get("base_model_name_or_path")
-        found |= _task_facts(config.get("task_type"))
-        found["hyper_parameters"] = {key: value for key, value in config.items() if _is_setting(key, value)}
-    if (folder / RESULTS_FILE).is_file():
-        rows = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-        found["results"] = [Result(**row) for row in rows]
-    card = MethodCard(**{"method": method, **found, **facts})
-    if card.base_model and not _is_hub_id(card.base_model, folder):
-        card.base_model = None
-    if not card.usage and card.base_model:
-        auto_class = _TASKS.get(card.task, (None, "AutoModel"))[1]
-        card.usage = card.about.usage_of(auto_class, card.base_model, f"./{folder.resolve().name}")
-    card.save(folder)
-    return card
+def loss_entries(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of a Trainer's `log_history` that are of training steps."""
+    return [entry for entry in log_history if "loss" in entry]
 
 
-def save_results(folder: str | os.PathLike[str], results: Sequence[Result]) -> None:
-    """Leave results where `create_card` finds them."""
-    path = Path(folder) / RESULTS_FILE
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
-    os.replace(part, path)
-
-
-def _task_facts(peft_task: str | None) -> dict[str, str]:
-    tasks = [task for task, (name, _) in _TASKS.items() if name is not None and name == peft_task]
-    return {"task": tasks[0]} if tasks else {}
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    empty = value is None or value is False or value in ("", [])
-    return not empty and not isinstance(value, dict) and name not in _NOT_SETTINGS
-
-
-def _is_hub_id(name: str, folder: Path) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).exists() and not (folder / name).exists()
+def loss_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the loss terms in these entries: `loss`, `twd_loss`, `domain_loss/photo`..."""
+    return list(dict.fromkeys(name for entry in entries for name in entry if "loss" in name))
 
 
 def _metric_name(result: Result, *, with_system: bool) -> str:
@@ -208,45 +227,3 @@ def _metric_name(result: Result, *, with_system: bool) -> str:
     if result.std is not None:
         notes.append(f"std {result.std:.2g}")
     return f"{result.metric} ({', '.join(notes)})" if notes else result.metric
-
-
-def _yaml(value: Any) -> Any:
-    """Text without the one character that YAML writers and readers treat differently."""
-    return value.replace("\x85", " ") if isinstance(value, str) else value
-
-
-def _line(value: Any) -> str:
-    """Text within a line: no markup, no HTML, no second line."""
-    text = re.sub(r"\s+", " ", str(value)).strip()
-    return re.sub(r"([\\`*{}\[\]<>#|~$&]|(?<![^\W_])_)", r"\\\1", text)  # no emphasis starts within a word
-
-
-def _block(value: Any) -> str:
-    """Text of a paragraph of its own: as `_line`, and it starts no list and underlines no heading."""
-    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", _line(value))
-
-
-def _cell(value: Any) -> str:
-    """Text of one table cell."""
-    if isinstance(value, float):
-        value = f"{value:.4g}"
-    if isinstance(value, list | tuple | set):
-        value = ", ".join(str(item) for item in value)
-    return _line(value) or " "
-
-
-def _code(value: str) -> str:
-    """A fenced block that the text cannot end."""
-    fence = _fence(value, 3)
-    return f"{fence}python\n{value.rstrip()}\n{fence}"
-
-
-def _span(value: str) -> str:
-    """Code within a line that the text cannot end."""
-    text, pad = re.sub(r"\s+", " ", value).strip(), " " if "`" in value else ""
-    fence = _fence(text, 1)
-    return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def _fence(value: str, least: int) -> str:
-    return "`" * max(least, 1 + max((len(run) for run in re.findall(r"`+", value)), default=0))

@@ -1,6 +1,7 @@
 """The one registry of methods, read by cards, README and command line."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,9 @@ class Method:
         bibtex: citation.
         tags: of the model on the Hub.
         limitations: what to know before relying on it (markdown).
-        usage: Python code that loads a model, with `{auto_class}`, `{base_model}` and `{folder}`.
+        usage: Python code that loads a model, with `{auto_class}`, `{place}` and, for what goes onto a base model,
+            `{base}`.
+        settings: picks those of a configuration's values that a card shows; by default all that say something.
         pictures: drawn into every card's folder.
         commands: name of the module of its `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`.
         studies: name of the module of its `STUDIES`, for `hf-ext reproduce`.
@@ -53,14 +56,43 @@ class Method:
     tags: tuple[str, ...]
     limitations: str
     usage: str
+    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     pictures: tuple[Picture, ...] = ()
     commands: str | None = None
     studies: str | None = None
     benchmarks: str | None = None
 
-    def usage_of(self, auto_class: str, base_model: str, folder: str) -> str:
-        """The code that loads what lies in `folder` onto `base_model`, whatever characters are in those two."""
-        return self.usage.format(auto_class=auto_class, base_model=repr(base_model), folder=repr(folder))
+    def usage_of(self, auto_class: str, place: str, base_model: str | None, base_folder: str | None) -> str:
+        """The code that loads what lies at `place`, whatever characters are in the names.
+
+        Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
+        """
+        base = _quoted(base_model) if base_model else None
+        if base is None and base_folder:
+            base = f"{_quoted(place)}, subfolder={_quoted(base_folder)}"
+        if base is None and "{base}" in self.usage:
+            return ""
+        return self.usage.format(auto_class=auto_class, place=_quoted(place), base=base)
+
+
+def _quoted(name: str) -> str:
+    """A Python literal, in double quotes where that takes no thought."""
+    return f'"{name}"' if re.fullmatch(r"[\w./-]*", name) else repr(name)
+
+
+def _mola_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = ["num_experts", "r", "lora_alpha", "routing", "target_modules", "modules_to_save", "task_heads"]
+    names += ["train_backbone", "conv_form", "lora_dropout", "use_rslora"]
+    if config.get("routing") == "router":
+        names += ["router_kind", "twd_weight", "twd_temperature"]
+    always = {"r", "num_experts", "twd_weight"}
+    return {name: config[name] for name in names if name in config and (config[name] or name in always)}
+
+
+def _draw_routing(table: Any, path: str) -> None:
+    from hf_ext.hub_cards.plots import plot_routing
+
+    plot_routing(table["weights"], path, table["tasks"])
 
 
 _MOLA = Method(
@@ -98,10 +130,19 @@ _MOLA = Method(
 from peft import PeftModel
 from transformers import {auto_class}
 
-base = {auto_class}.from_pretrained({base_model})
-model = PeftModel.from_pretrained(base, {folder})  # this folder, or its id on the Hub
+base = {auto_class}.from_pretrained({base})
+model = PeftModel.from_pretrained(base, {place}).eval()
 # with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)
 """,
+    settings=_mola_settings,
+    pictures=(
+        Picture(
+            file="routing.png",
+            caption="Mean routing weight of every expert (columns) for every task (rows)",
+            fact="routing_table",
+            draw=_draw_routing,
+        ),
+    ),
     commands="hf_ext.commands.mola",
     studies="hf_ext.studies.mola",
     benchmarks="hf_ext.benchmarks.mola",

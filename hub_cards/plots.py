@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from hf_ext.hub_cards.card import Result
+from hf_ext.hub_cards.card import Result, loss_entries, loss_names
 
 METHOD, BASELINE, WARNING = "#0072B2", "#B8B8B8", "#D55E00"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -60,12 +60,11 @@ def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     Raises:
         ValueError: no training loss was logged.
     """
-    entries = [entry for entry in log_history if "loss" in entry]
+    entries = loss_entries(log_history)
     if not entries:
         raise ValueError(f"log_history: found {len(log_history)} entries without 'loss', allowed are training logs")
     figure, (axes,) = new_figure(7, 3.5)
-    names = dict.fromkeys(key for entry in entries for key in entry if "loss" in key)
-    for name, (dash, colour) in zip(names, cycle(product(_DASHES, _LINES)), strict=False):
+    for name, (dash, colour) in zip(loss_names(entries), cycle(product(_DASHES, _LINES)), strict=False):
         points = [(entry["step"], entry[name]) for entry in entries if name in entry]
         axes.plot(*zip(*points, strict=True), dash, color=colour, label=name, marker="." if len(points) == 1 else "")
     axes.set_xlabel("step")
@@ -75,7 +74,7 @@ def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
 
 
 def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence[str] | None = None) -> None:
-    """Mean routing weight, in [0, 1], of every expert (columns) for every task (rows).
+    """Mean routing weight, in [0, 1], of every expert (columns) for every task (rows); NaN where a task had no sample.
 
     Raises:
         ValueError: a table that is not two-dimensional, or names for another number of tasks.
@@ -93,7 +92,8 @@ def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence
     _plain_labels(axes)
     axes.tick_params(length=0)
     for (task, expert), weight in np.ndenumerate(weights):
-        axes.text(expert, task, f"{weight:.2f}", ha="center", va="center", color="white" if weight > 0.5 else "black")
+        words = "-" if np.isnan(weight) else f"{weight:.2f}"
+        axes.text(expert, task, words, ha="center", va="center", color="white" if weight > 0.5 else "black")
     bar = figure.colorbar(picture, ax=axes, label="mean routing weight")
     bar.outline.set_visible(False)
     figure.savefig(path, dpi=150)

@@ -13,6 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import HFValidationError, parse_ratelimit_headers, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
+from hf_ext.hub_cards.card import CARD_FILE
+from hf_ext.hub_cards.create import card_at
+
 #: seconds before the first retry; every further pause is twice as long
 PAUSE = 1.0
 _CONFIGS = ("adapter_config.json", "config.json")
@@ -42,6 +45,8 @@ def push_folder(
 
     Everything is uploaded before the commit is made, so that the repo never shows half of it. What an interrupted call
     uploaded is not uploaded again by the next one, and files that did not change are left out of the commit.
+
+    The snippet of a card that `create_card` wrote, and nobody changed since, loads from the repo.
 
     Pickles (`*.bin`, `*.pt`, `training_args.bin` among them), checkpoints, states of optimizers, logs (`runs`) and
     hidden files stay at home.
@@ -78,13 +83,15 @@ def push_folder(
         # `upload_folder` would do less than this: it makes several commits of a large folder.
         return api.create_commit(
             repo_id=repo,
-            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()],
+            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in sent.items()],
             commit_message=commit_message or "Upload with hf-ext",
             revision=revision,
             create_pr=create_pr,
         )
 
     repo = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, retries)
+    card = card_at(source, repo)
+    sent: dict[str, Path | bytes] = files | ({CARD_FILE: card} if card else {})
     if private and not _retry(lambda: api.model_info(repo).private, retries):
         raise ValueError(
             f"private: found True and {repo!r} public, allowed are another name or to make that one private"
@@ -178,7 +185,7 @@ def _check_folder(folder: Path, files: dict[str, Path]) -> None:
             shards = {Path(name).with_name(shard).as_posix() for shard in _check_json(path)["weight_map"].values()}
             if missing := sorted(shards - set(files)):
                 raise ValueError(f"folder: found no {missing[0]!r} of {name!r}, allowed are all files of the index")
-    if "README.md" not in files:
+    if CARD_FILE not in files:
         raise ValueError(f"folder: found no README.md in {str(folder)!r}, allowed is one: make it with create_card")
 
 

@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
-from transformers.modelcard import TASK_MAPPING, _get_mapping_values, extract_hyperparameters_from_trainer
 
 from hf_ext.data.collators import KeepColumns
-from hf_ext.hub_cards.card import Result, create_card
+from hf_ext.hub_cards.callback import CardCallback
+from hf_ext.hub_cards.push import push_folder
 from hf_ext.trainers.checkpoints import (
     is_complete,
     newest_complete_checkpoint,
@@ -39,7 +41,8 @@ class MethodMixin(_Base):
     - `add_mean_term(loss, term, ...)`: adds a batch mean at the right scale under gradient accumulation.
     - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
       by `train(resume_from_checkpoint=...)`, which takes the newest checkpoint that is complete.
-    - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, with what `card_facts` adds.
+    - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, from what `card` has collected during the
+      run and what `card_facts` adds, and `push_to_hub` sends no pickles.
     - `group_column`: evaluation calls `compute_metrics` for every value of this column too.
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
     """
@@ -53,6 +56,12 @@ class MethodMixin(_Base):
         self.batch_columns: dict[str, Tensor] = {}
         self._terms: dict[str, tuple[Tensor | float, int]] = {}
         self._evaluated_groups: list[Tensor] = []
+        #: collects the facts of the model card; None for a mixin without `method`
+        self.card: CardCallback | None = None
+        if self.method is not None:
+            methods = [vars(kind).get("method") for kind in type(self).__mro__]
+            self.card = CardCallback(self.method, [name for name in methods if name and name != self.method])
+            self.add_callback(self.card)
         if self.own_columns:
             self.data_collator = KeepColumns(self.data_collator, self.own_columns, self.column_bounds)
         self.check_arguments()
@@ -172,33 +181,77 @@ class MethodMixin(_Base):
     # ---------------------------------------------------------------------------------------------- cards
     def card_facts(self) -> dict[str, Any]:
         """Arguments of `hub_cards.MethodCard` that this run knows. Cooperative: `super().card_facts() | {...}`."""
-        evaluated = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
-        timing = ("runtime", "per_second", "epoch")
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        tasks = [task for task, names in TASK_MAPPING.items() if type(model).__name__ in _get_mapping_values(names)]
-        return {
-            **({"task": tasks[0]} if tasks else {}),
-            "dataset": getattr(self.train_dataset, "builder_name", None) or "unknown",
-            "hyper_parameters": extract_hyperparameters_from_trainer(self),
-            "results": [
-                Result(str(self.method), name.removeprefix("eval_"), value, is_method=True)
-                for name, value in evaluated.items()
-                if name.startswith("eval_") and not name.endswith(timing)
-            ],
-        }
+        assert self.card is not None  # asked for by create_model_card alone
+        return self.card.card_facts()
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the method's card into `output_dir` (Trainer's own for a mixin without `method`)."""
-        if self.method is None:
-            super().create_model_card(*args, **kwargs)
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the method's card into `output_dir`, or Trainer's own for a mixin without `method`.
+
+        Of Trainer's arguments the method's card has no use for `language`, `tasks`, `dataset_tags` and `dataset_args`.
+        """
+        if self.card is None:
+            super().create_model_card(
+                language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
+            )
         elif self.is_world_process_zero():
             folder = str(self.args.output_dir)
-            name = kwargs.get("model_name") or os.path.basename(os.path.abspath(folder))
-            facts = {"model_name": name, **self.card_facts()}
-            if kwargs.get("dataset"):
-                facts["dataset"] = kwargs["dataset"]
-            create_card(folder, self.method, **facts)
+            given = {
+                "license": license,
+                "tags": [tags] if isinstance(tags, str) else tags,
+                "base_model": finetuned_from,
+                "dataset": ", ".join(dataset) if isinstance(dataset, list) else dataset,
+            }
+            given = {name: value for name, value in given.items() if value is not None}
+            name = model_name or os.path.basename(os.path.abspath(folder))
+            self.card.create_card(folder, **(self.card_facts() | {"model_name": name} | given))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save, write the card and publish `output_dir` with `hub_cards.push_folder`; Trainer's own without `method`.
+
+        Unlike Trainer's it sends no pickle (`training_args.bin`) and tries again where the Hub fails.
+
+        Returns:
+            The commit, or its future if not `blocking`; None on all processes but the first.
+        """
+        if self.card is None:
+            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        folder = os.path.abspath(str(self.args.output_dir))
+        repo_id = self.hub_model_id or self.args.hub_model_id or os.path.basename(folder)
+        self.create_model_card(**{"model_name": repo_id.split("/")[-1], **kwargs})
+        self._finish_current_push()
+        push = partial(
+            push_folder,
+            folder,
+            repo_id,
+            private=self.args.hub_private_repo if private is None else private,
+            revision=revision or self.args.hub_revision,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+        )
+        return push() if blocking else HfApi().run_as_future(push)
 
     # ---------------------------------------------------------------------------------------------- evaluation
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -221,15 +274,20 @@ class MethodMixin(_Base):
             for group in np.unique(groups):
                 picked = groups == group
                 prediction = EvalPrediction(_rows(output.predictions, picked), _rows(output.label_ids, picked))
-                name = self._group_label(getattr(dataloader, "dataset", None), int(group))
+                label = self._group_label(getattr(dataloader, "dataset", None), int(group))
                 for metric, value in self.compute_metrics(prediction).items():
-                    output.metrics[f"{prefix}_{self.group_name}_{name}_{metric.removeprefix(f'{prefix}_')}"] = value
+                    metric = metric.removeprefix(f"{prefix}_")
+                    name = f"{prefix}_{self.group_name}_{label}_{metric}"
+                    output.metrics[name] = value
+                    if self.card is not None:
+                        self.card.add_groups({name: (f"{self.group_name} {label}", metric)})
         self._evaluated_groups = []
         return output
 
     def _group_label(self, dataset: Any, group: int) -> str:
         feature: Any = (getattr(dataset, "features", None) or {}).get(self.group_column)
-        return feature.int2str(group) if hasattr(feature, "int2str") else str(group)
+        named = hasattr(feature, "int2str") and 0 <= group < feature.num_classes
+        return feature.int2str(group) if named else str(group)
 
 
 def _rows(arrays: Any, picked: np.ndarray) -> Any:

@@ -167,11 +167,7 @@ class MoLAMixin(MethodMixin):
     def card_facts(self) -> dict[str, Any]:
         facts = super().card_facts()
         *_, config = self._adapter
-        shown = ["num_experts", "r", "lora_alpha", "routing", "target_modules", "train_backbone"]
-        shown += ["twd_weight", "twd_temperature"] if config.uses_twd else []
-        facts["hyper_parameters"] |= {name: getattr(config, name) for name in shown}
-        facts["base_model"] = config.base_model_name_or_path
-        return facts
+        return facts | {"base_model": config.base_model_name_or_path}
 
     # ---------------------------------------------------------------------------------------------- training
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -263,11 +259,16 @@ class MoLAMixin(MethodMixin):
             self.routing_table = np.full((tasks, weights.shape[1]), np.nan)
             dataloader = kwargs.get("dataloader", args[0] if args else None)
             prefix = kwargs.get("metric_key_prefix", "eval")
+            labels = [self._group_label(getattr(dataloader, "dataset", None), task) for task in range(tasks)]
+            named = {}
             for task in np.unique(ids):
                 self.routing_table[task] = weights[ids == task].mean(axis=0)
-                label = self._group_label(getattr(dataloader, "dataset", None), int(task))
                 for expert, weight in enumerate(self.routing_table[task]):
-                    output.metrics[f"{prefix}_routing_task_{label}_expert_{expert}"] = float(weight)
+                    named[f"{prefix}_routing_task_{labels[task]}_expert_{expert}"] = float(weight)
+            output.metrics.update(named)
+            if self.card is not None:
+                table = [[None if np.isnan(weight) else float(weight) for weight in row] for row in self.routing_table]
+                self.card.add_fact("routing_table", {"tasks": labels, "weights": table}, metrics=named)
         self._routing_sums = []
         return output
 

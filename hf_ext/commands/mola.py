@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -16,8 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from transformers import (
-    PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -30,8 +27,8 @@ from hf_ext.adapters import MoLAConfig
 from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
 from hf_ext.commands.parsing import fields_for_cli, parse
 from hf_ext.data import load
-from hf_ext.hub_cards import MethodCard, Result, plot_losses, plot_results
-from hf_ext.hub_cards.card import save_results
+from hf_ext.hub_cards import Result, create_card, plot_routing
+from hf_ext.studies.training import group_accuracies, logits, quiet
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
 AdapterArguments = fields_for_cli(
@@ -94,18 +91,9 @@ def train(argv: Sequence[str]) -> None:
 # ------------------------------------------------------------------------------------------------ demo
 DATASET, TASKS, RANK = "digits-rotated", 4, 4
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2", "classifier"]
-USAGE = """import hf_ext  # tells peft what MoLA is
-import torch
-from peft import PeftModel
-from transformers import AutoModelForImageClassification
-
-folder = "{folder}"  # or what huggingface_hub.snapshot_download("OWNER/NAME") returns
-base = AutoModelForImageClassification.from_pretrained(f"{{folder}}/base_model")
-model = PeftModel.from_pretrained(base, folder).eval()
-
-test = hf_ext.data.load("digits-rotated")["test"].shuffle(seed=0)[:400]
-with torch.no_grad():
-    logits = model(pixel_values=test["pixel_values"], mola_task_ids=test["task_ids"]).logits
+SHOWN = ("MoLA-Grad (task known)", "MoLA-Router (task unknown)")
+EXAMPLE = """test = hf_ext.data.load("digits-rotated")["test"].shuffle(seed=0)[:400]
+logits = model(pixel_values=test["pixel_values"], mola_task_ids=test["task_ids"]).logits
 print((logits.argmax(-1) == test["labels"]).float().mean())
 """
 
@@ -135,10 +123,10 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         "full fine-tuning, shared": None,
         f"LoRA r={RANK}": LoraConfig(**shared),
         f"LoRA r={TASKS * RANK}": LoraConfig(**{**shared, "r": TASKS * RANK}),
-        "MoLA-Router (task unknown)": MoLAConfig(**mola, routing="router"),
-        "MoLA-Grad (task known)": MoLAConfig(**mola),
+        SHOWN[1]: MoLAConfig(**mola, routing="router"),
+        SHOWN[0]: MoLAConfig(**mola),
     }
-    accuracies: dict[str, list[float]] = {name: [] for name in ("base model", *systems)}
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in ("base model", *systems)}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         total = progress.add_task("all runs", total=seeds * (2 + len(systems)))
@@ -146,24 +134,22 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
             data = load(DATASET, seed=seed)
             base = _pretrained(data, 2 * steps, seed, progress)
             progress.advance(total)
-            accuracies["base model"].append(_evaluate(base, data))
+            scores["base model"].append(_accuracies(_untrained(base), data["test"]))
             progress.advance(total)
             for name, config in systems.items():
                 torch.manual_seed(seed)
                 trainer = _trainer(copy.deepcopy(base), copy.deepcopy(config), data, steps, seed, name, progress)
                 trainer.train()
-                accuracies[name].append(trainer.evaluate()["eval_accuracy"])
+                scores[name].append(_accuracies(trainer, data["test"]))
                 progress.advance(total)
-                if seed == 0 and isinstance(config, MoLAConfig) and config.routing == "task":
-                    _save(folder, base, trainer)
+                if seed == 0 and name == SHOWN[0]:
+                    facts = _save(folder, base, trainer)
+                if seed == 0 and name == SHOWN[1]:
+                    _plot_routing(folder, trainer, data["test"])
 
-    results = [
-        Result(name, "accuracy", float(np.mean(values)), float(np.std(values, ddof=1)) if seeds > 1 else None, seeds)
-        for name, values in accuracies.items()
-    ]
-    results = [dataclasses.replace(row, is_method=row.system.startswith("MoLA-Grad")) for row in results]
-    _write_card(folder, results, steps)
-    _print_table(console, results)
+    results = [_result(name, part, [run[part] for run in runs]) for name, runs in scores.items() for part in runs[0]]
+    create_card(folder, **(facts | _card_facts(results, seeds, steps)))
+    _print_table(console, [row for row in results if not row.group])
     console.print(f"ready for the Hub: {folder}/ (README.md shows how to load it)")
 
 
@@ -221,12 +207,22 @@ def _trainer(
     return _show(trainer, progress, f"seed {seed}: {name}")
 
 
-def _evaluate(model: torch.nn.Module, data: Any) -> float:
-    arguments = _arguments(TrainingArguments, 1, 0.0, 0)
-    trainer = Trainer(model=model, args=arguments, eval_dataset=data["test"], compute_metrics=accuracy)
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    return trainer.evaluate()["eval_accuracy"]
+def _untrained(model: torch.nn.Module) -> Trainer:
+    return quiet(Trainer(model=model, args=_arguments(TrainingArguments, 1, 0.0, 0)))
+
+
+def _accuracies(trainer: Trainer, data: Any) -> dict[str, float]:
+    """Accuracy on all test images, under "", and on those of every task."""
+    plain = data.with_format("numpy")
+    tasks, labels, predicted = plain["task_ids"][:], plain["labels"][:], logits(trainer, data)
+    overall = float((predicted.argmax(-1) == labels).mean())
+    return {"": overall} | group_accuracies(predicted, labels, tasks, data.features["task_ids"].names)
+
+
+def _result(system: str, part: str, values: list[float]) -> Result:
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    shown = system == SHOWN[0]
+    return Result(system, "accuracy", float(np.mean(values)), std, len(values), is_method=shown, group=part)
 
 
 class _Bar(TrainerCallback):
@@ -247,42 +243,37 @@ class _Bar(TrainerCallback):
 
 
 def _show(trainer: Trainer, progress: Progress, description: str) -> Trainer:
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Bar(progress, description))
+    quiet(trainer).add_callback(_Bar(progress, description))
     return trainer
 
 
-def _save(folder: Path, base: ViTForImageClassification, trainer: Any) -> None:
+def _save(folder: Path, base: ViTForImageClassification, trainer: Any) -> dict[str, Any]:
+    """Save model and base model; returns what the run says for the card."""
+    trainer.evaluate()  # so that the card names the test data
     base.save_pretrained(folder / "base_model")
     trainer.model.save_pretrained(folder)
-    (folder / "log_history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
-    plot_losses(trainer.state.log_history, folder / "losses.png")
+    return {**trainer.card_facts(), "base_model": None}
 
 
-def _write_card(folder: Path, results: list[Result], steps: int) -> None:
-    plot_results(results, folder / "results.png")
-    save_results(folder, results)
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    shown = ("num_experts", "r", "lora_alpha", "routing", "target_modules", "train_backbone")
-    seeds = results[0].seeds
-    MethodCard(
-        method="mola",
-        model_name=folder.resolve().name,
-        dataset=f"scikit-learn digits ({DATASET})",
-        dataset_description=(
+def _plot_routing(folder: Path, trainer: Any, data: Any) -> None:
+    plot_routing(trainer.routing_table, folder / "routing.png", data.features["task_ids"].names)
+
+
+def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]:
+    return {
+        "method": "mola",
+        "dataset": f"scikit-learn digits ({DATASET})",
+        "dataset_description": (
             f"Accuracy on the {TASKS} tasks' test images, shared classifier, base model frozen except under full "
-            f"fine-tuning, {steps} steps of AdamW each."
+            f"fine-tuning, {steps} steps of AdamW each; all tasks first, then every task."
         ),
-        hyper_parameters={name: settings[name] for name in shown}
-        | {"steps": steps, "learning_rate": 5e-3, "batch_size": 32},
-        results=results,
-        plots=[("results.png", "Accuracy of every system"), ("losses.png", "Training loss of the saved adapter")],
-        usage=USAGE.format(folder=f"./{folder.name}"),
-        license="apache-2.0",
-        limitations="A demonstration on small images; the base model is in the folder base_model.",
-        command=f"hf-ext demo mola --seeds {seeds} --steps {steps}",
-    ).save(folder)
+        "results": results,
+        "plots": [("routing.png", f"Where {SHOWN[1]}, trained beside it, sends each task: mean weight per expert")],
+        "example": EXAMPLE,
+        "license": "apache-2.0",
+        "limitations": "A demonstration on small images. The base model is in the folder base_model.",
+        "command": f"hf-ext demo mola --seeds {seeds} --steps {steps}",
+    }
 
 
 def _print_table(console: Console, results: list[Result]) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hf_ext.hub_cards import METHODS, MethodCard, Result, create_card, plot_losses, plot_results, plot_routing
-from hf_ext.hub_cards.card import save_results
 
 RESULTS = [
     Result("LoRA r=16", "accuracy", 0.5, 0.01, 3),
@@ -70,7 +69,17 @@ def _full_card(name: str, system: str, text: str) -> MethodCard:
         dataset_description=text,
         hyper_parameters={system: [text], f"{system} 2": 0.5},
         environment={system: text},
-        results=[Result(system, text, 0.5, 0.1, 3, is_method=True), Result("LoRA", "accuracy", 0.4)],
+        results=[
+            Result(system, text, 0.5, 0.1, 3, is_method=True),
+            Result("LoRA", "accuracy", 0.4),
+            Result(system, text, 0.6, group=text),
+            Result(f"{system} 2", f"{text} 2", 0.6, group=f"{text} 2"),
+        ],
+        data={name: {"rows": 3, "fingerprint": text}},
+        log_history=[{"loss": 1.0, f"{text}_loss": 2.0, "step": 1}, {"loss": 0.5, "step": 2}],
+        base_folder=name,
+        place=name,
+        example=text,
         plots=[("a.png", text)],
         limitations=text,
         usage=text,
@@ -124,6 +133,7 @@ def test_create_card_reads_the_folder(tmp_path: Path) -> None:
         "r": 4,
         "target_modules": ["q", "v"],
         "bias": None,
+        "routing": "router",
         "twd_weight": 0,
         "task_type": "SEQ_CLS",
         "peft_type": "MOLA",
@@ -139,20 +149,20 @@ def test_create_card_reads_the_folder(tmp_path: Path) -> None:
     assert "| target_modules | q, v |" in text
     code = text.split("```python\n")[1].split("```")[0]
     assert code.startswith("import hf_ext")
-    assert "AutoModelForSequenceClassification.from_pretrained('me/base')" in code
-    assert f"PeftModel.from_pretrained(base, './{tmp_path.name}')" in code
+    assert 'AutoModelForSequenceClassification.from_pretrained("me/base")' in code
+    assert f'PeftModel.from_pretrained(base, "./{tmp_path.name}")' in code
     compile(code, "usage", "exec")
 
 
 def test_saved_results_are_found(tmp_path: Path) -> None:
-    save_results(tmp_path, RESULTS)
+    create_card(tmp_path, "mola", results=RESULTS)
     assert create_card(tmp_path).results == RESULTS
 
 
 @pytest.mark.parametrize("path", ["/home/me/model", "../model", "./model", "base_model"])
 def test_a_path_of_this_machine_is_no_base_model(tmp_path: Path, path: str) -> None:
     (tmp_path / "base_model").mkdir()
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": path, "r": 4}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": path, "peft_type": "MOLA"}))
     assert create_card(tmp_path).base_model is None
     assert path not in (tmp_path / "README.md").read_text()
 

@@ -1,0 +1,163 @@
+"""Cards of folders: what is found there, what is kept, what peft leaves alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from hf_ext.hub_cards import Method, Result, create_card, register_method
+from hf_ext.hub_cards.create import FACTS_FILE, card_at
+
+HISTORY = [
+    {"loss": 2.0, "twd_loss": 0.5, "step": 1},
+    {"loss": 1.0, "twd_loss": 0.25, "step": 2},
+    {"eval_loss": 1, "step": 2},
+]
+
+
+def _adapter(folder: Path, **settings: Any) -> Path:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "MOLA", "r": 4, **settings}))
+    return folder
+
+
+def _code(folder: Path) -> str:
+    return (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+
+
+def test_pictures_are_drawn_from_the_facts(tmp_path: Path) -> None:
+    table = {"tasks": ["a", "b"], "weights": [[0.9, 0.1], [None, None]]}
+    results = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, is_method=True)]
+    create_card(_adapter(tmp_path), results=results, log_history=HISTORY, facts={"routing_table": table})
+    text = (tmp_path / "README.md").read_text()
+    for name in ("results.png", "losses.png", "routing.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert f"]({name})" in text
+    assert "| twd_loss | 0.5 | 0.25 |" in text
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    card = create_card(_adapter(tmp_path), results=[Result("MoLA", "accuracy", 0.7)], log_history=HISTORY[2:])
+    assert not card.plots
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "adapter_config.json", FACTS_FILE}
+
+
+def test_results_of_tasks_have_their_own_table_and_metadata(tmp_path: Path) -> None:
+    results = [
+        Result(system, "accuracy", value, is_method=system == "MoLA", group=group)
+        for system, value in (("LoRA", 0.25), ("MoLA", 0.75))
+        for group in ("", "photo", "sketch")
+    ]
+    create_card(_adapter(tmp_path), results=results)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "| | LoRA | MoLA |\n|---|---|---|\n| photo | 0.250 | 0.750 |\n| sketch | 0.250 | 0.750 |" in card.text
+    assert [result.dataset_config for result in card.data.eval_results] == [None, "photo", "sketch"]
+
+
+def test_what_was_said_once_stays_said(tmp_path: Path) -> None:
+    create_card(_adapter(tmp_path), license="mit", results=[Result("MoLA", "f1", 0.5, 0.1, 3, True, "task 1")])
+    again = create_card(tmp_path, dataset="me/data")
+    assert (again.license, again.dataset) == ("mit", "me/data")
+    assert again.results == [Result("MoLA", "f1", 0.5, 0.1, 3, True, "task 1")]
+    before = (tmp_path / "README.md").read_bytes()
+    create_card(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == before
+
+
+def test_values_that_json_has_no_word_for(tmp_path: Path) -> None:
+    odd = {"types": {int}, "path": Path("x"), "nan": float("nan"), "one": 1}
+    create_card(_adapter(tmp_path), hyper_parameters=odd)
+    assert create_card(tmp_path).hyper_parameters["one"] == 1
+
+
+def test_the_base_model_beside_the_adapter(tmp_path: Path) -> None:
+    (tmp_path / "base_model").mkdir()
+    (tmp_path / "base_model" / "config.json").write_text("{}")
+    create_card(_adapter(tmp_path), example="print(model)")
+    assert f'from_pretrained("./{tmp_path.name}", subfolder="base_model")' in _code(tmp_path)
+    assert _code(tmp_path).endswith("\n\nprint(model)\n")
+
+
+def test_no_snippet_without_a_base_model(tmp_path: Path) -> None:
+    create_card(_adapter(tmp_path))
+    assert "## Usage" not in (tmp_path / "README.md").read_text()
+
+
+def test_the_snippet_of_a_published_card_loads_from_the_hub(tmp_path: Path) -> None:
+    create_card(_adapter(tmp_path, base_model_name_or_path="me/base"))
+    published = (card_at(tmp_path, "me/model") or b"").decode()
+    assert 'PeftModel.from_pretrained(base, "me/model")' in published
+    local = (tmp_path / "README.md").read_text()
+    assert published.replace('"me/model"', f'"./{tmp_path.name}"') == local  # and nothing else has changed
+
+
+def test_a_card_that_someone_has_written_in_is_theirs(tmp_path: Path) -> None:
+    create_card(_adapter(tmp_path))
+    with (tmp_path / "README.md").open("a") as file:
+        file.write("My words.")
+    assert card_at(tmp_path, "me/model") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "method: found none"),
+        ({"adapter_config.json": "{"}, "adapter_config.json' .*, allowed is JSON"),
+        ({"adapter_config.json": "[]"}, "found a list in .*adapter_config.json"),
+        ({FACTS_FILE: '{"method": "mola", "results": [{"value": 1}]}'}, f"a broken .*{FACTS_FILE}"),
+        ({FACTS_FILE: '{"method": "nope"}'}, "method: found 'nope', allowed are"),
+        ({"config.json": '{"model_type": "vit"}'}, "method: found none"),
+    ],
+)
+def test_folders_that_say_nothing_or_nonsense(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        create_card(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_an_unknown_fact_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="facts: found 'licence', allowed are .*license"):
+        create_card(tmp_path, "mola", licence="mit")
+
+
+def test_peft_leaves_our_card_alone(tmp_path: Path) -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
+    model.save_pretrained(tmp_path / "theirs")
+    assert "Framework versions" in (tmp_path / "theirs" / "README.md").read_text()
+    create_card(tmp_path / "ours", "mola", base_model="me/base")
+    before = (tmp_path / "ours" / "README.md").read_bytes()
+    model.save_pretrained(tmp_path / "ours")
+    assert (tmp_path / "ours" / "README.md").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------ a second method
+def test_another_method_brings_only_what_is_its_own(toy: Method, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "toy", "toy_size": 3, "hidden_size": 8}')
+    card = create_card(tmp_path, facts={"seen": [1, 2]}, library_name="transformers")
+    assert card.hyper_parameters == {"toy_size": 3}
+    text = (tmp_path / "README.md").read_text()
+    for part in ("It adds `1`.", "@misc{toy}", "It does nothing.", "![What the toy saw](toy.png)"):
+        assert part in text
+    assert json.loads((tmp_path / "toy.png").read_text()) == [1, 2]
+    assert f'AutoModelForImageClassification.from_pretrained("./{tmp_path.name}")' in _code(tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.tags == ["hf_ext", "toy"]
+
+
+def test_two_methods_on_one_card(toy: Method, tmp_path: Path) -> None:
+    card = create_card(_adapter(tmp_path, num_experts=4), "toy")  # trained by one, with an adapter of the other
+    assert card.further_methods == ["mola"]
+    text = (tmp_path / "README.md").read_text()
+    assert "## Method" in text and "## MoLA" in text
+    assert "@misc{toy}" in text and "@inproceedings{zhou2024mola" in text
+    assert card.hyper_parameters["num_experts"] == 4
+
+
+def test_names_of_methods_are_taken_once(toy: Method) -> None:
+    register_method(toy)
+    with pytest.raises(ValueError, match="name: found 'toy', which is taken"):
+        register_method(Method(**{**vars(toy), "title": "Another"}))
