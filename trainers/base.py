@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import denumpify_detensorize
 
 from hf_ext.data.collators import KeepColumns
 from hf_ext.hub_cards.callback import CardCallback
@@ -275,7 +276,7 @@ class MethodMixin(_Base):
                 picked = groups == group
                 prediction = EvalPrediction(_rows(output.predictions, picked), _rows(output.label_ids, picked))
                 label = self._group_label(getattr(dataloader, "dataset", None), int(group))
-                for metric, value in self.compute_metrics(prediction).items():
+                for metric, value in denumpify_detensorize(self.compute_metrics(prediction)).items():
                     metric = metric.removeprefix(f"{prefix}_")
                     name = f"{prefix}_{self.group_name}_{label}_{metric}"
                     output.metrics[name] = value

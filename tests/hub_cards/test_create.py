@@ -121,7 +121,7 @@ def test_folders_that_say_nothing_or_nonsense(tmp_path: Path, files: dict[str, s
 
 
 def test_an_unknown_fact_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="facts: found 'licence', allowed are .*license"):
+    with pytest.raises(ValueError, match=r"facts: found 'licence', allowed are .*license"):
         create_card(tmp_path, "mola", licence="mit")
 
 
