@@ -173,7 +173,7 @@ def _rates(case: Case) -> Mapping[str, tuple[float, ...]]:
 
 
 def _twd_grid(case: Case) -> Mapping[str, tuple[float, ...]]:
-    return {"learning_rate": (5e-3,), "twd_weight": (0.03, 0.3, 1.0), "twd_temperature": (0.5, 2.0)}
+    return {"learning_rate": (2e-3, 5e-3), "twd_weight": (0.03, 0.3, 1.0), "twd_temperature": (0.5, 2.0)}
 
 
 def _poly_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
@@ -231,6 +231,7 @@ COMPARISON = Study(
     ),
     prepare=prepare,
     run=run,
+    tuning_seeds=2,
 )
 
 TWD = Study(
@@ -259,6 +260,7 @@ TWD = Study(
     comparisons=(Comparison(ROUTER, ROUTER_PLAIN), Comparison(ROUTER_TUNED, ROUTER_PLAIN)),
     prepare=prepare,
     run=run,
+    tuning_seeds=2,
 )
 
 STUDIES = (COMPARISON, TWD)
