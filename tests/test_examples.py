@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -41,13 +40,6 @@ def test_launch(configuration: str, processes: int, tmp_path: Path) -> None:
     state = json.loads((tmp_path / "mola_digits" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["epoch"] == pytest.approx(2 / (2400 / 8 / processes))  # each process took its own share of the data
     assert (tmp_path / "mola_digits" / "README.md").is_file()
-
-
-@pytest.mark.slow
-def test_measurement(tmp_path: Path) -> None:
-    small = ["--batch", "2", "--tokens", "8", "--width", "16", "--rounds", "1"]
-    printed = _run([sys.executable, str(EXAMPLES / "measure_mola.py"), *small], tmp_path)
-    assert len(re.findall(r"x LoRA r=16", printed)) == 5
 
 
 def test_configurations_are_listed_and_readable() -> None:

@@ -117,6 +117,9 @@ def measure(
 
     return BenchmarkResult(
         name=benchmark.name,
+        title=benchmark.title,
+        setting=benchmark.setting,
+        reference=benchmark.reference,
         device=chosen,
         rounds=rounds,
         rows=[

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,12 @@ class BarResult:
 
 @dataclass
 class BenchmarkResult:
-    """All of a benchmark that ran."""
+    """All of a benchmark that ran: what `Benchmark` says, where it ran, what was measured."""
 
     name: str
+    title: str
+    setting: str
+    reference: str
     device: str
     rounds: int
     rows: list[Row]
@@ -76,7 +79,34 @@ class BenchmarkResult:
         return cls(**{**values, "rows": rows, "bars": bars})
 
 
-def times_table(result: BenchmarkResult, reference: str) -> str:
+def load_results(folder: Path) -> list[BenchmarkResult]:
+    """All results that were saved in a folder, by the order in which reports show them."""
+    found = [BenchmarkResult.load(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda result: (result.device, result.name))
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.md` over all results in a folder, complete or not at all."""
+    results = load_results(folder)
+    quick = any(result.quick for result in results)
+    parts = ["# Benchmarks", "**Quick runs: they show that everything works, not how fast.**"][: 1 + quick]
+    parts += [
+        "Steps are taken in turns, every contender once per round in an order drawn anew; times are medians over "
+        "rounds, ratios medians of the ratios within a round. *Operations*: floating point operations over the "
+        "reference's, as torch counts them. *Peak MB*: what one step holds at most beyond what was held before it.",
+        bars_table(results),
+    ]
+    for result in results:
+        rounds = f"{result.setting}. {result.rounds} rounds on {result.device}."
+        parts += [f"## {result.title}", rounds, times_table(result)]
+        parts += [", ".join(f"{name} {value}" for name, value in result.environment.items()), f"`{result.command}`"]
+    path, part = folder / "report.md", folder / ".report.md.part"
+    part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def times_table(result: BenchmarkResult) -> str:
     """Contenders with time, ratio, operations and memory, as a markdown table."""
     rows = [
         [
@@ -88,14 +118,14 @@ def times_table(result: BenchmarkResult, reference: str) -> str:
         ]
         for row in result.rows
     ]
-    return table([result.name, "ms per step", f"time / {reference}", "operations", "peak MB"], rows)
+    return table([result.name, "ms per step", f"time / {result.reference}", "operations", "peak MB"], rows)
 
 
-def bars_table(results: Sequence[BenchmarkResult]) -> str:
+def bars_table(results: Iterable[BenchmarkResult]) -> str:
     """The aims of several benchmarks, as a markdown table."""
     rows = [
         [
-            result.name,
+            f"{result.name}, {result.device}",
             f"{bar.subject} vs {bar.peer}",
             f"{bar.ratio:.2f}",
             f"<= {bar.at_most:g}",
@@ -105,4 +135,4 @@ def bars_table(results: Sequence[BenchmarkResult]) -> str:
         for result in results
         for bar in result.bars
     ]
-    return table(["benchmark", "time of", "ratio", "bar", "ratio of operations", "verdict"], rows)
+    return table(["benchmark", "time of", "ratio", "aim", "ratio of operations", "verdict"], rows)

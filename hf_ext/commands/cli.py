@@ -4,9 +4,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
-#: methods with commands of their own, in `hf_ext/commands/NAME.py`: `train(argv)` and `demo(out, seeds)`
-METHODS = ("mola",)
+from hf_ext.hub_cards.methods import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +31,34 @@ def guarded(command: Callable[[], None], *, debug: bool = False) -> int:
 
 
 def _dispatch(argv: list[str]) -> None:
+    parser, train = _parsers()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "train":
+        if arguments.method is None:
+            train.print_help()
+            return
+        _commands_of(arguments.method).train(rest)
+        return
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if arguments.command == "demo":
+        out = arguments.out or f"hf_ext_demo_{arguments.method}"
+        _commands_of(arguments.method).demo(out, seeds=arguments.seeds, steps=arguments.steps)
+        return
+    # both need torch, which takes its time
+    importlib.import_module(f"hf_ext.commands.{arguments.command}").run(arguments)
+
+
+def _commands_of(method: str) -> ModuleType:
+    module = METHODS[method].commands
+    assert module is not None  # argparse lets no other method pass
+    return importlib.import_module(module)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     from hf_ext import __version__
 
+    trained = [name for name, method in METHODS.items() if method.commands]
     parser = argparse.ArgumentParser(
         prog="hf-ext",
         description="Research methods as everyday tools for users of transformers, peft and accelerate.",
@@ -40,17 +66,19 @@ def _dispatch(argv: list[str]) -> None:
     )
     parser.add_argument("--version", action="version", version=f"hf-ext {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     demo = commands.add_parser(
         "demo",
+        parents=[common],
         help="train a method on embedded real data, next to its baselines (minutes, nothing is downloaded)",
         description="Train a method on embedded real data, next to its baselines; leaves a folder ready for the Hub.",
     )
-    demo.add_argument("method", nargs="?", default="mola", choices=METHODS, help="default: mola")
+    demo.add_argument("method", nargs="?", default="mola", choices=trained, help="default: mola")
     demo.add_argument("--out", help="folder for the result; default: ./hf_ext_demo_METHOD")
     demo.add_argument("--seeds", type=int, default=3, help="runs of every system; default: 3")
     demo.add_argument("--steps", type=int, default=250, help="training steps of every run; default: 250")
-    demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     train = commands.add_parser(
         "train",
@@ -58,20 +86,43 @@ def _dispatch(argv: list[str]) -> None:
         description="Train a method on your model and data. `hf-ext train METHOD --help` lists a method's options.",
         add_help=False,
     )
-    train.add_argument("method", nargs="?", choices=METHODS, help="the method to train with")
+    train.add_argument("method", nargs="?", choices=trained, help="the method to train with")
 
-    arguments, rest = parser.parse_known_args(argv)
-    if arguments.command == "train":
-        if arguments.method is None:
-            train.print_help()
-            return
-        importlib.import_module(f"hf_ext.commands.{arguments.method}").train(rest)
-    else:
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        out = arguments.out or f"hf_ext_demo_{arguments.method}"
-        method = importlib.import_module(f"hf_ext.commands.{arguments.method}")
-        method.demo(out, seeds=arguments.seeds, steps=arguments.steps)
+    evidence = argparse.ArgumentParser(add_help=False)
+    evidence.add_argument("methods", nargs="*", metavar="METHOD", help="whose; see below")
+    evidence.add_argument("--all", action="store_true", help="of all methods")
+    evidence.add_argument("--quick", action="store_true", help="small and short: shows only that everything works")
+    evidence.add_argument("--out", default="hf_ext_results", help="folder for results; default: ./hf_ext_results")
+    evidence.add_argument("--readme", help="markdown file whose blocks of results are written anew")
+
+    reproduce = commands.add_parser(
+        "reproduce",
+        parents=[evidence, common],
+        help="run a method's study: the method against its baselines, over seeds, with intervals",
+        description="Run the studies of methods. Finished runs are kept: the same command goes on where it stopped.",
+        epilog=f"methods: {', '.join(name for name, method in METHODS.items() if method.studies)}",
+    )
+    reproduce.add_argument("--seeds", type=int, help="reported repetitions; default: the study's own number")
+    reproduce.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=PATH_OR_HUB_ID",
+        help="data for a data set of the study; may be given several times",
+    )
+    reproduce.add_argument("--study", action="append", default=[], metavar="NAME", help="only this one of the studies")
+    reproduce.add_argument("--jobs", type=int, default=1, help="processes at a time; default: 1")
+
+    bench = commands.add_parser(
+        "bench",
+        parents=[evidence, common],
+        help="time a method next to its peers, in turns, against the aims it has",
+        description="Time methods next to their peers, in turns, with peak memory and operation counts.",
+        epilog=f"methods: {', '.join(name for name, method in METHODS.items() if method.benchmarks)}",
+    )
+    bench.add_argument("--rounds", type=int, default=15, help="counted steps of every contender; default: 15")
+    bench.add_argument("--device", help="cpu or cuda; default: the CPU and, if there is one, the GPU")
+    return parser, train
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ _COLOURS = {"shown": METHOD, "not shown": BASELINE, "reversed": WARNING}
 def write_report(study: Study, result: StudyResult, folder: Path) -> Path:
     """Write `report.md` and `differences.png` into a folder; returns the former."""
     folder.mkdir(parents=True, exist_ok=True)
-    plot_differences(result, folder / PICTURE_FILE)
+    plot_differences(result, study.metric, folder / PICTURE_FILE)
     path = folder / REPORT_FILE
     part = folder / f".{REPORT_FILE}.part"
     part.write_text(report(study, result), encoding="utf-8")
@@ -35,9 +35,9 @@ def report(study: Study, result: StudyResult) -> str:
         parts.append("**A quick run: it shows that everything works, not how well anything works.**")
     parts += [
         "## Verdicts",
-        f"Difference in {study.metric}, method minus baseline, paired over {_seeds(result)}, with its 95 % interval "
-        "(Student's t). *Shown*: the interval lies on the method's side of zero; *reversed*: on the baseline's. "
-        "Intervals are not corrected for the number of comparisons.",
+        f"Difference in {study.metric}, method minus baseline, paired over {_seeds(result)}, ± half of its 95 % "
+        "interval (Student's t). *Shown*: the interval lies on the method's side of zero; *reversed*: on the "
+        "baseline's. Intervals are not corrected for the number of comparisons.",
         verdict_table(study, result),
         f"![Paired differences with 95 % intervals]({PICTURE_FILE})",
         "## Scores",
@@ -83,13 +83,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def plot_differences(result: StudyResult, path: Path) -> None:
+def plot_differences(result: StudyResult, metric: str, path: Path) -> None:
     """Every judged comparison as a point with its interval, one panel per case."""
     cases = list(dict.fromkeys(row.case for row in result.judged))
     most = max((sum(row.case == case for row in result.judged) for case in cases), default=1)
     figure, panels = new_figure(9, (0.32 * most + 0.9) * max(1, len(cases)), rows=max(1, len(cases)))
     for case, axes in zip(cases, panels, strict=False):
         _panel(axes, case, [row for row in result.judged if row.case == case])
+    panels[-1].set_xlabel(f"difference in {metric}, method minus baseline", parse_math=False)
     figure.savefig(path, dpi=120)
 
 
@@ -115,7 +116,8 @@ def _difference(difference: Difference | None) -> str:
         return "-"
     if math.isnan(difference.low):
         return f"{difference.mean:+.3f}, {difference.verdict}"
-    words = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] {difference.verdict}"
+    half = (difference.high - difference.low) / 2  # the interval is symmetric
+    words = f"{difference.mean:+.3f} ± {half:.3f} {difference.verdict}"
     return f"**{words}**" if difference.verdict == "shown" else words
 
 

@@ -1,12 +1,14 @@
 """What a study is: data, systems, the comparisons that are to be judged. One object per method, in `NAME.py`."""
 
+import importlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_ext.data import EMBEDDED
+from hf_ext.hub_cards.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -188,3 +190,9 @@ class Study:
             if {comparison.method, comparison.baseline} <= run
             and (comparison.cases is None or case.name in comparison.cases)
         ]
+
+
+def studies_of(methods: Iterable[str]) -> list[Study]:
+    """The studies in the modules that these methods name in the registry."""
+    modules = [METHODS[name].studies for name in methods]
+    return [study for module in modules if module for study in importlib.import_module(module).STUDIES]

@@ -1,0 +1,54 @@
+"""`hf-ext bench`: methods next to their peers, timed in turns."""
+
+import argparse
+import importlib
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from hf_ext.benchmarks import Benchmark, measure
+from hf_ext.benchmarks.results import BenchmarkResult, bars_table, times_table, write_report
+from hf_ext.commands.readme import BENCH_FOLDER, update_readme
+from hf_ext.commands.reproduce import named_methods
+from hf_ext.hub_cards.methods import METHODS
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, and leave `OUT/bench/BENCHMARK-DEVICE.json` and `OUT/bench/report.md` over all that are there.
+
+    Raises:
+        ValueError: an unknown method, a device that is not there, or fewer than one round.
+    """
+    methods = named_methods(arguments.methods, arguments.all, "benchmarks")
+    devices = [arguments.device] if arguments.device else ["cpu", *["cuda"] * torch.cuda.is_available()]
+    console, out = Console(), Path(arguments.out) / BENCH_FOLDER
+    words = ["hf-ext", "bench", *methods]
+    words += ["--quick"] if arguments.quick else ["--rounds", str(arguments.rounds)] if arguments.rounds != 15 else []
+    measured: list[BenchmarkResult] = []
+    for device in devices:
+        for benchmark in benchmarks_of(methods):
+            result = measure(
+                benchmark,
+                device=device,
+                rounds=arguments.rounds,
+                quick=arguments.quick,
+                console=console,
+                command=shlex.join([*words, "--device", device]),
+            )
+            result.save(out / f"{benchmark.name}-{result.device}.json")
+            console.print(f"[bold]{benchmark.title}[/]: {benchmark.setting}", Markdown(times_table(result)))
+            measured.append(result)
+    console.print(Markdown(bars_table(measured)))
+    console.print(f"report: {write_report(out)}")
+    if arguments.readme:
+        update_readme(arguments.readme, arguments.out)
+
+
+def benchmarks_of(methods: Iterable[str]) -> list[Benchmark]:
+    """The benchmarks in these methods' modules."""
+    modules = [METHODS[name].benchmarks for name in methods]
+    return [benchmark for module in modules if module for benchmark in importlib.import_module(module).BENCHMARKS]

@@ -1,0 +1,102 @@
+"""`hf-ext reproduce`: the studies of methods."""
+
+import argparse
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from hf_ext.commands.readme import update_readme
+from hf_ext.hub_cards.methods import METHODS
+from hf_ext.studies import Study, reproduce
+from hf_ext.studies.report import verdict_table, write_report
+from hf_ext.studies.study import studies_of
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the studies that the arguments name, and leave `OUT/STUDY/{results.json,report.md,differences.png}`.
+
+    Raises:
+        ValueError: an unknown method, study or data set.
+    """
+    chosen = _chosen(arguments)
+    data = _data(arguments.data, chosen)
+    console = Console()
+    for study in chosen:
+        out = Path(arguments.out) / study.name
+        console.print(f"[bold]{study.title}[/] ({study.name}): {study.question}")
+        given = {name: value for name, value in data.items() if name in study.data}
+        try:
+            result = reproduce(
+                study,
+                out=out,
+                data=given,
+                seeds=arguments.seeds,
+                quick=arguments.quick,
+                jobs=arguments.jobs,
+                console=console,
+                command=_command(arguments, study, given),
+            )
+        except KeyboardInterrupt:
+            console.print(f"what was finished is in {out}: the same command goes on from there")
+            raise
+        report = write_report(study, result, out)
+        console.print(Markdown(verdict_table(study, result)))
+        for case, why in result.skipped.items():
+            console.print(f"{case} was not run, {why}")
+        console.print(f"report: {report}")
+    if arguments.readme:
+        update_readme(arguments.readme, arguments.out)
+
+
+def named_methods(names: Sequence[str], everything: bool, kind: str) -> list[str]:
+    """Names of the methods that have `kind` ("studies" or "benchmarks"), as chosen on the command line.
+
+    Raises:
+        ValueError: no method or an unknown one.
+    """
+    known = [name for name, method in METHODS.items() if getattr(method, kind)]
+    if everything and not names:
+        return known
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or everything:
+        found = repr(unknown[0]) if unknown else ("--all and names" if everything else "none")
+        raise ValueError(f"METHOD: found {found}, allowed are {', '.join(known)} or --all")
+    return list(dict.fromkeys(names))
+
+
+def _chosen(arguments: argparse.Namespace) -> list[Study]:
+    found = studies_of(named_methods(arguments.methods, arguments.all, "studies"))
+    names = [study.name for study in found]
+    for name in arguments.study:
+        if name not in names:
+            raise ValueError(f"--study: found {name!r}, allowed are {', '.join(names)}")
+    return [study for study in found if not arguments.study or study.name in arguments.study]
+
+
+def _data(given: Sequence[str], chosen: Iterable[Study]) -> dict[str, str]:
+    known = sorted({name for study in chosen for name in study.data})
+    data = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise ValueError(f"--data: found {pair!r}, allowed is NAME=PATH_OR_HUB_ID")
+        if name not in known:
+            raise ValueError(f"--data: found {name!r}, allowed are {', '.join(known)}")
+        data[name] = value
+    return data
+
+
+def _command(arguments: argparse.Namespace, study: Study, data: Mapping[str, str]) -> str:
+    """The call that makes these results again; of paths only the last part, for they differ between machines."""
+    methods = [name for name in METHODS if study in studies_of([name])]
+    words = ["hf-ext", "reproduce", *methods[:1]]
+    if len(studies_of(methods[:1])) > 1:
+        words += ["--study", study.name]
+    for name, value in sorted(data.items()):
+        words += ["--data", f"{name}={Path(value).name if Path(value).exists() else value}"]
+    words += ["--seeds", str(arguments.seeds)] if arguments.seeds is not None else []
+    words += ["--quick"] if arguments.quick else []
+    return shlex.join(words)
