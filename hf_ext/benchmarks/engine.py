@@ -1,6 +1,7 @@
 """Measures contenders side by side: rounds in which each takes one step, in an order drawn anew for every round."""
 
 import gc
+import os
 import random
 import statistics
 import time
@@ -17,6 +18,7 @@ from hf_ext._environment import hardware, versions
 from hf_ext.benchmarks.results import BarResult, BenchmarkResult, Row
 
 Step = Callable[[], object]
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler prints a line at every start and stop
 _WARM_UP = 2  # rounds that are not counted
 
 

@@ -231,7 +231,7 @@ def _work(
                 future.result()
                 progress.advance(bar)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # what is under way is finished and kept
             raise
 
 

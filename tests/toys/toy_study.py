@@ -54,3 +54,6 @@ def make(**changes: Any) -> Study:
         quick_seeds=2,
     )
     return replace(study, **changes)
+
+
+STUDIES = (make(),)

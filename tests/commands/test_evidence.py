@@ -1,0 +1,123 @@
+"""`hf-ext reproduce` and `hf-ext bench` of a method that only its entry in the registry makes known."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_ext.benchmarks import BenchmarkResult
+from hf_ext.commands import readme
+from hf_ext.commands.cli import main
+from hf_ext.commands.reproduce import named_methods
+from hf_ext.studies import StudyResult
+
+pytestmark = pytest.mark.usefixtures("toy")
+README = """# Words
+
+<!-- results: toy -->
+old
+<!-- end of results -->
+between
+<!-- results: bench -->
+<!-- end of results -->
+<!-- results: mola -->
+not run
+<!-- end of results -->
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "private folder" / "table.csv"
+    path.parent.mkdir()
+    path.write_text("a,b\n1,2\n3,4\n")
+    return path
+
+
+def test_reproduce(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, text = tmp_path / "out", tmp_path / "README.md"
+    text.write_text(README)
+    words = ["reproduce", "toy", "--data", f"first={table}", "--seeds", "2", "--out", str(out), "--readme", str(text)]
+    assert main(words) == 0
+    result = StudyResult.load(out / "toy" / "results.json")
+    assert result.seeds == [0, 1]
+    assert result.command == "hf-ext reproduce toy --data first=table.csv --seeds 2"
+    assert result.command in (out / "toy" / "report.md").read_text()
+    assert "second" in capsys.readouterr().out  # the case that was left out
+    head, _, rest = text.read_text().partition("<!-- results: toy -->\n")
+    block, _, rest = rest.partition("\n<!-- end of results -->\nbetween\n")
+    assert head == "# Words\n\n" and "old" not in text.read_text()
+    assert block.startswith("| toy | one |\n| --- | --- |\n| tuned vs plain | **+3.000 ± 0.000 shown** |")
+    assert f"`{result.command}`" in block and "(out/toy/report.md)" in block
+    assert rest == README.partition("between\n")[2]  # of the others nothing is known here
+
+
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "README.md"
+    text.write_text(README)
+    words = ["bench", "toy", "--rounds", "3", "--device", "cpu", "--out", str(tmp_path), "--readme", str(text)]
+    assert main(words) == 0
+    result = BenchmarkResult.load(tmp_path / "bench" / "toy-products-cpu.json")
+    assert (result.rounds, result.device) == (3, "cpu")
+    assert result.command == "hf-ext bench toy --rounds 3 --device cpu"
+    assert [bar.verdict for bar in result.bars] == ["met", "not met"]
+    assert result.bars[0].floor == 0.5
+    for where in (text.read_text(), (tmp_path / "bench" / "report.md").read_text()):
+        assert "toy-products, cpu" in where and "| <= 1e+09 | 0.50 | met |" in where
+    assert "64 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reproduce"], "METHOD: found none, allowed are mola, toy or --all"),
+        (["reproduce", "nope"], "METHOD: found 'nope', allowed are mola, toy or --all"),
+        (["reproduce", "--all", "toy"], "METHOD: found --all and names, allowed are"),
+        (["reproduce", "toy", "--study", "nope"], "--study: found 'nope', allowed are toy"),
+        (["reproduce", "toy", "--data", "first"], "--data: found 'first', allowed is NAME=PATH_OR_HUB_ID"),
+        (["reproduce", "toy", "--data", "third=x"], "--data: found 'third', allowed are first, second"),
+        (["reproduce", "toy", "--data", "first=/no/such.csv"], "/no/such.csv"),
+        (["reproduce", "toy"], "--data: found no data for toy"),
+        (["bench"], "METHOD: found none, allowed are mola, toy or --all"),
+        (["bench", "toy", "--rounds", "0"], "--rounds: found 0"),
+        (["bench", "toy", "--device", "tpu"], "--device: found 'tpu', allowed are cpu"),
+    ],
+)
+def test_mistakes_get_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_says_how_to_go_on(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_ext.commands.reproduce.reproduce", interrupted)
+    assert main(["reproduce", "toy", "--data", f"first={table}", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on from there" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_file_without_blocks_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("words")
+    with pytest.raises(ValueError, match="--readme: found no"):
+        readme.update_readme(tmp_path / "README.md", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "words"
+
+
+def test_all_means_all() -> None:
+    for kind in ("studies", "benchmarks"):
+        assert named_methods([], True, kind) == ["mola", "toy"]
+    assert named_methods(["toy", "toy"], False, "studies") == ["toy"]
+
+
+def test_results_are_json(tmp_path: Path) -> None:
+    assert main(["bench", "toy", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    values = json.loads((tmp_path / "bench" / "toy-products-cpu.json").read_text())
+    assert values["quick"] and values["rounds"] == 2
+    assert "Quick runs" in (tmp_path / "bench" / "report.md").read_text()

@@ -1,0 +1,194 @@
+"""The engine of studies: choice on validation data, pairs, resumption, errors before any run."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hf_ext.studies import Case, Comparison, Source, StudyResult, System, reproduce
+from hf_ext.studies.engine import describe
+
+
+@pytest.fixture
+def given(table: str, tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "other.csv").write_text("a,b\n5,6\n")
+    return {"first": table, "second": str(tmp_path / "other.csv")}
+
+
+def _runs(out: Path) -> set[str]:
+    return {path.name for path in (out / "runs").iterdir()}
+
+
+def test_hyper_parameters_are_chosen_on_validation_data_of_other_seeds(
+    toy: ModuleType, given: dict[str, str], tmp_path: Path
+) -> None:
+    result = reproduce(toy.make(tuning_seeds=2), out=tmp_path, data=given)
+    tuned = result.cases["one"]["tuned"]
+    assert tuned.hyper_parameters == {"x": 1}  # by its test score x = 2 would be
+    assert [row["hyper_parameters"]["x"] for row in tuned.tuning] == [0, 1, 2]
+    assert result.cases["one"]["plain"].tuning == []
+    tuning = {run.seed for run in toy.RUNS if run.system.name == "tuned" and run.hyper_parameters["x"] != 1}
+    assert len(tuning) == 2 and not tuning & set(result.seeds)
+    assert result.seeds == [0, 1, 2]
+
+
+def test_scores_are_paired_by_seed(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    result = reproduce(toy.make(), out=tmp_path, data=given)
+    found = {(row.case, row.baseline): row.difference for row in result.judged}
+    assert set(found) == {("one", "plain"), ("one", "noisy"), ("two", "plain")}  # noisy is excluded from the second
+    # levels of the seeds are hundreds apart, the difference is 3 in each
+    assert (found["one", "plain"].mean, found["one", "plain"].verdict) == (3.0, "shown")
+    assert found["one", "noisy"].low < 3.0 < found["one", "noisy"].high
+    assert result.cases["one"]["tuned"].test == [4.0, 104.0, 404.0]
+    assert result.cases["one"]["tuned"].details == {"level": [0.0, 100.0, 400.0]}
+
+
+def test_a_smaller_metric_can_be_better(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    result = reproduce(toy.make(greater_is_better=False), out=tmp_path, data=given)
+    assert result.cases["one"]["tuned"].hyper_parameters == {"x": 0}
+    assert result.judged[0].difference.verdict == "reversed"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_interrupted_study_goes_on_where_it_stopped(
+    toy: ModuleType, given: dict[str, str], tmp_path: Path, jobs: int
+) -> None:
+    broken = toy.make(run=toy.run_but_not_every_one)
+    with pytest.raises(ArithmeticError, match="seed 1 diverged"):
+        reproduce(broken, out=tmp_path, data=given, jobs=jobs)
+    kept = _runs(tmp_path)
+    assert kept
+    assert not (tmp_path / "results.json").exists()
+    prepared = {path: (path / "done").stat().st_mtime_ns for path in (tmp_path / "prepared").iterdir()}
+    toy.RUNS.clear()
+    whole = reproduce(toy.make(), out=tmp_path, data=given)
+    assert len(toy.RUNS) == len(_runs(tmp_path)) - len(kept)
+    assert prepared == {path: (path / "done").stat().st_mtime_ns for path in (tmp_path / "prepared").iterdir()}
+    fresh = reproduce(toy.make(), out=tmp_path / "fresh", data=given)
+    assert fresh.judged == whole.judged
+
+
+def test_processes_find_the_same(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    one = reproduce(toy.make(), out=tmp_path / "1", data=given)
+    toy.RUNS.clear()
+    two = reproduce(toy.make(), out=tmp_path / "2", data=given, jobs=2)
+    assert not toy.RUNS  # they were elsewhere
+    assert two.judged == one.judged and _runs(tmp_path / "1") == _runs(tmp_path / "2")
+
+
+def test_another_question_is_not_answered_from_old_runs(
+    toy: ModuleType, given: dict[str, str], tmp_path: Path
+) -> None:
+    study = toy.make()
+    reproduce(study, out=tmp_path, data=given)
+    plain = study.systems[0]
+
+    def count(changed: Any, **options: Any) -> int:
+        toy.RUNS.clear()
+        reproduce(changed, out=tmp_path, **({"data": given} | options))
+        return len(toy.RUNS)
+
+    assert count(study) == 0
+    assert count(study, seeds=4) == 5  # one more seed of three and two systems
+    other = replace(plain, options={"scores": [(7.0, 7.0)]})
+    assert count(replace(study, systems=(other, *study.systems[1:]))) == 6
+    assert count(replace(study, cases=(Case("one", "first", {"new": 1}), study.cases[1]))) == 12
+    assert count(study, quick=True) == 10
+    Path(given["first"]).write_text("a,b\n1,2\n3,5\n")
+    assert count(study) == 12
+
+
+def test_half_written_runs_and_preparations_do_not_count(
+    toy: ModuleType, given: dict[str, str], tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(ready: Any) -> None:
+        (ready.folder / "level").write_text("half")
+        raise Killed
+
+    with pytest.raises(Killed):
+        reproduce(toy.make(prepare=die), out=tmp_path, data=given)
+    reproduce(toy.make(), out=tmp_path, data=given)
+    assert all(path.suffix == ".json" for path in (tmp_path / "runs").iterdir())
+    (tmp_path / "runs" / f".{min(_runs(tmp_path))}.part").write_text("{")
+    reproduce(toy.make(), out=tmp_path, data=given)
+
+
+def test_preparations_are_made_once_per_data_and_seed(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    reproduce(toy.make(), out=tmp_path, data=given)
+    made = [(ready.name, ready.seed) for ready in toy.PREPARED]
+    assert sorted(made) == [(name, seed) for name in ("first", "second") for seed in (0, 1, 2, 1000)]
+
+
+def test_a_case_without_data_is_left_out_and_said(toy: ModuleType, table: str, tmp_path: Path) -> None:
+    result = reproduce(toy.make(), out=tmp_path, data={"first": table})
+    assert list(result.cases) == ["one"]
+    assert result.skipped == {"two": "no data: --data second=PATH_OR_HUB_ID (the attic)"}
+
+
+def test_data_are_named_without_the_folders_of_this_machine(toy: ModuleType, table: str, tmp_path: Path) -> None:
+    result = reproduce(toy.make(), out=tmp_path, data={"first": table})
+    facts = result.data["first"]
+    assert (facts["given"], facts["rows"]) == ("table.csv", {"train": 2})
+    assert len(facts["sha256"]) == len(facts["file_sha256"]) == 64
+    assert "private folder" not in (tmp_path / "results.json").read_text()
+
+
+def test_the_hash_is_that_of_the_rows(table: str, tmp_path: Path) -> None:
+    same, other = tmp_path / "same.csv", tmp_path / "changed.csv"
+    same.write_text(Path(table).read_text())
+    other.write_text(Path(table).read_text().replace("4", "5"))
+    assert describe(str(same))["sha256"] == describe(table)["sha256"] != describe(str(other))["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": {"third": "x"}}, "--data: found 'third', allowed for toy are"),
+        ({}, "--data: found no data for toy"),
+        ({"seeds": 0}, "--seeds: found 0"),
+        ({"jobs": 0}, "--jobs: found 0"),
+    ],
+)
+def test_mistakes_are_found_before_any_run(
+    toy: ModuleType, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        reproduce(toy.make(), out=tmp_path, **options)
+    assert not toy.RUNS and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"systems": (System("a"), System("a"))}, "systems: found the names"),
+        ({"cases": (Case("c", "nowhere"),)}, "cases: found data 'nowhere'"),
+        ({"comparisons": (Comparison("tuned", "nobody"),)}, "comparisons: found 'nobody'"),
+    ],
+)
+def test_names_have_to_fit(toy: ModuleType, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy.make(**changes)
+    with pytest.raises(ValueError, match="embedded: found 'nowhere'"):
+        Source("x", embedded="nowhere")
+
+
+def test_results_come_back_from_their_file(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    result = reproduce(toy.make(), out=tmp_path, data=given, seeds=1, command="again")
+    assert math.isnan(result.judged[0].difference.low)  # one pair has no interval
+    read = StudyResult.load(tmp_path / "results.json")
+    assert json.dumps(vars(read), default=vars) == json.dumps(vars(result), default=vars)
+    assert read.command == "again" and {"python", "torch", "hardware"} <= set(read.environment)
+
+
+def test_a_quick_run_is_short_and_says_so(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    result = reproduce(toy.make(), out=tmp_path, data=given, quick=True)
+    assert result.quick and result.seeds == [0, 1]
+    assert all(run.quick for run in toy.RUNS)
+    assert {run.hyper_parameters.get("x") for run in toy.RUNS} == {None, 1}  # the middle of the grid, nothing tuned

@@ -1,0 +1,102 @@
+"""Reports of studies: everything a reader needs, tables that nothing breaks."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from markdown_it import MarkdownIt
+
+from hf_ext.studies import Case, Study, StudyResult, reproduce
+from hf_ext.studies.report import score_table, verdict_table, write_report
+from hf_ext.studies.statistics import Difference
+
+
+@pytest.fixture
+def study(toy: ModuleType) -> Study:
+    made: Study = toy.make()
+    return made
+
+
+@pytest.fixture
+def result(study: Study, table: str, tmp_path: Path) -> StudyResult:
+    return reproduce(study, out=tmp_path / "out", data={"first": table}, command="hf-ext reproduce toy")
+
+
+def _cells(markdown: str) -> list[list[str]]:
+    """What a reader sees of the first table, row by row."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    rows: list[list[str]] = []
+    for token in tokens:
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline" and rows:
+            rows[-1].append("".join(child.content for child in token.children or []))
+        elif token.type == "table_close":
+            break
+    return rows
+
+
+def test_verdicts_and_scores(study: Study, result: StudyResult) -> None:
+    assert _cells(verdict_table(study, result)) == [
+        ["toy", "one"],
+        ["tuned vs plain", "+3.000 ± 0.000 shown"],
+        ["tuned vs noisy", _cells(verdict_table(study, result))[2][1]],
+    ]
+    assert _cells(verdict_table(study, result))[2][1].endswith("not shown")
+    assert _cells(score_table(study, result))[1:3] == [
+        ["plain", "167.667 ± 208.167"],  # the levels of the seeds: 0, 100, 400
+        ["tuned", "170.667 ± 208.167"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (1.0, 3.0, "+2.000 ± 1.000 shown"),
+        (-1.0, 5.0, "+2.000 ± 3.000 not shown"),
+        (-3.0, -1.0, "-2.000 ± 1.000 reversed"),
+    ],
+)
+def test_the_words_of_verdicts(study: Study, result: StudyResult, low: float, high: float, words: str) -> None:
+    result.judged[0].difference = Difference((low + high) / 2, low, high, 3)
+    assert _cells(verdict_table(study, result))[1][1] == words
+
+
+def test_the_report_has_all_that_is_needed_to_do_it_again(study: Study, result: StudyResult, tmp_path: Path) -> None:
+    text = write_report(study, result, tmp_path).read_text()
+    for part in (
+        "Does it work?",
+        "Scores are looked up.",
+        "x 0: 1001.000, x 1: 1003.000, x 2: 1002.000" if False else "x 1",
+        result.data["first"]["sha256"],
+        result.data["first"]["file_sha256"],
+        "`table.csv`; rows: train 2",
+        "two was not run, no data: --data second=PATH_OR_HUB_ID (the attic)",
+        f"- torch: {result.environment['torch']}",
+        "```bash\nhf-ext reproduce toy\n```",
+        "3 seeds",
+    ):
+        assert part in text
+    assert "quick run" not in text
+    assert (tmp_path / "differences.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.md", "differences.png"}
+
+
+def test_a_quick_run_is_no_evidence(study: Study, result: StudyResult, tmp_path: Path) -> None:
+    text = write_report(study, replace(result, quick=True), tmp_path).read_text()
+    assert "A quick run: it shows that everything works, not how well anything works." in text
+
+
+def test_a_single_seed_has_no_interval(study: Study, table: str, tmp_path: Path) -> None:
+    result = reproduce(study, out=tmp_path / "out", data={"first": table}, seeds=1)
+    assert _cells(verdict_table(study, result))[1][1] == "+3.000, not shown"
+    text = write_report(study, result, tmp_path).read_text()
+    assert "1 seed" in text and "nan" not in text
+
+
+def test_names_do_not_break_tables(study: Study, table: str, tmp_path: Path) -> None:
+    odd = replace(study, cases=(Case("a | b $\\bad{$", "first"),))
+    result = reproduce(odd, out=tmp_path / "out", data={"first": table})
+    write_report(odd, result, tmp_path)
+    assert _cells(verdict_table(odd, result))[0] == ["toy", "a | b $\\bad{$"]

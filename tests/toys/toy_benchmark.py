@@ -1,0 +1,26 @@
+"""A benchmark of sums of tensors."""
+
+import torch
+
+from hf_ext.benchmarks import Bar, Benchmark, Contender
+from hf_ext.benchmarks.engine import Step
+
+
+def _product(rows: int) -> Contender:
+    def make(device: torch.device, quick: bool) -> Step:
+        left, right = torch.ones(rows, 64, device=device), torch.ones(64, 64, device=device)
+        return lambda: left @ right
+
+    return Contender(f"{rows} rows", make, is_method=rows == 64)
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="toy-products",
+        title="Products",
+        setting="64 columns",
+        contenders=(_product(64), _product(128)),
+        reference="128 rows",
+        bars=(Bar("64 rows", "128 rows", 1e9), Bar("64 rows", "128 rows", 0.0)),
+    ),
+)
