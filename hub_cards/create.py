@@ -51,7 +51,7 @@ def create_card(folder: str | os.PathLike[str], method: str | None = None, **fac
     given = {**found, **earlier, **facts, "method": method}
     given["hyper_parameters"] = _settings(config) | dict(given.get("hyper_parameters") or {})
     card = MethodCard(**given)
-    if card.base_model and not _is_hub_id(card.base_model, folder):
+    if card.base_model and not is_hub_id(card.base_model, folder):
         card.base_model = None
     if card.base_folder is None and (folder / "base_model" / "config.json").is_file():
         card.base_folder = "base_model"
@@ -153,7 +153,8 @@ def _task_facts(peft_task: str | None) -> dict[str, str]:
     return {"task": tasks[0]} if tasks else {}
 
 
-def _is_hub_id(name: str, folder: Path) -> bool:
+def is_hub_id(name: str, folder: Path) -> bool:
+    """Whether a model's name can be one of the Hub's: it has that form, and no folder here has it."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -14,11 +14,12 @@ from huggingface_hub.utils import HFValidationError, parse_ratelimit_headers, va
 from safetensors import SafetensorError, safe_open
 
 from hf_ext.hub_cards.card import CARD_FILE
-from hf_ext.hub_cards.create import card_at
+from hf_ext.hub_cards.create import card_at, is_hub_id
 
 #: seconds before the first retry; every further pause is twice as long
 PAUSE = 1.0
-_CONFIGS = ("adapter_config.json", "config.json")
+_ADAPTER_CONFIG = "adapter_config.json"
+_CONFIGS = (_ADAPTER_CONFIG, "config.json")
 #: names of files and folders that are never sent: pickles, states to resume from, logs, what is hidden or half written
 _NOT_SENT = (
     *("*.bin", "*.ckpt", "*.dill", "*.distcp", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth"),
@@ -46,7 +47,8 @@ def push_folder(
     Everything is uploaded before the commit is made, so that the repo never shows half of it. What an interrupted call
     uploaded is not uploaded again by the next one, and files that did not change are left out of the commit.
 
-    The snippet of a card that `create_card` wrote, and nobody changed since, loads from the repo.
+    The snippet of a card that `create_card` wrote, and nobody changed since, loads from the repo. An adapter's base
+    model that is a path of this machine is not named.
 
     Pickles (`*.bin`, `*.pt`, `training_args.bin` among them), checkpoints, states of optimizers, logs (`runs`) and
     hidden files stay at home.
@@ -90,8 +92,8 @@ def push_folder(
         )
 
     repo = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, retries)
-    card = card_at(source, repo)
-    sent: dict[str, Path | bytes] = files | ({CARD_FILE: card} if card else {})
+    changed = {CARD_FILE: card_at(source, repo), _ADAPTER_CONFIG: _config_without_path(source)}
+    sent: dict[str, Path | bytes] = files | {name: content for name, content in changed.items() if content is not None}
     if private and not _retry(lambda: api.model_info(repo).private, retries):
         raise ValueError(
             f"private: found True and {repo!r} public, allowed are another name or to make that one private"
@@ -187,6 +189,16 @@ def _check_folder(folder: Path, files: dict[str, Path]) -> None:
                 raise ValueError(f"folder: found no {missing[0]!r} of {name!r}, allowed are all files of the index")
     if CARD_FILE not in files:
         raise ValueError(f"folder: found no README.md in {str(folder)!r}, allowed is one: make it with create_card")
+
+
+def _config_without_path(folder: Path) -> bytes | None:
+    """An adapter's configuration that names no path of this machine, where the one in the folder does."""
+    path = folder / _ADAPTER_CONFIG
+    config = _check_json(path) if path.is_file() else {}
+    base = config.get("base_model_name_or_path")
+    if base is None or is_hub_id(str(base), folder):
+        return None
+    return json.dumps(config | {"base_model_name_or_path": None}, indent=2, sort_keys=True).encode()
 
 
 def _check_json(path: Path) -> dict[str, dict[str, str]]:

@@ -1,5 +1,6 @@
 """The configuration of a MoLA adapter (`adapter_config.json`)."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +24,19 @@ def _is_int(value: Any, low: int) -> bool:
 
 def _is_number(value: Any, low: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value >= low
+
+
+def _check_names(name: str, value: Any, *, pattern: bool) -> None:
+    if pattern and isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            _check(name, value, False, f"a regular expression ({error})")
+        return
+    names = value is None or (isinstance(value, list | set | tuple) and all(isinstance(item, str) for item in value))
+    _check(
+        name, value, names, "a list of names, a regular expression or None" if pattern else "a list of names or None"
+    )
 
 
 @dataclass
@@ -150,8 +164,16 @@ class MoLAConfig(PeftConfig):
         dropout_ok = _is_number(self.lora_dropout, 0) and self.lora_dropout < 1
         _check("lora_dropout", self.lora_dropout, dropout_ok, "a number in [0, 1)")
         _check("router", self.router, isinstance(self.router, str | nn.Module | None), "a name, a module or None")
-        ranks = self.rank_pattern or {}
-        _check("rank_pattern", ranks, all(_is_int(rank, 1) for rank in ranks.values()), f"names with {positive}")
+        for name, ok, allowed in (
+            ("rank_pattern", lambda value: _is_int(value, 1), f"names with {positive}"),
+            ("alpha_pattern", lambda value: _is_number(value, 0), "names with a number >= 0"),
+        ):
+            values = getattr(self, name)
+            _check(name, values, isinstance(values, dict) and all(map(ok, values.values())), allowed)
+        for name in ("target_modules", "exclude_modules"):
+            _check_names(name, getattr(self, name), pattern=True)
+        for name in ("modules_to_save", "task_heads"):
+            _check_names(name, getattr(self, name), pattern=False)
         if self.routing == "task" and self.task_heads and self.num_tasks is not None:
             fits = self.num_tasks <= (self.num_experts or 0)
             _check("num_tasks", self.num_tasks, fits, f"at most num_experts={self.num_experts} with routing='task'")

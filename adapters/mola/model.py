@@ -26,6 +26,7 @@ from hf_ext.adapters.mola.routing import (
     find_routing,
     set_task,
 )
+from hf_ext.adapters.mola.safety import check_source
 from hf_ext.adapters.mola.tasks import export_lora, merge_task
 
 _NO_SINGLE_WEIGHT = (
@@ -56,6 +57,7 @@ class MoLAModel(BaseTuner):
             ValueError: a layer that cannot be adapted was named, or the adapter does not go with those present.
         """
         config = self.peft_config[adapter_name]
+        check_source(config)  # peft loads the weights when the layers are there
         attached: RoutingModule | None = getattr(model, ROUTING_ATTRIBUTE, None)
         self._routing = attached.routing if attached is not None else Routing()
         super().inject_adapter(model, adapter_name, *args, **kwargs)

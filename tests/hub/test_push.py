@@ -295,3 +295,17 @@ def test_refused_arguments(make_folder: Callable[..., Path], tmp_path: Path) -> 
         push_folder(folder, "me/x", revision="dev", create_pr=True)
     with pytest.raises(ValueError, match=r"^retries: found -1"):
         push_folder(folder, "me/x", retries=-1)
+
+
+@pytest.mark.parametrize(("base", "sent"), [("me/base", "me/base"), ("/root/base", None), ("../base", None)])
+def test_no_path_of_this_machine_is_sent(
+    base: str, sent: str | None, hub: Hub, make_folder: Callable[..., Path], push: Callable[..., Any]
+) -> None:
+    folder = make_folder()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 4, "base_model_name_or_path": base}))
+    before = (folder / "adapter_config.json").read_bytes()
+    (done,) = push({"folder": folder, "repo_id": "me/x"})
+    assert done["error"] is None
+    config = json.loads(hub.repos["me/x"].files()["adapter_config.json"])
+    assert config == {"r": 4, "base_model_name_or_path": sent}
+    assert (folder / "adapter_config.json").read_bytes() == before
