@@ -4,11 +4,9 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modelcard import TASK_MAPPING, _get_mapping_values, extract_hyperparameters_from_trainer
 
@@ -64,9 +62,9 @@ class CardCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # transformers' ExportableState would fail to resume from checkpoints made without this callback
-        resumed = state.stateful_callbacks.get(_KEY)
-        self._facts = _nothing() | resumed if resumed else _nothing()
-        state.stateful_callbacks[_KEY] = self._facts
+        kept: Any = state.stateful_callbacks  # a dict once the state is made
+        self._facts = _nothing() | kept.get(_KEY, {})
+        kept[_KEY] = self._facts
         self._look(args, state, kwargs)
         self._facts["data"]["train"] = _describe(kwargs.get("train_dataloader"))
         self._started = time.perf_counter() - self._facts["seconds"]
@@ -86,7 +84,7 @@ class CardCallback(TrainerCallback):
     ) -> None:
         self._look(args, state, kwargs)
         self._facts["data"]["evaluation"] = _describe(kwargs.get("eval_dataloader"))
-        numbers = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, Real)}
+        numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
         self._facts["evaluation"] |= numbers
 
     def _look(self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]) -> None:
@@ -140,7 +138,7 @@ def _nothing() -> dict[str, Any]:
 
 def _describe(dataloader: Any) -> dict[str, Any]:
     """Name, number of rows and fingerprint of a data set, as far as it has them."""
-    dataset = getattr(dataloader, "dataset", None)
+    dataset: Any = getattr(dataloader, "dataset", None)
     rows = len(dataset) if hasattr(dataset, "__len__") else None
     return {
         "name": getattr(dataset, "builder_name", None),
@@ -159,7 +157,7 @@ def _hyper_parameters(args: TrainingArguments) -> dict[str, Any]:
     return listed | {name: getattr(args, name) for name in fields}
 
 
-def _task_of(model: nn.Module) -> dict[str, str]:
+def _task_of(model: Any) -> dict[str, str]:
     while hasattr(model, "module"):  # DDP's and compile's wrappers
         model = model.module
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

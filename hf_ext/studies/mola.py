@@ -97,9 +97,9 @@ def _adapter_config(base: PreTrainedModel, kind: str, tasks: int, wide: bool, ru
         return LoraConfig(**shared)
     if kind == "router" and base.config.model_type == "resnet":
         shared["router"] = ImageRouter(3, tasks, max_size=16)  # at 32 pixels it costs several times the small model
+    shared["routing"] = kind
     return MoLAConfig(
         num_experts=tasks,
-        routing=kind,
         train_backbone=run.case.options["backbone"] == "joint",
         twd_weight=run.hyper_parameters.get("twd_weight", run.system.options.get("twd_weight", 0.0)),
         twd_temperature=run.hyper_parameters.get("twd_temperature", 1.0),

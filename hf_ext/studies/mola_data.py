@@ -6,6 +6,7 @@ trained on other rows or on one task.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,18 +55,18 @@ def digits(ready: Preparation) -> Problem:
         {name: train.select((ids[None] + images * np.arange(tasks)[:, None]).ravel()) for name, ids in rows.items()}
     )
     data["test"] = splits["test"]
-    config = ViTConfig(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_labels=10,
-    )
+    sizes: dict[str, Any] = {
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_labels": 10,
+    }
     torch.manual_seed(ready.seed)
-    model = ViTForImageClassification(config)
+    model = ViTForImageClassification(ViTConfig(**sizes))
     return Problem(_pretrained(model, splits["pretrain"], ready, steps=500, learning_rate=2e-3), data)
 
 
@@ -87,16 +88,15 @@ def images(ready: Preparation) -> Problem:
         ),
     )
     data = _by_split(table, raw["split"][:], ready.seed)
+    sizes: dict[str, Any] = {
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 128],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+        "num_labels": raw.features["label"].num_classes,
+    }
     torch.manual_seed(ready.seed)
-    model = ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=32,
-            hidden_sizes=[32, 64, 128],
-            depths=[1, 1, 1],
-            layer_type="basic",
-            num_labels=raw.features["label"].num_classes,
-        )
-    )
+    model = ResNetForImageClassification(ResNetConfig(**sizes))
     first = data["train"].select(np.flatnonzero(np.asarray(data["train"]["task_ids"][:]) == 0))
     return Problem(_pretrained(model, first, ready, steps=300, learning_rate=1e-3), data)
 
@@ -131,21 +131,20 @@ def text(ready: Preparation) -> Problem:
     shuffled = np.random.default_rng(ready.seed + 1).permutation(len(data["train"]))
     seen, kept = np.split(shuffled, [len(shuffled) // 3])
     pretrain, data["train"] = data["train"].select(seen), data["train"].select(np.sort(kept))
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TOKENS,
+        "global_attn_every_n_layers": 1,
+        "classifier_pooling": "mean",
+        "num_labels": len(classes),
+    }
+    sizes |= {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in _SPECIAL.items()}
     torch.manual_seed(ready.seed)
-    model = ModernBertForSequenceClassification(
-        ModernBertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            global_attn_every_n_layers=1,
-            classifier_pooling="mean",
-            num_labels=len(classes),
-            **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in _SPECIAL.items()},
-        )
-    )
+    model = ModernBertForSequenceClassification(ModernBertConfig(**sizes))
     return Problem(_pretrained(model, pretrain, ready, steps=400, learning_rate=3e-3), data)
 
 
@@ -192,8 +191,8 @@ def _word_pieces(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(
         texts, trainers.WordPieceTrainer(vocab_size=4000, special_tokens=special, show_progress=False)
     )
-    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    ids = {name: tokenizer.token_to_id(name) or 0 for name in special}
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
     )

@@ -136,8 +136,9 @@ def _details(study: Study, case: Case, systems: dict[str, SystemResult]) -> list
     return [f"### {case.name}", f"Test set of {study.data[case.data].about}.", table([study.name, *names], rows)]
 
 
-def _mean(values: Sequence[float] | None) -> str:
-    return "-" if not values else f"{spread(values)[0]:.3f}"
+def _mean(values: Sequence[float | None] | None) -> str:
+    known = [value for value in values or () if value is not None]
+    return f"{spread(known)[0]:.3f}" if known else "-"
 
 
 def _hyper_parameters(study: Study, cases: Sequence[Case], result: StudyResult) -> str:

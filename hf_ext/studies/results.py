@@ -30,7 +30,7 @@ class SystemResult:
     test: list[float]
     validation: list[float]
     seconds: list[float]
-    details: dict[str, list[float]] = field(default_factory=dict)
+    details: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 @dataclass

@@ -43,7 +43,7 @@ def quiet(trainer: Trainer) -> Trainer:
 
 def logits(trainer: Trainer, data: Dataset) -> NDArray[np.float32]:
     """Logits of every row, `[N, C]`."""
-    predictions = trainer.predict(data).predictions  # type: ignore[arg-type]
+    predictions = trainer.predict(data).predictions
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
