@@ -11,14 +11,19 @@ import pytest
 
 import hf_ext
 import hf_ext.adapters
+import hf_ext.benchmarks
 import hf_ext.data
 import hf_ext.functional
 import hf_ext.hub_cards
+import hf_ext.studies
 import hf_ext.trainers
 
 ROOT = Path(__file__).resolve().parents[1]
 STUBS = [path for folder in ("adapters", "hf_ext", "hub_cards", "trainers") for path in (ROOT / folder).rglob("*.pyi")]
-PACKAGES = (hf_ext, hf_ext.adapters, hf_ext.data, hf_ext.functional, hf_ext.hub_cards, hf_ext.trainers)
+PACKAGES = (
+    *(hf_ext, hf_ext.adapters, hf_ext.benchmarks, hf_ext.data, hf_ext.functional, hf_ext.hub_cards),
+    *(hf_ext.studies, hf_ext.trainers),
+)
 
 
 def test_import_loads_no_heavy_package() -> None:
