@@ -19,7 +19,7 @@ _COLOURS = {"shown": METHOD, "not shown": BASELINE, "reversed": WARNING}
 def write_report(study: Study, result: StudyResult, folder: Path) -> Path:
     """Write `report.md` and `differences.png` into a folder; returns the former."""
     folder.mkdir(parents=True, exist_ok=True)
-    plot_differences(result, study.metric, folder / PICTURE_FILE)
+    plot_differences(study, result, folder / PICTURE_FILE)
     path = folder / REPORT_FILE
     part = folder / f".{REPORT_FILE}.part"
     part.write_text(report(study, result), encoding="utf-8")
@@ -35,7 +35,7 @@ def report(study: Study, result: StudyResult) -> str:
         parts.append("**A quick run: it shows that everything works, not how well anything works.**")
     parts += [
         "## Verdicts",
-        f"Difference in {study.metric}, method minus baseline, paired over {_seeds(result)}, ± half of its 95 % "
+        f"{_title(study)}, paired over {_seeds(result)}, ± half of its 95 % "
         "interval (Student's t). *Shown*: the interval lies on the method's side of zero; *reversed*: on the "
         "baseline's. Intervals are not corrected for the number of comparisons.",
         verdict_table(study, result),
@@ -43,6 +43,7 @@ def report(study: Study, result: StudyResult) -> str:
         "## Scores",
         f"{study.metric[0].upper()}{study.metric[1:]}: mean ± standard deviation over {_seeds(result)}.",
         score_table(study, result),
+        *_excluded(study, cases),
     ]
     parts += [part for case in cases for part in _details(study, case, result.cases[case.name])]
     parts += ["## Hyper-parameters", _hyper_parameters(study, cases, result)]
@@ -83,14 +84,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def plot_differences(result: StudyResult, metric: str, path: Path) -> None:
+def plot_differences(study: Study, result: StudyResult, path: Path) -> None:
     """Every judged comparison as a point with its interval, one panel per case."""
     cases = list(dict.fromkeys(row.case for row in result.judged))
     most = max((sum(row.case == case for row in result.judged) for case in cases), default=1)
     figure, panels = new_figure(9, (0.32 * most + 0.9) * max(1, len(cases)), rows=max(1, len(cases)))
     for case, axes in zip(cases, panels, strict=False):
         _panel(axes, case, [row for row in result.judged if row.case == case])
-    panels[-1].set_xlabel(f"difference in {metric}, method minus baseline", parse_math=False)
+    title = _title(study)
+    panels[-1].set_xlabel(title[0].lower() + title[1:], parse_math=False)
     figure.savefig(path, dpi=120)
 
 
@@ -105,10 +107,15 @@ def _panel(axes: Axes, case: str, rows: Sequence[Judged]) -> None:
     axes.set_yticks(range(len(rows)), [f"{row.method} vs {row.baseline}" for row in rows])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
-    axes.invert_yaxis()
-    axes.margins(y=0.1)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_title(case, loc="left", parse_math=False)
+
+
+def _title(study: Study) -> str:
+    """What is told apart, so that a positive number is always in the method's favour."""
+    order = "method minus baseline" if study.greater_is_better else "baseline minus method (less is better)"
+    return f"Difference in {study.metric}, {order}"
 
 
 def _difference(difference: Difference | None) -> str:
@@ -126,6 +133,17 @@ def _score(system: SystemResult | None) -> str:
         return "-"
     mean, deviation = spread(system.test)
     return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def _excluded(study: Study, cases: Sequence[Case]) -> list[str]:
+    used = {case.data for case in cases}
+    lines = [
+        f"- {system.name} was not run on `{data}`: {why}."
+        for system in study.systems
+        for data, why in system.excluded.items()
+        if data in used
+    ]
+    return ["\n".join(lines)] if lines else []
 
 
 def _details(study: Study, case: Case, systems: dict[str, SystemResult]) -> list[str]:
@@ -172,6 +190,8 @@ def _data(study: Study, result: StudyResult) -> str:
             f"rows `{facts['sha256']}`"
             + (f", of the file `{facts['file_sha256']}`" if facts.get("file_sha256") else "")
         )
+        if study.data[name].needs:
+            lines[-1] += f". Columns: {study.data[name].needs}"
         if study.data[name].origin:
             lines[-1] += f". From: {study.data[name].origin}"
     lines += [f"- {case} was not run, {why}" for case, why in result.skipped.items()]

@@ -68,7 +68,7 @@ def test_the_report_has_all_that_is_needed_to_do_it_again(study: Study, result: 
     for part in (
         "Does it work?",
         "Scores are looked up.",
-        "x 0: 1001.000, x 1: 1003.000, x 2: 1002.000" if False else "x 1",
+        "| one | tuned | x 1 | x 0: 1.000, x 1: 3.000, x 2: 2.000 |",  # the level of the tuning seed is 0
         result.data["first"]["sha256"],
         result.data["first"]["file_sha256"],
         "`table.csv`; rows: train 2",
@@ -81,6 +81,22 @@ def test_the_report_has_all_that_is_needed_to_do_it_again(study: Study, result: 
     assert "quick run" not in text
     assert (tmp_path / "differences.png").read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} >= {"report.md", "differences.png"}
+
+
+def test_what_was_left_out_has_its_reason(study: Study, table: str, tmp_path: Path) -> None:
+    needy = replace(study, data={**study.data, "second": replace(study.data["second"], needs="a, b")})
+    result = reproduce(needy, out=tmp_path / "out", data={"first": table, "second": table})
+    text = write_report(needy, result, tmp_path).read_text()
+    assert "- noisy was not run on `second`: too noisy." in text
+    assert "Columns: a, b. From: the attic" in text
+
+
+def test_less_can_be_better(study: Study, table: str, tmp_path: Path) -> None:
+    lower = replace(study, greater_is_better=False)
+    result = reproduce(lower, out=tmp_path / "out", data={"first": table})
+    text = write_report(lower, result, tmp_path).read_text()
+    assert "Difference in points, baseline minus method (less is better), paired over 3 seeds" in text
+    assert "method minus baseline" not in text
 
 
 def test_a_quick_run_is_no_evidence(study: Study, result: StudyResult, tmp_path: Path) -> None:
