@@ -187,21 +187,32 @@ def _full_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
 
 PROTOCOL = """
 - **Who knows the task.** MoLA-Grad, Poly and one LoRA per task are told every sample's task, in training and in the
-  test; the others are not. Where the classes of tasks differ (text) or their labels contradict each other (digits), a
-  part of what those three win is that knowledge. MoLA-Router is told in training only, and only for the TwD loss.
-- **Base models**, made anew for every seed. Digits: a ViT (2 blocks, width 48) after 500 steps on 597 other images,
-  upright and with their own labels. Images: a ResNet for 32 x 32 pixels (3 blocks, up to 128 channels) after 300 steps
-  on the first style's training rows. Text: a ModernBERT (2 blocks, width 64, 32 tokens, word pieces of the texts)
-  after 400 steps on a third of all training rows, which is not used again.
-- **Adapters** are in all linear (convolutional) layers of the blocks, r = 4, scaled by 4, E = number of tasks; the
-  classifier is trained in full, one for all tasks. *Frozen*: nothing else is trained, except in full fine-tuning.
-  *Joint*: the base model is trained along with the adapters, as in the paper. Full fine-tuning is the same in both.
-- **Budget**: 300 updates (200 for images and text) of 32 samples with AdamW and a cosine schedule. One LoRA per task:
-  for each task as many updates, of 32 / E of its own samples, on a copy of the base model.
-- **Poly** as in peft: E skills, one split, a learned task-skill matrix; its update is scaled by 1 / r, so its learning
-  rates are larger. It is left out for images, since it knows no convolutions.
-- **Hyper-parameters** are chosen by the mean validation accuracy of runs with two other seeds. Validation rows are a
-  sixth of the training rows, drawn by the seed, and are trained on by no run.
+  test; the others are not. Where the classes of tasks differ (text) or their labels contradict each other (digits),
+  a part of what those three win is that knowledge. MoLA-Router is told in training only, and only for the TwD loss.
+  All choose among the classes of all tasks.
+- **Base models**, made anew for every seed with the optimiser below. Digits: a ViT (2 blocks, width 48), 500 steps
+  at 2e-3 on 597 other images, upright and with their own labels. Images: a ResNet for 32 x 32 pixels (3 blocks, up
+  to 128 channels), 300 steps at 1e-3 on the first style's training rows, which are trained on again. Text: a
+  ModernBERT (2 blocks, width 64, 32 tokens; its word pieces are learned from all texts, without labels), 400 steps
+  at 3e-3 on a third of the training rows of all tasks, which are not used again.
+- **Adapters** are in all linear layers of the blocks (in all convolutions of the ResNet), r = 4, scaled by 4,
+  without dropout; E is the number of tasks. The classifier (with ModernBERT's head) is trained in full, one for all
+  tasks; only one LoRA per task has one per task.
+- **Frozen backbone**: nothing else is trained, routers apart, except by full fine-tuning; but the running statistics
+  of the ResNet's BatchNorms follow the data in all systems other than MoLA, which keeps the base model's. **Joint
+  backbone**: the base model is trained along with the adapters, as in the paper. Full fine-tuning is the same in
+  both.
+- **MoLA-Router** mixes softly, by a network of the input: the paper's residual network for digits and images (these
+  at 16 x 16 pixels), a small perceptron on the mean embedding for text. TwD has weight 0.1 and temperature 1.
+- **Budget**: 300 updates (200 for images and text) of 32 samples of all tasks as they come, with the Trainer's AdamW
+  (no weight decay, gradients clipped at norm 1) and a cosine schedule without warm-up. One LoRA per task: for each
+  task as many updates, of 32 / E of its own samples (rounded down: with five tasks 30 in place of 32), on a copy of
+  the base model.
+- **Poly** as in peft: E skills, one split, a learned task-skill matrix; its update is scaled by 1 / r, so its
+  learning rates are larger. It is left out for images, since it knows no convolutions.
+- **Hyper-parameters**: only the learning rate, of four values (three for Poly with a joint backbone), by the mean
+  validation accuracy of runs with two other seeds, 1000 and 1001. Validation rows are a sixth of the training rows,
+  drawn by the seed, and are trained on by no run; a validation digit is one in all its turns.
 - A seed draws base model, validation rows and order of batches; for the embedded digits the test images too. It is
   shared by all systems, so that differences are taken within a seed.
 """.strip()
@@ -223,12 +234,12 @@ COMPARISON = Study(
         "images": Source(
             "PACS: seven classes as photos, paintings, cartoons and sketches",
             needs="image, label, domain, split (train, test)",
-            origin="PACS (Li et al., 2017), for example flwrlabs/pacs on the Hub, with a split column",
+            origin="PACS (Li et al., 2017); examples/README.md says how to make the table",
         ),
         "text": Source(
             "five text classification tasks in one table: SST-2, TREC, CoLA, SUBJ, AG News",
             needs="text, task, label_name, split (train, test)",
-            origin="the tasks' own sources, put into one table",
+            origin="the tasks' own sources; examples/README.md says how to make the table",
         ),
     },
     cases=tuple(
@@ -283,8 +294,9 @@ TWD = Study(
     prepare=prepare,
     run=run,
     protocol=(
-        "As in the study `mola`, on a frozen backbone. *Tuned*: weight and temperature of the TwD loss are chosen "
-        "along with the learning rate. TwD is taken over the pairs of a batch of 32."
+        "As in the study `mola`, on a frozen backbone, with eight experts for eight tasks. *Tuned*: weight and "
+        "temperature of the TwD loss are chosen along with the learning rate, of twelve combinations; the other two "
+        "have four learning rates to choose from. TwD is taken over the pairs of a batch of 32."
     ),
     tuning_seeds=2,
 )

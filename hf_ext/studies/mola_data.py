@@ -75,7 +75,7 @@ def images(ready: Preparation) -> Problem:
 
     Columns: `image`, `label` and `domain` (class labels), `split` (train, test).
     """
-    raw = load(ready.data)["train"]
+    raw = _table(ready, "image", "label", "domain", "split")
     size = 32
     pixels = np.stack([np.asarray(image.convert("RGB").resize((size, size))) for image in raw["image"][:]])
     pixels = (pixels.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
@@ -107,7 +107,7 @@ def text(ready: Preparation) -> Problem:
 
     Columns: `text`, `task`, `label_name`, `split` (train, test); a `text_pair` column may be there.
     """
-    raw = load(ready.data)["train"]
+    raw = _table(ready, "text", "task", "label_name", "split")
     tasks = list(dict.fromkeys(raw["task"][:]))
     names = [f"{task}: {label}" for task, label in zip(raw["task"][:], raw["label_name"][:], strict=True)]
     classes = sorted(set(names))
@@ -158,6 +158,18 @@ BUILDERS: dict[str, Callable[[Preparation], Problem]] = {
 
 
 _SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "bos": "[CLS]", "eos": "[SEP]"}
+
+
+def _table(ready: Preparation, *columns: str) -> Dataset:
+    """The one table that holds all rows."""
+    splits = load(ready.data)
+    found = splits["train"].column_names if "train" in splits else []
+    if not set(columns) <= set(found):
+        raise ValueError(
+            f"--data: found the columns {', '.join(found) or 'of no split train'} in {ready.name}, allowed is a table "
+            f"with {', '.join(columns)}"
+        )
+    return splits["train"]
 
 
 def _pretrained(

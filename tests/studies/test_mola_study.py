@@ -81,6 +81,14 @@ def test_an_image_is_on_one_side_in_all_its_tasks(prepare: Callable[[str], Datas
     assert not images("train") & images("validation")
 
 
+@pytest.mark.parametrize(("name", "column"), [("images", "domain"), ("text", "label_name")])
+def test_a_table_without_a_column_is_refused(name: str, column: str, tmp_path: Path) -> None:
+    Dataset.from_dict({"image": [1], "text": ["a"], "label": [0]}).to_parquet(tmp_path / "table.parquet")
+    given = Preparation(name, 0, str(tmp_path / "table.parquet"), tmp_path)
+    with pytest.raises(ValueError, match=rf"--data: found the columns image, text, label in {name}.*{column}"):
+        BUILDERS[name](given)
+
+
 @pytest.mark.slow
 def test_every_system_runs_on_all_data(images: str, text: str, tmp_path: Path) -> None:
     result = reproduce(COMPARISON, out=tmp_path, data={"images": images, "text": text}, quick=True, seeds=1)
