@@ -111,7 +111,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         help="data for a data set of the study; may be given several times",
     )
     reproduce.add_argument("--study", action="append", default=[], metavar="NAME", help="only this one of the studies")
-    reproduce.add_argument("--jobs", type=int, default=1, help="processes at a time; default: 1")
+    reproduce.add_argument("--jobs", type=int, help="processes at a time, of one thread each; default: one per core")
 
     bench = commands.add_parser(
         "bench",

@@ -17,6 +17,7 @@ from hf_ext.studies.results import RESULTS_FILE
 from hf_ext.studies.study import studies_of
 
 BENCH_FOLDER = "bench"
+_QUICK = " (a quick run: it shows nothing but that everything works)"
 _BLOCK = re.compile(r"(<!-- results: (?P<name>[\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -24,7 +25,7 @@ def update_readme(readme: str | os.PathLike[str], results: str | os.PathLike[str
     """Write the blocks whose results are in the folder; the file is complete at any time.
 
     Raises:
-        ValueError: a file without blocks.
+        ValueError: a file without blocks, or a block of no known study's results.
     """
     path, folder = Path(readme), Path(results)
     text = path.read_text(encoding="utf-8")
@@ -52,13 +53,15 @@ def _block(name: str, folder: Path, link: str) -> str | None:
         measured = load_results(place)
         if not measured:
             return None
-        commands = sorted({result.command for result in measured})
-        return f"{bars_table(measured)}\n\n`{'`, `'.join(commands)}`, {report}"
+        commands = "`, `".join(sorted({result.command for result in measured}))
+        return f"{bars_table(measured)}\n\n`{commands}`{_QUICK * any(result.quick for result in measured)}, {report}"
     if not (place / RESULTS_FILE).is_file():
         return None
     result = StudyResult.load(place / RESULTS_FILE)
-    study = next(study for study in studies_of(METHODS) if study.name == name)
-    return f"{verdict_table(study, result)}\n\n`{result.command}`, {report}"
+    studies = {study.name: study for study in studies_of(METHODS)}
+    if name not in studies:
+        raise ValueError(f"--readme: found a block of {name!r}, allowed are {', '.join(studies)} and {BENCH_FOLDER}")
+    return f"{verdict_table(studies[name], result)}\n\n`{result.command}`{_QUICK * result.quick}, {report}"
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
+from hf_ext._environment import usable_cores
 from hf_ext.commands.readme import update_readme
 from hf_ext.hub_cards.methods import METHODS
 from hf_ext.studies import Study, reproduce
-from hf_ext.studies.report import verdict_table, write_report
+from hf_ext.studies.report import score_table, verdict_table, write_report
 from hf_ext.studies.study import studies_of
 
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
                 data=given,
                 seeds=arguments.seeds,
                 quick=arguments.quick,
-                jobs=arguments.jobs,
+                jobs=usable_cores() if arguments.jobs is None else arguments.jobs,
                 console=console,
                 command=_command(arguments, study, given),
             )
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
             console.print(f"what was finished is in {out}: the same command goes on from there")
             raise
         report = write_report(study, result, out)
-        console.print(Markdown(verdict_table(study, result)))
+        console.print(Markdown(score_table(study, result)), Markdown(verdict_table(study, result)))
         for case, why in result.skipped.items():
             console.print(f"{case} was not run, {why}")
         console.print(f"report: {report}")

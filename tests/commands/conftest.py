@@ -31,4 +31,4 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
             benchmarks="toy_benchmark",
         )
     )
-    del METHODS["toy"]
+    METHODS.pop("toy", None)

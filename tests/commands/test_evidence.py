@@ -9,6 +9,7 @@ from hf_ext.benchmarks import BenchmarkResult
 from hf_ext.commands import readme
 from hf_ext.commands.cli import main
 from hf_ext.commands.reproduce import named_methods
+from hf_ext.hub_cards import METHODS
 from hf_ext.studies import StudyResult
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -37,13 +38,15 @@ def table(tmp_path: Path) -> Path:
 def test_reproduce(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, text = tmp_path / "out", tmp_path / "README.md"
     text.write_text(README)
-    words = ["reproduce", "toy", "--data", f"first={table}", "--seeds", "2", "--out", str(out), "--readme", str(text)]
-    assert main(words) == 0
+    words = ["reproduce", "toy", "--data", f"first={table}", "--seeds", "2", "--jobs", "1"]
+    assert main([*words, "--out", str(out), "--readme", str(text)]) == 0
     result = StudyResult.load(out / "toy" / "results.json")
     assert result.seeds == [0, 1]
     assert result.command == "hf-ext reproduce toy --data first=table.csv --seeds 2"
     assert result.command in (out / "toy" / "report.md").read_text()
-    assert "second" in capsys.readouterr().out  # the case that was left out
+    printed = capsys.readouterr().out
+    assert "+3.000 ± 0.000 shown" in printed and "± 70.711" in printed  # differences and scores
+    assert "two was not run, no data: --data second=PATH_OR_HUB_ID" in " ".join(printed.split())
     head, _, rest = text.read_text().partition("<!-- results: toy -->\n")
     block, _, rest = rest.partition("\n<!-- end of results -->\nbetween\n")
     assert head == "# Words\n\n" and "old" not in text.read_text()
@@ -78,6 +81,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["reproduce", "toy", "--data", "third=x"], "--data: found 'third', allowed are first, second"),
         (["reproduce", "toy", "--data", "first=/no/such.csv"], "/no/such.csv"),
         (["reproduce", "toy"], "--data: found no data for toy"),
+        (["reproduce", "toy", "--data", "first=/no/such.csv", "--jobs", "0"], "--jobs: found 0"),
         (["bench"], "METHOD: found none, allowed are mola, toy or --all"),
         (["bench", "toy", "--rounds", "0"], "--rounds: found 0"),
         (["bench", "toy", "--device", "tpu"], "--device: found 'tpu', allowed are cpu"),
@@ -108,6 +112,40 @@ def test_a_file_without_blocks_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--readme: found no"):
         readme.update_readme(tmp_path / "README.md", tmp_path)
     assert (tmp_path / "README.md").read_text() == "words"
+
+
+def test_a_quick_run_is_named_in_the_file(table: Path, tmp_path: Path) -> None:
+    text = tmp_path / "README.md"
+    text.write_text(README)
+    common = ["toy", "--quick", "--out", str(tmp_path), "--readme", str(text)]
+    assert main(["reproduce", *common, "--data", f"first={table}", "--jobs", "1"]) == 0
+    assert main(["bench", *common, "--device", "cpu"]) == 0
+    assert text.read_text().count("(a quick run: it shows nothing but that everything works)") == 2
+
+
+def test_results_of_no_known_study_are_refused(table: Path, tmp_path: Path) -> None:
+    text = tmp_path / "README.md"
+    text.write_text(README)
+    words = ["reproduce", "toy", "--quick", "--data", f"first={table}", "--jobs", "1", "--out", str(tmp_path)]
+    assert main(words) == 0
+    del METHODS["toy"]
+    with pytest.raises(ValueError, match="--readme: found a block of 'toy', allowed are mola, mola-twd and bench"):
+        readme.update_readme(text, tmp_path)
+    assert text.read_text() == README
+
+
+def test_as_many_processes_as_cores(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def noted(*_: object, jobs: int, **__: object) -> None:
+        given.append(jobs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_ext.commands.reproduce.reproduce", noted)
+    monkeypatch.setattr("hf_ext.commands.reproduce.usable_cores", lambda: 7)
+    for words in ([], ["--jobs", "3"]):
+        main(["reproduce", "toy", "--data", f"first={table}", "--out", str(tmp_path), *words])
+    assert given == [7, 3]
 
 
 def test_all_means_all() -> None:
