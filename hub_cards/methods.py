@@ -69,7 +69,9 @@ class Method:
         """
         base = _quoted(base_model) if base_model else None
         if base is None and base_folder:
-            base = f"{_quoted(place)}, subfolder={_quoted(base_folder)}"
+            # where the adapter's own configuration is looked for too, in place of the folder above that has one
+            subfolder = _quoted(base_folder)
+            base = f'{_quoted(place)}, subfolder={subfolder}, adapter_kwargs={{"subfolder": {subfolder}}}'
         if base is None and "{base}" in self.usage:
             return ""
         return self.usage.format(auto_class=auto_class, place=_quoted(place), base=base)

@@ -291,7 +291,7 @@ class _BoundCheckpoint:
 def _is_decoding(inputs: dict[str, Any]) -> bool:
     if inputs.get("encoder_outputs") is not None:
         return True
-    cache = inputs.get("past_key_values")
+    cache = inputs.get("cache", inputs.get("past_key_values"))  # its name since transformers 5.24, and before
     length = getattr(cache, "get_seq_length", None)
     return length is not None and int(length()) > 0
 

@@ -37,6 +37,15 @@ rows = data[:8]
 logits = trainer.model.eval()(pixel_values=rows["pixel_values"], mola_task_ids=rows["task_ids"]).logits
 result = {{"logits": logits.tolist(), "oid": getattr(pushed, "oid", None)}}
 """
+#: publishes a folder that brings its base model along, as the demo's does
+PUBLISH = """
+from hf_ext.hub_cards import create_card, push_folder
+
+AutoModelForImageClassification.from_pretrained("me/base").save_pretrained("out/base_model")
+trainer.model.save_pretrained("out")
+create_card("out", **trainer.card_facts() | {"base_model": None})
+push_folder("out", "me/whole")
+"""
 #: goes on from the card's snippet
 LOAD = """
 data = hf_ext.data.load("digits-rotated")["train"].select(range(0, 2400, 50))[:8]
@@ -78,6 +87,15 @@ def test_the_card_that_is_pushed_loads_what_was_trained(hub: Hub, in_process: Ca
     assert (card.base_model, card.license, card.model_name) == ("me/base", "mit", "out")
     assert {result.metric_type for result in card.eval_results} == {"loss"}
     assert in_process(_snippet(hub, "me/out") + LOAD) == trained["logits"]
+
+
+@pytest.mark.usefixtures("base")
+def test_a_base_model_beside_the_adapter(hub: Hub, in_process: Callable[..., Any]) -> None:
+    trained = in_process(_train() + PUBLISH)
+    repo = hub.repos["me/whole"]
+    assert {"base_model/config.json", "base_model/model.safetensors", "adapter_config.json"} <= set(repo.files())
+    del hub.repos["me/base"]
+    assert in_process(_snippet(hub, "me/whole") + LOAD) == trained["logits"]
 
 
 @pytest.mark.usefixtures("base")

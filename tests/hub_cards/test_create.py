@@ -77,7 +77,7 @@ def test_the_base_model_beside_the_adapter(tmp_path: Path) -> None:
     (tmp_path / "base_model").mkdir()
     (tmp_path / "base_model" / "config.json").write_text("{}")
     create_card(_adapter(tmp_path), example="print(model)")
-    assert f'from_pretrained("./{tmp_path.name}", subfolder="base_model")' in _code(tmp_path)
+    assert f'from_pretrained("./{tmp_path.name}", subfolder="base_model", ' in _code(tmp_path)
     assert _code(tmp_path).endswith("\n\nprint(model)\n")
 
 
