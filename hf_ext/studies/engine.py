@@ -2,24 +2,27 @@
 
 import hashlib
 import json
+import math
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from datasets import disable_progress_bars
+from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from datasets.table import embed_table_storage
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging
 
 from hf_ext._environment import hardware, versions
 from hf_ext.data import load
-from hf_ext.studies.results import StudyResult, SystemResult, write_json
+from hf_ext.studies.results import StudyResult, SystemResult, null_as_nan, write_json
 from hf_ext.studies.study import Case, Outcome, Preparation, Run, Study, System
 
 Item = TypeVar("Item")
@@ -131,7 +134,8 @@ def describe(name: str) -> dict[str, Any]:
         plain = data[split].with_format(None)
         digest.update(split.encode())
         for batch in plain.with_format("arrow").iter(batch_size=1000):
-            digest.update(repr(batch.to_pylist()).encode())
+            whole = embed_table_storage(batch)  # pictures of a folder are paths here; their bytes count
+            digest.update(repr(whole.to_pylist()).encode())
     file = Path(name)
     return {
         "sha256": digest.hexdigest(),
@@ -215,11 +219,11 @@ def _work(
         return
     bar = progress.add_task(title, total=len(todo))
     if jobs == 1:
-        _quiet_worker()
-        for item in todo:
-            progress.update(bar, description=f"{title} {_label(item)}")
-            function(study, item)
-            progress.advance(bar)
+        with _quiet():
+            for item in todo:
+                progress.update(bar, description=f"{title} {_label(item)}")
+                function(study, item)
+                progress.advance(bar)
         progress.update(bar, description=title)
         return
     # spawned, since a forked process may inherit locks of torch's threads
@@ -243,6 +247,25 @@ def _quiet_worker() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`_quiet_worker`, in a process that is the caller's."""
+    import torch
+
+    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    bars, datasets_bars = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    _quiet_worker()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if not datasets_bars:
+            enable_progress_bars()
 
 
 def _is_done(item: Any) -> bool:
@@ -280,25 +303,29 @@ def _execute(study: Study, job: _Job) -> None:
 
 def _read(job: _Job) -> tuple[Outcome, float]:
     record = json.loads(job.file.read_text())
-    return Outcome(**record["outcome"]), record["seconds"]
+    outcome = Outcome(**record["outcome"])
+    scores = {"validation": null_as_nan(outcome.validation), "test": null_as_nan(outcome.test)}
+    return replace(outcome, **scores), record["seconds"]
 
 
 def _tuning_record(jobs: Iterable[_Job]) -> list[dict[str, Any]]:
     """Mean validation score of every combination of hyper-parameters, in the order they were tried."""
+    points: dict[str, dict[str, Any]] = {}
     scores: dict[str, list[float]] = {}
     for job in jobs:
-        outcome, _ = _read(job)
-        scores.setdefault(json.dumps(dict(job.run.hyper_parameters)), []).append(outcome.validation)
-    return [
-        {"hyper_parameters": json.loads(point), "validation": float(np.mean(found))} for point, found in scores.items()
-    ]
+        point = dict(job.run.hyper_parameters)
+        key = json.dumps(point)
+        points[key] = point
+        scores.setdefault(key, []).append(_read(job)[0].validation)
+    return [{"hyper_parameters": points[key], "validation": float(np.mean(found))} for key, found in scores.items()]
 
 
 def _best(study: Study, record: list[dict[str, Any]] | None, points: list[dict[str, Any]]) -> dict[str, Any]:
-    if not record:  # nothing to choose from, or a quick run
+    trained = [row for row in record or () if not math.isnan(row["validation"])]
+    if not trained:  # nothing to choose from, a quick run, or all diverged
         return points[len(points) // 2]
     choose = max if study.greater_is_better else min
-    best: dict[str, Any] = choose(record, key=lambda row: row["validation"])["hyper_parameters"]
+    best: dict[str, Any] = choose(trained, key=lambda row: row["validation"])["hyper_parameters"]
     return best
 
 

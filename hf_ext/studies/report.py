@@ -121,6 +121,8 @@ def _title(study: Study) -> str:
 def _difference(difference: Difference | None) -> str:
     if difference is None:
         return "-"
+    if math.isnan(difference.mean):
+        return "diverged"
     if math.isnan(difference.low):
         return f"{difference.mean:+.3f}, {difference.verdict}"
     half = (difference.high - difference.low) / 2  # the interval is symmetric
@@ -131,6 +133,8 @@ def _difference(difference: Difference | None) -> str:
 def _score(system: SystemResult | None) -> str:
     if system is None:
         return "-"
+    if diverged := sum(map(math.isnan, system.test)):
+        return f"{diverged} of {len(system.test)} diverged"
     mean, deviation = spread(system.test)
     return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
 

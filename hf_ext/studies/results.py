@@ -21,7 +21,7 @@ class SystemResult:
     Args:
         hyper_parameters: the chosen ones.
         tuning: all that were tried, `{"hyper_parameters": ..., "validation": mean}`.
-        test, validation, seconds: per seed.
+        test, validation, seconds: per seed; a score is NaN where training diverged.
         details: per seed, such as scores per task.
     """
 
@@ -99,11 +99,11 @@ class StudyResult:
         """Read what `save` wrote."""
         values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         cases = {
-            case: {name: SystemResult(**system) for name, system in systems.items()}
+            case: {name: _system(system) for name, system in systems.items()}
             for case, systems in values["cases"].items()
         }
         judged = [
-            Judged(**{**row, "difference": Difference(**{k: _nan(v) for k, v in row["difference"].items()})})
+            Judged(**{**row, "difference": Difference(**{k: null_as_nan(v) for k, v in row["difference"].items()})})
             for row in values["judged"]
         ]
         return cls(**{**values, "cases": cases, "judged": judged})
@@ -126,5 +126,12 @@ def _no_nan(value: Any) -> Any:
     return value
 
 
-def _nan(value: Any) -> Any:
+def null_as_nan(value: Any) -> Any:
+    """A number as `write_json` left it."""
     return math.nan if value is None else value
+
+
+def _system(values: Mapping[str, Any]) -> SystemResult:
+    scores = {name: [null_as_nan(score) for score in values[name]] for name in ("test", "validation")}
+    tuning = [{**row, "validation": null_as_nan(row["validation"])} for row in values["tuning"]]
+    return SystemResult(**{**values, **scores, "tuning": tuning})

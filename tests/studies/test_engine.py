@@ -8,9 +8,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from datasets import are_progress_bars_disabled
+from PIL import Image
+from transformers.utils import logging
 
 from hf_ext.studies import Case, Comparison, Source, StudyResult, System, reproduce
 from hf_ext.studies.engine import describe
+from hf_ext.studies.report import write_report
 
 
 @pytest.fixture
@@ -185,6 +190,63 @@ def test_results_come_back_from_their_file(toy: ModuleType, given: dict[str, str
     read = StudyResult.load(tmp_path / "results.json")
     assert json.dumps(vars(read), default=vars) == json.dumps(vars(result), default=vars)
     assert read.command == "again" and {"python", "torch", "hardware"} <= set(read.environment)
+
+
+def test_runs_that_diverge_are_reported_as_such(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    nan = math.nan
+    systems = (
+        System("plain", {"scores": [(nan, nan)]}),
+        System("tuned", {"scores": [(nan, 9.0), (3.0, 4.0), (math.inf, 9.0)]}, {"x": (0, 1, 2)}, is_method=True),
+        System("lost", {"scores": [(nan, nan)] * 3}, {"x": (0, 1, 2)}),
+    )
+    compared = (Comparison("tuned", "plain"), Comparison("tuned", "lost"))
+    study = toy.make(systems=systems, comparisons=compared)
+    for _ in range(2):  # run, and read from what was kept
+        result = reproduce(study, out=tmp_path, data=given)
+        assert result.cases["one"]["tuned"].hyper_parameters == {"x": 1}
+        assert result.cases["one"]["lost"].hyper_parameters == {"x": 1}  # as if it were not tuned
+        assert all(map(math.isnan, result.cases["one"]["plain"].test))
+        assert {row.difference.verdict for row in result.judged} == {"not shown"}
+        read = StudyResult.load(tmp_path / "results.json")
+        assert json.dumps(vars(read), default=vars) == json.dumps(vars(result), default=vars)
+        text = write_report(study, read, tmp_path / "report").read_text()
+        assert "| plain | 3 of 3 diverged | 3 of 3 diverged |" in text
+        assert "| tuned vs plain | diverged | diverged |" in text
+
+
+def test_points_of_the_grid_reach_the_runs_unchanged(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    grid = {"x": (0, 1), "betas": ((0.9, 0.99), (0.9, 0.999))}
+    tuned = System("tuned", {"scores": [(1.0, 2.0), (3.0, 4.0)]}, grid, is_method=True)
+    reproduce(toy.make(systems=(tuned,), comparisons=()), out=tmp_path, data=given)
+    assert {type(run.hyper_parameters["betas"]) for run in toy.RUNS} == {tuple}
+
+
+def test_the_hash_of_a_folder_of_pictures_is_that_of_the_pictures(tmp_path: Path) -> None:
+    def folder(name: str, colour: str) -> str:
+        place = tmp_path / name / "train" / "a"
+        place.mkdir(parents=True)
+        Image.new("RGB", (4, 4), colour).save(place / "1.png")
+        return str(tmp_path / name)
+
+    red, again, blue = folder("red", "red"), folder("again", "red"), folder("blue", "blue")
+    assert describe(red)["sha256"] == describe(again)["sha256"] != describe(blue)["sha256"]
+
+
+def test_the_callers_settings_are_left_alone(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    def settings() -> tuple[Any, ...]:
+        bars = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+        return torch.get_num_threads(), logging.get_verbosity(), *bars
+
+    def look(run: Any) -> Any:
+        seen.append(settings())
+        return toy.run(run)
+
+    seen: list[tuple[Any, ...]] = []
+    torch.set_num_threads(2)
+    before = settings()
+    reproduce(toy.make(run=look), out=tmp_path, data=given)
+    assert settings() == before
+    assert set(seen) == {(1, logging.ERROR, False, True)}
 
 
 def test_a_quick_run_is_short_and_says_so(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
