@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "scripts" / "train_mola.py"
+SCRIPT = Path(__file__).parent / "scripts" / "train.py"
 ROUTINGS: dict[str, dict[str, Any]] = {
     "task": {"routing": "task"},
     "router": {"routing": "router", "twd_weight": 1.0},
@@ -36,6 +36,7 @@ def test_two_processes_train_like_one(run_script: Any, tmp_path: Path) -> None:
             }
             runs.append(
                 {
+                    "method": "mola",
                     "output_dir": str(tmp_path / name),
                     "weights": str(tmp_path / f"{name}.safetensors"),
                     "adapter": ROUTINGS[routing],
@@ -64,7 +65,11 @@ def test_a_killed_run_resumes_bit_for_bit(run_script: Any, tmp_path: Path) -> No
     training = {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
 
     def options(name: str, adapter: dict[str, Any], **extra: Any) -> dict[str, Any]:
-        places = {"output_dir": str(tmp_path / name), "weights": str(tmp_path / f"{name}.safetensors")}
+        places = {
+            "method": "mola",
+            "output_dir": str(tmp_path / name),
+            "weights": str(tmp_path / f"{name}.safetensors"),
+        }
         return {"adapter": adapter, "dropout": 0.1, "training": training, **places, **extra}
 
     whole = [options(f"whole-{i}", adapter) for i, adapter in enumerate(adapters)]

@@ -1,5 +1,9 @@
-"""Train a tiny ViT with MoLA as the options file says and write what came out, in processes started by tests."""
+"""Train as the options file says and write what came out, in processes started by tests.
 
+`options["method"]` names a sibling file whose `build(options)` gives the method's part of it.
+"""
+
+import importlib
 import json
 import os
 import signal
@@ -9,32 +13,37 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import get_peft_model
 from safetensors.torch import save_file
-from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
-
-from hf_ext.adapters import MoLAConfig
-from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
+from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
 
-class LinearRouter(torch.nn.Module):
-    """A router without BatchNorm, whose statistics would differ between one process and two."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = torch.nn.Linear(64, 3)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.linear(pixel_values.flatten(1))
+def vit(options: dict[str, Any]) -> ViTForImageClassification:
+    """A tiny ViT, always the same; `options["dropout"]` is its dropout."""
+    torch.manual_seed(0)
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=8,
+            patch_size=2,
+            num_channels=1,
+            num_labels=10,
+            hidden_dropout_prob=options.get("dropout", 0.0),
+        )
+    )
 
 
 def dataset() -> Dataset:
+    """48 random images of ten classes, three tasks, three domains."""
     rng = np.random.default_rng(0)
     columns = {
         "pixel_values": rng.normal(size=(48, 1, 8, 8)).astype("float32"),
         "labels": rng.integers(0, 10, 48),
         "task_ids": rng.integers(0, 3, 48),
     }
+    columns["domain_ids"] = columns["task_ids"]
     return Dataset.from_dict(columns).with_format("torch")
 
 
@@ -47,7 +56,7 @@ class KillAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class KilledWhileSaving(MoLATrainer):
+class KilledWhileSaving:
     """Dies in the middle of the second checkpoint: weights written, random state and trainer_state.json not yet."""
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -57,28 +66,12 @@ class KilledWhileSaving(MoLATrainer):
 
 
 def train(options: dict[str, Any]) -> dict[str, Any]:
+    method = importlib.import_module(options["method"])
     torch.manual_seed(0)
-    dropout = options.get("dropout", 0.0)
-    vit = ViTForImageClassification(
-        ViTConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            image_size=8,
-            patch_size=2,
-            num_channels=1,
-            num_labels=10,
-            hidden_dropout_prob=dropout,
-        )
-    )
-    adapter = {"target_modules": ["q_proj", "fc1"], "num_experts": 3, "r": 4, "modules_to_save": ["classifier"]}
-    adapter |= options.get("adapter", {})
-    if adapter.get("routing") == "router" and options.get("linear_router"):
-        adapter["router"] = LinearRouter()
-    model = get_peft_model(vit, MoLAConfig(**adapter))
-    trainer_class = KilledWhileSaving if options.get("kill_while_saving") else MoLATrainer
-    args = MoLATrainingConfig(
+    trainer_class, config_class, parts = method.build(options)
+    if options.get("kill_while_saving"):
+        trainer_class = type("Killed", (KilledWhileSaving, trainer_class), {})
+    args = config_class(
         **{
             "output_dir": options["output_dir"],
             "max_steps": 6,
@@ -93,7 +86,8 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         }
     )
     data = dataset()
-    trainer = trainer_class(model=model, args=args, train_dataset=data, eval_dataset=data.select(range(20)))
+    parts = {"train_dataset": data, "eval_dataset": data.select(range(20)), **parts}
+    trainer: Trainer = trainer_class(args=args, **parts)
     if step := options.get("kill_at"):
         trainer.add_callback(KillAtStep(step))
     trainer.train(resume_from_checkpoint=options.get("resume", False))
@@ -116,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["train"] = sys.modules["__main__"]  # for the siblings that import from here
     main()
