@@ -6,7 +6,9 @@ layers.
 """
 
 import functools
+import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -41,7 +43,8 @@ def check_source(config: MoLAConfig) -> None:
     weights, and not compared with these.
 
     Raises:
-        ValueError: weights as a pickle only, a broken file, or tensors of other sizes than the configuration says.
+        ValueError: weights as a pickle only, a broken file, a download that is not what the Hub announced, or tensors
+            of other sizes than the configuration says.
     """
     source: _Source | None = getattr(config, _SOURCE, None)
     path = _weights(source) if source is not None else None
@@ -90,7 +93,6 @@ def _check_base_model(config: MoLAConfig, repo: str) -> None:
 
 def _weights(source: _Source) -> Path | None:
     """The safetensors file of an adapter, downloaded if need be; None if there are no weights at all."""
-    download = source.download
     if os.path.isdir(source.name):
         folder = Path(source.name, source.subfolder or "")
         if (folder / SAFETENSORS_WEIGHTS_NAME).exists():
@@ -98,16 +100,36 @@ def _weights(source: _Source) -> Path | None:
         pickled = (folder / WEIGHTS_NAME).exists()
     else:
         try:
-            found = hf_hub_download(
-                source.name, SAFETENSORS_WEIGHTS_NAME, subfolder=source.subfolder, **_without(download, "subfolder")
-            )
-            return Path(found)
+            return _download(source)
         except EntryNotFoundError:
             pickled = _is_on_hub(source, WEIGHTS_NAME)
     if pickled:
         found = f"found a pickle in {source.name!r}"
         raise ValueError(f"{WEIGHTS_NAME}: {found}, allowed are weights in {SAFETENSORS_WEIGHTS_NAME} only")
     return None
+
+
+def _download(source: _Source) -> Path:
+    """The weights in the cache, with the checksum that the Hub gave; the client itself compares lengths only."""
+    options = {"subfolder": source.subfolder} | _without(source.download, "subfolder")
+    path = Path(hf_hub_download(source.name, SAFETENSORS_WEIGHTS_NAME, **options))
+    if not _has_its_checksum(path) and not (HF_HUB_OFFLINE or options.get("local_files_only")):
+        path = Path(hf_hub_download(source.name, SAFETENSORS_WEIGHTS_NAME, **options | {"force_download": True}))
+    if not _has_its_checksum(path):
+        raise ValueError(
+            f"{SAFETENSORS_WEIGHTS_NAME}: found other bytes in {source.name!r} than its checksum says, allowed is a "
+            "whole download (force_download=True makes a new one)"
+        )
+    return path
+
+
+def _has_its_checksum(path: Path) -> bool:
+    """Whether a file of the cache is what its name says: large files are kept under their SHA-256."""
+    name = path.resolve().name
+    if not re.fullmatch(r"[0-9a-f]{64}", name):
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == name
 
 
 def _is_on_hub(source: _Source, name: str) -> bool:

@@ -223,3 +223,27 @@ for attempt in range(4):
 result = model(input_ids=torch.tensor({TOKENS}), mola_task_ids=torch.tensor({IDS})).logits.tolist()
 """
     assert in_process(code) == _logits(model)
+
+
+def test_wrong_bytes_are_not_loaded(
+    hub: Hub, base: BertForSequenceClassification, in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The client keeps them, since the length is right."""
+    model = _adapted(base)
+    in_process(PUSH.format(folders=[_save(model, tmp_path / "x")], options=""))
+    code = f"""
+import hf_ext, torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification as Auto
+try:
+    model = PeftModel.from_pretrained(Auto.from_pretrained("me/base"), "me/x").eval()
+    result = model(input_ids=torch.tensor({TOKENS}), mola_task_ids=torch.tensor({IDS})).logits.tolist()
+except ValueError as error:
+    result = str(error)
+"""
+    hub.fail("wrong_bytes", f"GET */{WEIGHTS}", 2)
+    refused = f"{WEIGHTS}: found other bytes in 'me/x' than its checksum says"
+    assert in_process(code).startswith(refused)
+    assert in_process(code, HF_HUB_OFFLINE="1").startswith(refused)
+    # with a Hub that sends the right ones again, what the cache holds is replaced
+    assert in_process(code) == _logits(model)
