@@ -14,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import denumpify_detensorize
 
 from hf_ext.data.collators import KeepColumns
+from hf_ext.data.columns import group_label, holds_text, text_values, with_ids
 from hf_ext.hub_cards.callback import CardCallback
 from hf_ext.hub_cards.push import push_folder
 from hf_ext.trainers.checkpoints import (
@@ -39,24 +40,26 @@ class MethodMixin(_Base):
       drop them, never reach the model, and lie in `batch_columns` while a batch is worked on.
     - `record(name=value)`: loss terms, averaged on the device over the steps and processes between two logs, and
       logged beside Trainer's "loss".
-    - `add_mean_term(loss, term, ...)`: adds a batch mean at the right scale under gradient accumulation.
+    - `add_mean_term(loss, term, ...)`, `add_sum_term`: add a batch mean, or a part of a sum over the update's whole
+      batch, at the right scale under gradient accumulation and in N processes.
     - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
       by `train(resume_from_checkpoint=...)`, which takes the newest checkpoint that is complete.
     - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, from what `card` has collected during the
       run and what `card_facts` adds, and `push_to_hub` sends no pickles.
-    - `group_column`: evaluation calls `compute_metrics` for every value of this column too.
+    - `groups`: columns by the name of what they tell apart (`{"task": "task_ids"}`); evaluation calls
+      `compute_metrics` for every value of such a column too, and reports the worst.
+    - `text_columns`: own columns that may hold names in place of ids.
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
     """
 
     method: str | None = None
-    group_column: str | None = None
-    group_name: str = "group"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch_columns: dict[str, Tensor] = {}
         self._terms: dict[str, tuple[Tensor | float, int]] = {}
-        self._evaluated_groups: list[Tensor] = []
+        self._evaluated_groups: dict[str, list[Tensor]] = {}
+        self._names: dict[str, list[str]] = {}
         #: collects the facts of the model card; None for a mixin without `method`
         self.card: CardCallback | None = None
         if self.method is not None:
@@ -80,6 +83,27 @@ class MethodMixin(_Base):
     def column_bounds(self) -> dict[str, int]:
         """Own columns whose ids must lie in `[0, bound)`; checked on the CPU, batch by batch. Cooperative."""
         return {}
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Own columns whose values may be names: they become ids, in the order of `column_names`. Cooperative."""
+        return ()
+
+    def column_names(self, column: str) -> list[str] | None:
+        """The names behind a column's ids, those of the training data first; None for a column of integers."""
+        dataset: Any = self.train_dataset
+        if column in self._names or column not in self.text_columns or not holds_text(dataset, column):
+            return self._names.get(column)
+        self._names[column] = text_values(dataset, column)
+        return self._names[column]
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        for column in self.text_columns:
+            if holds_text(dataset, column):
+                names = self._names.setdefault(column, self.column_names(column) or [])
+                names += [name for name in text_values(dataset, column) if name not in names]
+                dataset = with_ids(dataset, column, names)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -124,11 +148,24 @@ class MethodMixin(_Base):
         Trainer divides the sum by the accumulation steps unless the loss was normalised by `num_items_in_batch`; the
         term has to be divided either way.
         """
-        normalised = self.loss_is_scaled_for_ga
-        if normalised is None:
-            by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            normalised = by_model or self.compute_loss_func is not None
-        return loss + (term / self.current_gradient_accumulation_steps if normalised else term)
+        steps = self.current_gradient_accumulation_steps
+        return loss + (term / steps if self._is_normalised(num_items_in_batch) else term)
+
+    def add_sum_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """`loss + term` where the update's loss is to contain the sum of the terms of all micro-batches and processes.
+
+        Neither the accumulation steps nor DDP's averaging over processes divide the term.
+        """
+        term = term * self.accelerator.num_processes
+        steps = self.current_gradient_accumulation_steps
+        return loss + (term if self._is_normalised(num_items_in_batch) else term * steps)
+
+    def _is_normalised(self, num_items_in_batch: Tensor | int | None) -> bool:
+        """Whether what `super().compute_loss` makes is meant for the whole update, as Trainer sees it."""
+        if self.loss_is_scaled_for_ga is not None:
+            return self.loss_is_scaled_for_ga
+        by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return by_model or self.compute_loss_func is not None
 
     # ---------------------------------------------------------------------------------------------- checkpoints
     def checkpoint_state(self) -> dict[str, Any]:
@@ -255,40 +292,56 @@ class MethodMixin(_Base):
         return push() if blocking else HfApi().run_as_future(push)
 
     # ---------------------------------------------------------------------------------------------- evaluation
+    @property
+    def groups(self) -> dict[str, str]:
+        """Columns by what they tell apart. Cooperative: `super().groups | {"task": "task_ids"}`."""
+        return {}
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Predict, and note the batch's groups."""
         result = super().prediction_step(model, inputs, *args, **kwargs)
-        if self.group_column in self.batch_columns:
-            groups = self.batch_columns[self.group_column]
-            self._evaluated_groups.append(self.accelerator.gather_for_metrics(groups))
+        for column in set(self.groups.values()) & self.batch_columns.keys():
+            gathered = self.accelerator.gather_for_metrics(self.batch_columns[column])
+            self._evaluated_groups.setdefault(column, []).append(gathered)
         return result
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; `compute_metrics` is called for all samples and then for every group."""
-        self._evaluated_groups = []
+        """Evaluate; `compute_metrics` is called for all samples and then for every group.
+
+        Reports `<prefix>_<group>_<value>_<metric>` and `<prefix>_worst_<group>_<metric>`: the largest value of a
+        metric that ends in "loss", the smallest of every other.
+        """
+        self._evaluated_groups = {}
         output = super().evaluation_loop(*args, **kwargs)
-        if self._evaluated_groups and self.compute_metrics is not None and output.predictions is not None:
-            assert output.metrics is not None
-            groups = torch.cat(self._evaluated_groups).cpu().numpy()
-            dataloader = kwargs.get("dataloader", args[0] if args else None)
+        found, self._evaluated_groups = self._evaluated_groups, {}
+        if self.compute_metrics is not None and output.predictions is not None:
+            dataset = getattr(kwargs.get("dataloader", args[0] if args else None), "dataset", None)
             prefix = kwargs.get("metric_key_prefix", "eval")
-            for group in np.unique(groups):
-                picked = groups == group
-                prediction = EvalPrediction(_rows(output.predictions, picked), _rows(output.label_ids, picked))
-                label = self._group_label(getattr(dataloader, "dataset", None), int(group))
-                for metric, value in denumpify_detensorize(self.compute_metrics(prediction)).items():
-                    metric = metric.removeprefix(f"{prefix}_")
-                    name = f"{prefix}_{self.group_name}_{label}_{metric}"
-                    output.metrics[name] = value
-                    if self.card is not None:
-                        self.card.add_groups({name: (f"{self.group_name} {label}", metric)})
-        self._evaluated_groups = []
+            for name, column in self.groups.items():
+                if column in found:
+                    ids = torch.cat(found[column]).cpu().numpy()
+                    output.metrics.update(self._group_metrics(output, name, column, ids, dataset, prefix))
         return output
 
-    def _group_label(self, dataset: Any, group: int) -> str:
-        feature: Any = (getattr(dataset, "features", None) or {}).get(self.group_column)
-        named = hasattr(feature, "int2str") and 0 <= group < feature.num_classes
-        return feature.int2str(group) if named else str(group)
+    def _group_metrics(
+        self, output: Any, name: str, column: str, ids: np.ndarray, dataset: Any, prefix: str
+    ) -> dict[str, float]:
+        found: dict[str, dict[str, float]] = {}  # by metric, by label
+        for group in np.unique(ids):
+            picked = ids == group
+            prediction = EvalPrediction(_rows(output.predictions, picked), _rows(output.label_ids, picked))
+            assert self.compute_metrics is not None
+            label = group_label(dataset, column, int(group))
+            for metric, value in denumpify_detensorize(self.compute_metrics(prediction)).items():
+                found.setdefault(metric.removeprefix(f"{prefix}_"), {})[label] = value
+        metrics: dict[str, float] = {}
+        for metric, values in found.items():
+            keys = {f"{prefix}_{name}_{label}_{metric}": label for label in values}
+            metrics |= {key: values[label] for key, label in keys.items()}
+            metrics[f"{prefix}_worst_{name}_{metric}"] = (max if metric.endswith("loss") else min)(values.values())
+            if self.card is not None:
+                self.card.add_groups({key: (f"{name} {label}", metric) for key, label in keys.items()})
+        return metrics
 
 
 def _rows(arrays: Any, picked: np.ndarray) -> Any:

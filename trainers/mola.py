@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.adapters.mola import MoLAConfig, find_routing
 from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
+from hf_ext.data.columns import group_label
 from hf_ext.functional import combine_task_losses, twd_loss
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.losses import gather_rows, per_sample_losses
@@ -68,7 +69,6 @@ class MoLAMixin(MethodMixin):
     args: Any  # TrainingArguments with MoLAArguments mixed in
     model: Any
     method = "mola"
-    group_name = "task"
     _found: tuple[Any, RoutingModule | None] = (None, None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -97,8 +97,8 @@ class MoLAMixin(MethodMixin):
         return self._num_tasks if self.args.mola_task_reduction == "sum" else None
 
     @property
-    def group_column(self) -> str:  # type: ignore[override]
-        return self.args.mola_task_column
+    def groups(self) -> dict[str, str]:
+        return super().groups | {"task": self.args.mola_task_column}
 
     @property
     def _routing(self) -> RoutingModule | None:
@@ -259,7 +259,8 @@ class MoLAMixin(MethodMixin):
             self.routing_table = np.full((tasks, weights.shape[1]), np.nan)
             dataloader = kwargs.get("dataloader", args[0] if args else None)
             prefix = kwargs.get("metric_key_prefix", "eval")
-            labels = [self._group_label(getattr(dataloader, "dataset", None), task) for task in range(tasks)]
+            dataset, column = getattr(dataloader, "dataset", None), self.args.mola_task_column
+            labels = [group_label(dataset, column, task) for task in range(tasks)]
             named = {}
             for task in np.unique(ids):
                 self.routing_table[task] = weights[ids == task].mean(axis=0)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ext.functional._dtypes import at_least_float32
+
 __all__ = [
     "combine_task_losses",
     "lora_mixture_conv2d",
@@ -21,10 +23,6 @@ __all__ = [
     "task_routing",
     "twd_loss",
 ]
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 # ------------------------------------------------------------------------------------------------ routing weights
@@ -70,7 +68,7 @@ def router_routing(logits: Tensor, *, kind: Literal["soft", "hard"] = "soft") ->
     Raises:
         ValueError: unknown kind.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     if kind == "soft":
         return logits.softmax(dim=-1)
     if kind == "hard":
@@ -193,7 +191,7 @@ def twd_loss(features: Tensor, task_ids: Tensor, *, temperature: float = 1.0) ->
     Returns:
         Scalar in at least float32.
     """
-    unit = F.normalize(_at_least_float32(features), dim=-1, eps=1e-12)
+    unit = F.normalize(at_least_float32(features), dim=-1, eps=1e-12)
     with torch.autocast(unit.device.type, enabled=False):
         similarity = unit @ unit.t() / temperature
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
@@ -230,7 +228,7 @@ def combine_task_losses(
     Raises:
         ValueError: unknown reduction.
     """
-    losses = _at_least_float32(losses)
+    losses = at_least_float32(losses)
     if reduction == "sample":
         return losses.mean()
     if reduction != "sum":

@@ -30,12 +30,14 @@ class ToyArguments(TrainingArguments):
 
 class ToyMixin(MethodMixin):
     method = "toy"
-    group_column = "task_ids"
-    group_name = "domain"
 
     @property
     def own_columns(self) -> tuple[str, ...]:
         return (*super().own_columns, "task_ids")
+
+    @property
+    def groups(self) -> dict[str, str]:
+        return super().groups | {"domain": "task_ids"}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.record(toy_loss=0.25)
@@ -115,6 +117,7 @@ def test_a_method_says_nothing_of_cards_but_its_name(
             (None, "accuracy"): float(metrics["eval_accuracy"]),
             ("domain 0", "accuracy"): float(metrics["eval_domain_0_accuracy"]),
             ("domain 1", "accuracy"): float(metrics["eval_domain_1_accuracy"]),
+            (None, "worst_domain_accuracy"): float(metrics["eval_worst_domain_accuracy"]),
         },
         abs=1e-6,
     )

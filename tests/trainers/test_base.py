@@ -21,14 +21,16 @@ from hf_ext.trainers.losses import per_sample_losses
 class ToyMixin(MethodMixin):
     """Adds the mean square of the logits; needs a column and keeps a counter."""
 
-    group_column = "task_ids"
-    group_name = "task"
     weight = 0.1
     steps_seen = 0
 
     @property
     def own_columns(self) -> tuple[str, ...]:
         return (*super().own_columns, "task_ids")
+
+    @property
+    def groups(self) -> dict[str, str]:
+        return super().groups | {"task": "task_ids"}
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -118,6 +120,7 @@ def test_evaluation_reports_groups(vit: Callable[..., Any], data: Dataset, tmp_p
     trainer = ToyTrainer(vit(), _arguments(tmp_path), eval_dataset=data, compute_metrics=correct)
     metrics = trainer.evaluate()
     assert sum(metrics[f"eval_task_{task}_correct"] for task in range(3)) == metrics["eval_correct"]
+    assert metrics["eval_worst_task_correct"] == min(metrics[f"eval_task_{task}_correct"] for task in range(3))
     predicted = trainer.predict(data)
     first = data[:]["task_ids"].numpy() == 0
     logits, labels = predicted.predictions[first], predicted.label_ids[first]
@@ -170,14 +173,14 @@ def test_a_full_vit_gets_all_its_weights_back(
         saving |= {"metric_for_best_model": "first", "greater_is_better": True}
     values = iter([1.0, 0.0, 0.0])
     trained = vit()
-    trainer = ToyTrainer(
+    kind = type("Ungrouped", (ToyTrainer,), {"groups": {}}) if how == "best" else ToyTrainer
+    trainer = kind(
         trained,
         _arguments(tmp_path, **saving),
         train_dataset=data,
         eval_dataset=data,
         compute_metrics=(lambda _: {"first": next(values)}) if how == "best" else None,
     )
-    trainer.group_column = None
     trainer.train()
     if how == "best":
         reference = vit(seed=9)

@@ -1,0 +1,36 @@
+"""Columns that tell groups of samples apart: names and ids."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+
+
+def holds_text(dataset: Any, column: str) -> bool:
+    """Whether a column of a `Dataset` holds names rather than ids."""
+    feature: Any = dataset.features.get(column) if isinstance(dataset, Dataset) else None
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def text_values(dataset: Dataset, column: str) -> list[str]:
+    """The names that occur, sorted.
+
+    Raises:
+        ValueError: rows without a name.
+    """
+    values = dataset.unique(column)
+    if None in values:
+        raise ValueError(f"{column}: found rows without a value, allowed is a name in each")
+    return sorted(values)
+
+
+def with_ids(dataset: Dataset, column: str, names: Sequence[str]) -> Dataset:
+    """The data set with ids, indices into `names`, in place of names."""
+    return dataset.cast_column(column, ClassLabel(names=list(names)))
+
+
+def group_label(dataset: Any, column: str, group: int) -> str:
+    """How a group is called: the class label's name if the column has those, its id otherwise."""
+    feature: Any = (getattr(dataset, "features", None) or {}).get(column)
+    named = hasattr(feature, "int2str") and 0 <= group < feature.num_classes
+    return feature.int2str(group) if named else str(group)
