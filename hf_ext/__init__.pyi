@@ -9,6 +9,10 @@ from .hub_cards import CardCallback as CardCallback
 from .hub_cards import MethodCard as MethodCard
 from .hub_cards import create_card as create_card
 from .hub_cards import push_folder as push_folder
+from .trainers import DISAMArguments as DISAMArguments
+from .trainers import DISAMConfig as DISAMConfig
+from .trainers import DISAMMixin as DISAMMixin
+from .trainers import DISAMTrainer as DISAMTrainer
 from .trainers import MethodMixin as MethodMixin
 from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin

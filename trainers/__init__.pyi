@@ -1,4 +1,8 @@
 from .base import MethodMixin as MethodMixin
+from .disam import DISAMArguments as DISAMArguments
+from .disam import DISAMConfig as DISAMConfig
+from .disam import DISAMMixin as DISAMMixin
+from .disam import DISAMTrainer as DISAMTrainer
 from .mola import MoLAArguments as MoLAArguments
 from .mola import MoLAMixin as MoLAMixin
 from .mola import MoLATrainer as MoLATrainer

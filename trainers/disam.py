@@ -1,0 +1,499 @@
+"""DISAM in any Trainer: two passes per update, the first of which finds where the domains' losses rise together.
+
+DISAM, domain-inspired sharpness-aware minimization (Zhang et al., ICLR 2024, arXiv:2405.18861).
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from hf_ext.data.columns import holds_text
+from hf_ext.data.samplers import BalancedSampler
+from hf_ext.functional import domain_sums, domain_variance_weights, sam_perturbation
+from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.losses import per_sample_losses
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class DISAMArguments:
+    """Arguments of `DISAMMixin`, to be mixed with any TrainingArguments.
+
+    Args:
+        disam_rho: length of the perturbation; 0 is the plain Trainer.
+        disam_lambda: weight of the variance of the domains' losses in the ascent; 0 is SAM, which needs no domains.
+        disam_adaptive: measure the perturbation relative to the weights (ASAM).
+        disam_domain_column: data set column of the domains, integers or names.
+        disam_domain_weights: `"global"`, from the domains' losses in the whole batch of the update, which takes one
+            more forward pass of all micro-batches but the last; `"running"`, from a running mean, without that.
+        disam_running_decay: of that mean.
+        disam_num_domains: number of domains, where the data cannot tell (streams).
+        disam_sync_perturbation: one perturbation for all processes, as in one process; otherwise each has its own.
+        disam_domain_sampler: `"balanced"`, as many samples of every domain in each batch.
+    """
+
+    disam_rho: float = field(default=0.05, metadata={"help": "Length of the perturbation; 0 is the plain Trainer."})
+    disam_lambda: float = field(
+        default=0.1, metadata={"help": "Weight of the variance of the domains' losses in the ascent; 0 is SAM."}
+    )
+    disam_adaptive: bool = field(
+        default=False, metadata={"help": "Measure the perturbation relative to the weights (ASAM)."}
+    )
+    disam_domain_column: str = field(
+        default="domain_ids", metadata={"help": "Data set column of the domains, integers or names."}
+    )
+    disam_domain_weights: Literal["global", "running"] = field(
+        default="global",
+        metadata={
+            "help": "'global': weights from the update's whole batch (one more forward pass of all micro-batches but "
+            "the last); 'running': from a running mean of the domains' losses."
+        },
+    )
+    disam_running_decay: float = field(default=0.9, metadata={"help": "Decay of that running mean."})
+    disam_num_domains: int | None = field(
+        default=None, metadata={"help": "Number of domains, where the data cannot tell (streams)."}
+    )
+    disam_sync_perturbation: bool = field(
+        default=True, metadata={"help": "One perturbation for all processes; otherwise each has its own."}
+    )
+    disam_domain_sampler: Literal["random", "balanced"] = field(
+        default="random", metadata={"help": "'balanced': as many samples of every domain in each batch."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("disam_rho", "disam_lambda"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are numbers >= 0")
+        if not 0 <= self.disam_running_decay < 1:
+            raise ValueError(f"disam_running_decay: found {self.disam_running_decay}, allowed are numbers in [0, 1)")
+        if self.disam_num_domains is not None and self.disam_num_domains < 1:
+            raise ValueError(f"disam_num_domains: found {self.disam_num_domains}, allowed are integers >= 1")
+        choices = {"disam_domain_weights": ("global", "running"), "disam_domain_sampler": ("random", "balanced")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, allowed are {allowed[0]!r} and {allowed[1]!r}"
+                )
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+
+@dataclass
+class DISAMConfig(DISAMArguments, TrainingArguments):
+    """`TrainingArguments` with the arguments of DISAM."""
+
+
+@dataclass
+class _Ascent:
+    """The first pass of one update.
+
+    Args:
+        sums, counts: losses and samples of every domain, `[D]`; of all processes once none is pending.
+        pending: micro-batches whose losses are not in them yet.
+        weights: what a sample of every domain adds to its weight of 1/N, `[D]`, as soon as it is known.
+    """
+
+    sums: Tensor
+    counts: Tensor
+    pending: int
+    weights: Tensor | None = None
+
+
+class DISAMMixin(MethodMixin):
+    """Perturbs the weights along `L_avg - lambda Var_m(L_m)` and descends from there.
+
+    Every update takes two passes over its micro-batches, with the same random numbers (dropout) in both. The first,
+    at the weights as they are, gives the ascent gradient; the second, at the perturbed weights, is the step of the
+    Trainer that this is mixed with. Then the weights are put back, bit for bit, and the optimizer steps. Statistics
+    of BatchNorm are those of the first pass. `L_avg` is whatever that Trainer minimises (with label smoothing, TwD
+    loss and so on); the domains' losses are means over their samples, for tokens over a sample's mean.
+
+    Logged per update: "loss" at the perturbed weights, `clean_loss` at the others, `domain_loss/<name>`,
+    `ascent_weight/<name>` (what a domain weighs in the ascent gradient; they add up to 1), `domain_loss_variance` and
+    `perturbation_norm`. Evaluation is the wrapped Trainer's; it reports `eval_domain_<name>_<metric>` and
+    `eval_worst_domain_<metric>`.
+
+    Args:
+        per_sample_loss_func: `(outputs, labels) -> [B]`, where the loss is not one that transformers' models have.
+
+    Raises:
+        ValueError: at construction, for a missing domain column, sharded parameters (FSDP, DeepSpeed), optimizers
+            that step during the backward pass, packed sequences, or a loss that gives no losses of samples.
+    """
+
+    args: Any  # TrainingArguments with DISAMArguments mixed in
+    model: Any
+    method = "disam"
+
+    def __init__(
+        self, *args: Any, per_sample_loss_func: Callable[[Any, Tensor], Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        self.per_sample_loss_func = per_sample_loss_func
+        self._window: list[dict[str, Any]] = []
+        self._position = 0
+        self._ascent: _Ascent | None = None
+        self._clean: list[tuple[Tensor, Tensor]] = []
+        self._running: Tensor | None = None
+        self._logged: dict[str, Tensor] = {}
+        self._domain_count: int | None = None
+        super().__init__(*args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------------- arguments
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        return (*super().own_columns, self.args.disam_domain_column)
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (*super().text_columns, self.args.disam_domain_column)
+
+    @property
+    def groups(self) -> dict[str, str]:
+        return super().groups | {"domain": self.args.disam_domain_column}
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        args, column = self.args, self.args.disam_domain_column
+        needed = args.disam_domain_sampler == "balanced" or bool(args.disam_rho and args.disam_lambda)
+        columns = getattr(self.train_dataset, "column_names", None)
+        if needed and isinstance(columns, list) and column not in columns:
+            raise ValueError(
+                f"disam_domain_column: found no column {column!r} in train_dataset, allowed are those of integers or "
+                f"names among {sorted(columns)}; disam_lambda=0 (SAM) needs none"
+            )
+        if args.disam_domain_sampler == "balanced":
+            if not hasattr(self.train_dataset, "__len__"):
+                raise ValueError("disam_domain_sampler: found 'balanced' for a stream, allowed is 'random'")
+            if args.train_sampling_strategy != "random":
+                found = f"'balanced' with train_sampling_strategy={args.train_sampling_strategy!r}"
+                raise ValueError(f"disam_domain_sampler: found {found}, allowed is 'random' with that")
+        if args.disam_rho:
+            self._check_two_passes()
+        if args.disam_rho and args.disam_lambda and self.train_dataset is not None:
+            self._check_sample_losses()
+            _ = self._num_domains
+
+    def _check_two_passes(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
+            raise ValueError(f"disam_rho: found {self.args.disam_rho} with {name}, allowed with sharded weights is 0")
+        if self.args.n_gpu > 1:
+            raise ValueError("disam_rho: found several GPUs in one process, allowed are one per process (accelerate)")
+        optim = str(getattr(self.args.optim, "value", self.args.optim))
+        if "lomo" in optim or "layerwise" in optim:
+            raise ValueError(f"optim: found {optim!r}, allowed are those that do not step during the backward pass")
+
+    def _check_sample_losses(self) -> None:
+        for option in ("packing", "padding_free"):
+            if getattr(self.args, option, False):
+                raise ValueError(
+                    f"{option}: found True, allowed is False: a sequence that mixes samples has no domain"
+                )
+        if self.compute_loss_func is not None and self.per_sample_loss_func is None:
+            raise ValueError(
+                "compute_loss_func: found one without per_sample_loss_func, allowed are both, or disam_lambda=0"
+            )
+
+    @property
+    def _num_domains(self) -> int:
+        """Number of domains in the training data."""
+        if self._domain_count is None:
+            self._domain_count = self.args.disam_num_domains or self._count_domains()
+        return self._domain_count
+
+    def _count_domains(self) -> int:
+        dataset, column = self.train_dataset, self.args.disam_domain_column
+        if names := self.column_names(column):
+            return len(names)
+        feature: Any = (getattr(dataset, "features", None) or {}).get(column)
+        if hasattr(feature, "num_classes"):
+            return int(feature.num_classes)
+        if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
+            raise ValueError(
+                f"disam_num_domains: found None and no class labels in {column!r} of train_dataset, allowed is the "
+                "number of domains"
+            )
+        ids = self._domain_ids(dataset)
+        return int(ids.max(initial=0)) + 1
+
+    def _domain_ids(self, dataset: Any) -> np.ndarray:
+        column = self.args.disam_domain_column
+        ids = np.asarray(dataset[column][:])
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or ids.min(initial=0) < 0:
+            raise ValueError(f"{column}: found {ids.dtype} values, allowed are names or integers >= 0, one per sample")
+        return ids
+
+    @property
+    def column_bounds(self) -> dict[str, int]:
+        column = self.args.disam_domain_column
+        dataset: Any = self.train_dataset
+        known = column in (getattr(dataset, "column_names", None) or ()) and not holds_text(dataset, column)
+        # data to evaluate on may have further domains
+        return super().column_bounds | ({column: 2**31} if known else {})
+
+    def _domain_name(self, domain: int) -> str:
+        names = self.column_names(self.args.disam_domain_column)
+        feature: Any = (getattr(self.train_dataset, "features", None) or {}).get(self.args.disam_domain_column)
+        if names is None and hasattr(feature, "names"):
+            names = feature.names
+        return names[domain] if names else str(domain)
+
+    # ---------------------------------------------------------------------------------------------- data
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.disam_domain_sampler != "balanced":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        # the sampler is reached by no `set_epoch` when a resumed run skips batches
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return BalancedSampler(self._domain_ids(dataset), seed=seed, epoch=lambda: int(self.state.epoch or 0))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        samples, num_items = super().get_batch_samples(*args, **kwargs)
+        self._window, self._position = samples, 0
+        return samples, num_items
+
+    # ---------------------------------------------------------------------------------------------- training
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:  # interrupted between the passes, or out of memory and about to start again with smaller batches
+            self._put_back()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Trainer's step, at the perturbed weights; the update's first one perturbs them, its last puts them back."""
+        if not self.args.disam_rho:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self._position == 0:
+            self._perturb(model, num_items_in_batch)
+        self._position += 1
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._position == len(self._window):
+            self._put_back()
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return super().floating_point_ops(inputs) * (2 if self.args.disam_rho else 1)
+
+    def _perturb(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
+        step = super().training_step
+        micro_batches = self._window
+        model.train()
+        self._ascent = self._new_ascent()
+        norms = [buffer for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()]
+        try:
+            # the gradients are averaged over processes in the end, whichever micro-batch Trainer would do it for
+            with _same_randomness(self.args.device), self.accelerator.no_sync(model):
+                if self._ascent is not None and self._ascent.weights is None:
+                    with _same_randomness(self.args.device):
+                        for inputs in micro_batches[:-1]:
+                            self._note_losses(model, inputs, num_items_in_batch)
+                        step(model, micro_batches[-1], num_items_in_batch)
+                    statistics = [(buffer, buffer.clone()) for buffer in norms]
+                    micro_batches = micro_batches[:-1]
+                for inputs in micro_batches:
+                    step(model, inputs, num_items_in_batch)
+                if len(micro_batches) == len(self._window):
+                    statistics = [(buffer, buffer.clone()) for buffer in norms]
+        finally:
+            self._ascent = None
+        self._clean = statistics
+        self._move_weights(model)
+        model.zero_grad()
+
+    @torch.no_grad()
+    def _note_losses(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
+        """A forward pass for the domains' losses alone."""
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+
+    @torch.no_grad()
+    def _move_weights(self, model: nn.Module) -> None:
+        shared = self.accelerator.num_processes > 1 and self.args.disam_sync_perturbation
+        params = [p for p in model.parameters() if p.requires_grad and (shared or p.grad is not None)]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        if shared:
+            _average(grads)
+        steps = sam_perturbation(params, grads, rho=self.args.disam_rho, adaptive=self.args.disam_adaptive)
+        self._clean += [(param, param.detach().clone()) for param in params]
+        if params:
+            torch._foreach_add_(params, steps)
+            norms = [norm.to(self.args.device) for norm in torch._foreach_norm(steps)]
+            self.record(perturbation_norm=torch.linalg.vector_norm(torch.stack(norms)))
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        if self._clean:
+            changed, clean = zip(*self._clean, strict=True)
+            self._clean = []
+            for tensor, saved in zip(changed, clean, strict=True):
+                tensor.copy_(saved)
+
+    # ---------------------------------------------------------------------------------------------- ascent loss
+    def _new_ascent(self) -> _Ascent | None:
+        """None where the data has no domains, which is SAM."""
+        column = self.args.disam_domain_column
+        if not all(column in inputs for inputs in self._window):
+            if self.args.disam_lambda:
+                raise ValueError(
+                    f"disam_domain_column: found no {column!r} in a batch, allowed are batches with domains"
+                )
+            return None
+        zeros = torch.zeros(self._num_domains, device=self.args.device)
+        ascent = _Ascent(zeros, zeros, pending=len(self._window))
+        if not self.args.disam_lambda:
+            ascent.weights = zeros
+        elif self.args.disam_domain_weights == "running":
+            ids = torch.cat([inputs[column] for inputs in self._window]).to(zeros.device)
+            counts = self.accelerator.reduce(zeros.index_add(0, ids, torch.ones_like(ids, dtype=zeros.dtype)))
+            ascent.weights = self._running_weights(counts)
+        return ascent
+
+    def _running_weights(self, counts: Tensor) -> Tensor:
+        if self._running is None:
+            return torch.zeros_like(counts)
+        known = counts.where(self._running.isfinite(), 0)
+        return domain_variance_weights(self._running.nan_to_num(), known, lambda_=self.args.disam_lambda)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of the wrapped Trainer; in the first pass `-lambda Var_m(L_m)` is added, for its gradient."""
+        ascent, labels = self._ascent, inputs.get("labels")
+        if ascent is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        domain_ids = self.batch_columns[self.args.disam_domain_column]
+        losses = self._sample_losses(outputs, labels)
+        if ascent.pending:
+            self._note(ascent, loss.detach(), losses.detach(), domain_ids, num_items_in_batch)
+        if ascent.weights is not None and self.args.disam_lambda:
+            variance_term = (ascent.weights[domain_ids] * losses).sum()
+            loss = self.add_sum_term(loss, variance_term, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _sample_losses(self, outputs: Any, labels: Any) -> Tensor:
+        if self.per_sample_loss_func is not None:
+            return self.per_sample_loss_func(outputs, labels)
+        logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[1] if len(outputs) > 1 else None
+        if logits is None or labels is None:
+            raise ValueError(
+                "model: found no logits and labels to take losses of samples from, allowed are models that give both, "
+                "or a per_sample_loss_func"
+            )
+        shift, smoothing = self._loss_shifts_labels, self.args.label_smoothing_factor
+        return per_sample_losses(logits, labels, shift_labels=shift, label_smoothing=smoothing)
+
+    def _note(self, ascent: _Ascent, loss: Tensor, losses: Tensor, domain_ids: Tensor, num_items: Any) -> None:
+        sums, counts = domain_sums(losses, domain_ids, num_domains=len(ascent.sums))
+        ascent.sums, ascent.counts = ascent.sums + sums, ascent.counts + counts
+        ascent.pending -= 1
+        share = 1 if self._is_normalised(num_items) else self.current_gradient_accumulation_steps
+        self._log("clean_loss", loss / share)
+        if ascent.pending == 0:
+            ascent.sums, ascent.counts = self.accelerator.reduce(torch.stack([ascent.sums, ascent.counts]))
+            self._complete(ascent)
+
+    def _complete(self, ascent: _Ascent) -> None:
+        means = ascent.sums / ascent.counts.clamp(min=1)
+        present = ascent.counts > 0
+        if ascent.weights is None:
+            ascent.weights = domain_variance_weights(means, ascent.counts, lambda_=self.args.disam_lambda)
+        if self.args.disam_domain_weights == "running":
+            before = torch.full_like(means, torch.nan) if self._running is None else self._running
+            decay = self.args.disam_running_decay
+            after = torch.where(before.isnan(), means, decay * before + (1 - decay) * means)
+            self._running = after.where(present, before)
+        number = present.sum().clamp(min=1)
+        apart = (means - means.sum() / number).where(present, 0)
+        self.record(domain_loss_variance=apart.square().sum() / number)
+        share = ascent.counts / ascent.counts.sum()
+        self._log("ascent_weights", share + ascent.counts * ascent.weights)
+        self._log("sums", ascent.sums)
+        self._log("counts", ascent.counts)
+        self._log("updates", torch.ones_like(number, dtype=means.dtype))
+
+    # ---------------------------------------------------------------------------------------------- logs and state
+    def _log(self, name: str, value: Tensor) -> None:
+        self._logged[name] = self._logged.get(name, torch.zeros_like(value)) + value
+
+    def _mean_terms(self) -> dict[str, float]:
+        terms = super()._mean_terms()
+        logged, self._logged = self._logged, {}
+        if not logged:
+            return terms
+        updates = float(logged["updates"])
+        terms["clean_loss"] = float(self.accelerator.reduce(logged["clean_loss"], reduction="mean")) / updates
+        table = torch.stack([logged["sums"], logged["counts"], logged["ascent_weights"]]).tolist()
+        for domain, (total, count, weight) in enumerate(zip(*table, strict=True)):
+            if count:
+                name = self._domain_name(domain)
+                terms[f"domain_loss/{name}"] = total / count
+                terms[f"ascent_weight/{name}"] = weight / updates
+                if weight < 0:
+                    logger.warning_once(
+                        f"disam_lambda: with {self.args.disam_lambda} the ascent weight of domain {name!r} is "
+                        "negative: the perturbation lowers its loss"
+                    )
+        return terms
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"disam_domains": self.column_names(self.args.disam_domain_column)}
+        if self._running is not None:
+            own["disam_running"] = self._running
+        return super().checkpoint_state() | own
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super().load_checkpoint_state(state)
+        column = self.args.disam_domain_column
+        saved, found = state.get("disam_domains"), self.column_names(column)
+        if saved and found and saved[: self._num_domains] != found[: self._num_domains]:
+            raise ValueError(f"{column}: found domains {found}, allowed are those of the checkpoint, {saved}")
+        if (running := state.get("disam_running")) is not None:
+            self._running = running.to(self.args.device)
+
+
+class DISAMTrainer(DISAMMixin, Trainer):
+    """`Trainer` with DISAM; see `DISAMMixin`. Takes `DISAMConfig` as `args`."""
+
+
+@contextmanager
+def _same_randomness(device: torch.device) -> Iterator[None]:
+    """What is drawn inside is drawn again afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [] if device.type == "cpu" else [device]
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _average(tensors: list[Tensor]) -> None:
+    """In place, over processes; one message per dtype."""
+    for dtype in {tensor.dtype for tensor in tensors}:
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for tensor, part in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))
