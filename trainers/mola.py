@@ -214,7 +214,8 @@ class MoLAMixin(MethodMixin):
             loss, outputs = result if return_outputs else (result, None)
         task_ids = inputs.get("mola_task_ids")
         routing, name, config = self._adapter
-        if training and config.uses_twd and task_ids is not None:
+        # another method may look at the losses without a gradient, for which the term has no use
+        if training and torch.is_grad_enabled() and config.uses_twd and task_ids is not None:
             features = gather_rows(routing.routing.projected[name])
             twd = twd_loss(features, self.accelerator.gather(task_ids), temperature=config.twd_temperature)
             self.record(twd_loss=twd)

@@ -1,0 +1,105 @@
+"""Every method in real processes: two train like one, and a killed run resumes bit for bit."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "scripts" / "train.py"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with some settings.
+
+    Args:
+        method: file in `scripts`.
+        training: arguments of training.
+        options: what the method's script takes.
+        kills: options with which the run kills itself; those of all methods by default.
+    """
+
+    method: str
+    training: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    kills: tuple[dict[str, Any], ...] = ({"kill_at": 5}, {"kill_while_saving": True})
+
+
+_ROUTER = {"adapter": {"routing": "router", "twd_weight": 1.0}, "linear_router": True}
+_DISAM = {"disam_rho": 0.5, "disam_lambda": 1.0}
+TWO_PROCESSES = {
+    "mola task": Case("mola"),
+    "mola task, sum": Case("mola", {"mola_task_reduction": "sum"}),
+    "mola router": Case("mola", options=_ROUTER),
+    "mola router, sum": Case("mola", {"mola_task_reduction": "sum"}, _ROUTER),
+    "disam": Case("disam", _DISAM),
+    "disam running": Case("disam", {**_DISAM, "disam_domain_weights": "running"}),
+    "disam accumulating": Case("disam", {**_DISAM, "gradient_accumulation_steps": 2}),
+    "disam balanced": Case("disam", {**_DISAM, "disam_domain_sampler": "balanced"}),
+}
+KILLED = {
+    "mola task": Case("mola"),
+    "mola router": Case("mola", options={"adapter": {"routing": "router", "train_backbone": True}}),
+    "disam": Case(
+        "disam",
+        {**_DISAM, "disam_domain_weights": "running", "disam_domain_sampler": "balanced"},
+        kills=({"kill_at": 5}, {"kill_in_pass": True}),
+    ),
+}
+
+
+def _run(case: Case, folder: Path, name: str, **options: Any) -> dict[str, Any]:
+    training = {"per_device_train_batch_size": 4, **case.training, **options.pop("training", {})}
+    places = {"output_dir": str(folder / name), "weights": str(folder / f"{name}.safetensors")}
+    return {"method": case.method, **case.options, **places, "training": training, **options}
+
+
+def _largest_difference(one: Path, other: Path) -> float:
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(run_script: Any, tmp_path: Path) -> None:
+    results = {}
+    for processes in (1, 2):
+        sgd = {"optim": "sgd", "learning_rate": 0.1}
+        runs = []
+        for name, case in TWO_PROCESSES.items():
+            batch = {
+                "per_device_train_batch_size": 8 // processes // case.training.get("gradient_accumulation_steps", 1)
+            }
+            runs.append(_run(case, tmp_path, f"{name}-{processes}", training=sgd | batch))
+        results[processes] = run_script(SCRIPT, {"runs": runs}, processes=processes)["runs"]
+    for name, one, two in zip(TWO_PROCESSES, results[1], results[2], strict=True):
+        difference = _largest_difference(tmp_path / f"{name}-1.safetensors", tmp_path / f"{name}-2.safetensors")
+        assert difference < 1e-6, name
+        for first, second in zip(one["history"], two["history"], strict=True):
+            assert first == pytest.approx(second, abs=1e-5), name
+        for metric, value in one["metrics"].items():
+            if "loss" in metric or "routing" in metric:
+                assert value == pytest.approx(two["metrics"][metric], abs=1e-5), (name, metric)
+    router = results[1][list(TWO_PROCESSES).index("mola router")]["history"]
+    assert all("twd_loss" in entry for entry in router)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(run_script: Any, tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    shared: dict[str, Any] = {"dropout": 0.1, "training": saving}
+    whole = [_run(case, tmp_path, f"{name}-whole", **shared) for name, case in KILLED.items()]
+    expected = dict(zip(KILLED, run_script(SCRIPT, {"runs": whole})["runs"], strict=True))
+    killed = [(name, case, number, kill) for name, case in KILLED.items() for number, kill in enumerate(case.kills)]
+    for name, case, number, kill in killed:
+        run_script(SCRIPT, {"runs": [_run(case, tmp_path, f"{name}-{number}", **shared, **kill)]}, killed=True)
+    again = [_run(case, tmp_path, f"{name}-{number}", **shared, resume=True) for name, case, number, _ in killed]
+    for (name, _, number, kill), run in zip(killed, run_script(SCRIPT, {"runs": again})["runs"], strict=True):
+        first = load_file(tmp_path / f"{name}-whole.safetensors")
+        second = load_file(tmp_path / f"{name}-{number}.safetensors")
+        assert first.keys() == second.keys()
+        assert [key for key in first if not torch.equal(first[key], second[key])] == [], (name, kill)
+        assert [entry["loss"] for entry in run["history"]] == [entry["loss"] for entry in expected[name]["history"]]
