@@ -182,6 +182,7 @@ _DISAM = Method(
 
 model = {auto_class}.from_pretrained({place}).eval()
 """,
+    benchmarks="hf_ext.benchmarks.disam",
 )
 
 #: the methods by name
