@@ -182,6 +182,7 @@ _DISAM = Method(
 
 model = {auto_class}.from_pretrained({place}).eval()
 """,
+    commands="hf_ext.commands.disam",
     benchmarks="hf_ext.benchmarks.disam",
 )
 
