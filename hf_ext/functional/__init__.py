@@ -3,6 +3,18 @@
 One file per method. Every function computes in at least float32 and differentiates where its method does.
 """
 
+from hf_ext.functional.divbs import (
+    DivBSInfo,
+    divbs_select,
+    divbs_select_gram,
+    divbs_select_with_info,
+    gradient_norms,
+    logit_residuals,
+    sequence_gradients,
+    sequence_means,
+    sequence_sketch,
+    sketch_projections,
+)
 from hf_ext.functional.mola import (
     combine_task_losses,
     lora_mixture_conv2d,
@@ -13,10 +25,20 @@ from hf_ext.functional.mola import (
 )
 
 __all__ = [
+    "DivBSInfo",
     "combine_task_losses",
+    "divbs_select",
+    "divbs_select_gram",
+    "divbs_select_with_info",
+    "gradient_norms",
+    "logit_residuals",
     "lora_mixture_conv2d",
     "lora_mixture_linear",
     "router_routing",
+    "sequence_gradients",
+    "sequence_means",
+    "sequence_sketch",
+    "sketch_projections",
     "task_routing",
     "twd_loss",
 ]
