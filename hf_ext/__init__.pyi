@@ -9,6 +9,10 @@ from .hub_cards import CardCallback as CardCallback
 from .hub_cards import MethodCard as MethodCard
 from .hub_cards import create_card as create_card
 from .hub_cards import push_folder as push_folder
+from .trainers import DivBSArguments as DivBSArguments
+from .trainers import DivBSConfig as DivBSConfig
+from .trainers import DivBSMixin as DivBSMixin
+from .trainers import DivBSTrainer as DivBSTrainer
 from .trainers import MethodMixin as MethodMixin
 from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin

@@ -1,4 +1,8 @@
 from .base import MethodMixin as MethodMixin
+from .divbs import DivBSArguments as DivBSArguments
+from .divbs import DivBSConfig as DivBSConfig
+from .divbs import DivBSMixin as DivBSMixin
+from .divbs import DivBSTrainer as DivBSTrainer
 from .mola import MoLAArguments as MoLAArguments
 from .mola import MoLAMixin as MoLAMixin
 from .mola import MoLATrainer as MoLATrainer
