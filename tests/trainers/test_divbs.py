@@ -383,10 +383,13 @@ def test_language_models(features: str, tmp_path: Path) -> None:
     if features != "pooled":  # the model is narrower than the sketch
         picks = divbs_select(torch.ones(16, 1), gradients, 4)
         assert torch.equal(trained["input_ids"], offered["input_ids"][picks])
-    losses = before(**trained).loss
+    kept = before(**trained).loss.item()
     logged = trainer.state.log_history[0]
-    assert logged["loss"] == pytest.approx(losses.item(), rel=1e-5)
-    assert logged["kept_loss"] == pytest.approx(losses.item(), rel=1e-5)
+    assert logged["kept_loss"] == pytest.approx(kept, rel=1e-5)
+    assert logged["candidate_loss"] == pytest.approx(before(**offered).loss.item(), rel=1e-5)
+    counted = int(trainer._get_num_items_in_batch([trained], "cpu"))  # as the plain Trainer counts
+    assert counted in [int(trained["labels"][:, start:].ne(-100).sum()) for start in (0, 1)]
+    assert logged["loss"] == pytest.approx(kept * int(trained["labels"][:, 1:].ne(-100).sum()) / counted, rel=1e-5)
 
 
 def test_sequence_classification_by_the_last_token(tmp_path: Path) -> None:
