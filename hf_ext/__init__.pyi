@@ -13,6 +13,10 @@ from .trainers import DISAMArguments as DISAMArguments
 from .trainers import DISAMConfig as DISAMConfig
 from .trainers import DISAMMixin as DISAMMixin
 from .trainers import DISAMTrainer as DISAMTrainer
+from .trainers import DivBSArguments as DivBSArguments
+from .trainers import DivBSConfig as DivBSConfig
+from .trainers import DivBSMixin as DivBSMixin
+from .trainers import DivBSTrainer as DivBSTrainer
 from .trainers import MethodMixin as MethodMixin
 from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin

@@ -117,7 +117,9 @@ class MethodCard:
         usage = self.usage
         if not usage:
             auto_class = TASKS.get(self.task, (None, "AutoModel"))[1]
-            usage = self.about[0].usage_of(auto_class, self.place, self.base_model, self.base_folder)
+            # a way to train leaves the loading to the kind of model, which may be another method's
+            method = next((method for method in self.about if method.usage), self.about[0])
+            usage = method.usage_of(auto_class, self.place, self.base_model, self.base_folder, self.library_name)
         return "\n\n".join(part.rstrip() for part in (usage, self.example) if part)
 
     @property

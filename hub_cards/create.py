@@ -43,6 +43,7 @@ def create_card(folder: str | os.PathLike[str], method: str | None = None, **fac
         raise ValueError(f"method: found none for {str(folder)!r}, allowed are {sorted(METHODS)}")
     found: dict[str, Any] = {"model_name": folder.resolve().name, "place": f"./{folder.resolve().name}"}
     if config:
+        found["library_name"] = "peft" if "peft_type" in config else "transformers"
         found |= _task_facts(config.get("task_type"))
         found["base_model"] = config.get("base_model_name_or_path")
         adapter = _method_of(config)

@@ -23,6 +23,21 @@ class Picture:
     draw: Callable[[Any, str], None]
 
 
+#: how models load that a method has trained and not changed, by library
+USAGES = {
+    "transformers": """from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained({place}).eval()
+""",
+    "peft": """from peft import PeftModel
+from transformers import {auto_class}
+
+base = {auto_class}.from_pretrained({base})
+model = PeftModel.from_pretrained(base, {place}).eval()
+""",
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """A method as its users read of it, and the modules of its commands.
@@ -38,7 +53,7 @@ class Method:
         tags: of the model on the Hub.
         limitations: what to know before relying on it (markdown).
         usage: Python code that loads a model, with `{auto_class}`, `{place}` and, for what goes onto a base model,
-            `{base}`.
+            `{base}`. Empty for a way to train, whose models load as ever (`USAGES`).
         settings: picks those of a configuration's values that a card shows; by default all that say something.
         pictures: drawn into every card's folder.
         commands: name of the module of its `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`.
@@ -55,26 +70,29 @@ class Method:
     bibtex: str
     tags: tuple[str, ...]
     limitations: str
-    usage: str
+    usage: str = ""
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     pictures: tuple[Picture, ...] = ()
     commands: str | None = None
     studies: str | None = None
     benchmarks: str | None = None
 
-    def usage_of(self, auto_class: str, place: str, base_model: str | None, base_folder: str | None) -> str:
+    def usage_of(
+        self, auto_class: str, place: str, base_model: str | None, base_folder: str | None, library: str = ""
+    ) -> str:
         """The code that loads what lies at `place`, whatever characters are in the names.
 
         Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
         """
+        usage = self.usage or USAGES.get(library, "")
         base = _quoted(base_model) if base_model else None
         if base is None and base_folder:
             # where the adapter's own configuration is looked for too, in place of the folder above that has one
             subfolder = _quoted(base_folder)
             base = f'{_quoted(place)}, subfolder={subfolder}, adapter_kwargs={{"subfolder": {subfolder}}}'
-        if base is None and "{base}" in self.usage:
+        if base is None and "{base}" in usage:
             return ""
-        return self.usage.format(auto_class=auto_class, place=_quoted(place), base=base)
+        return usage.format(auto_class=auto_class, place=_quoted(place), base=base)
 
 
 def _quoted(name: str) -> str:
@@ -178,12 +196,42 @@ _DISAM = Method(
         "Training costs two passes per update. What it gains depends on domains that converge unevenly; accuracy on "
         "the training domains says little about unseen ones."
     ),
-    usage="""from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained({place}).eval()
-""",
     commands="hf_ext.commands.disam",
     benchmarks="hf_ext.benchmarks.disam",
+)
+
+_DIVBS = Method(
+    name="divbs",
+    title="DivBS",
+    summary="a Trainer that trains on the part of every batch that represents it best, for a fraction of the work",
+    description=(
+        "DivBS, diversified batch selection (Hong et al., ICML 2024): every step draws a large batch of candidates "
+        "and trains on the small part of it that stands for the whole."
+    ),
+    equation=(
+        "A forward pass without gradients gives every candidate's last-layer gradient `g_i`, the outer product of its "
+        "error at the logits and the last layer's input. Candidates are picked one by one, the next one being that "
+        "whose gradient, less its projection on those picked before, has the largest inner product with the mean "
+        "gradient of all candidates:\n\n"
+        "`pick = argmax_i |<g_i - P g_i, mean_j g_j>|`, P the projection on the gradients picked so far\n\n"
+        "A second copy of a sample adds no direction and is not picked. The update is the ordinary one, with the mean "
+        "loss of the picked samples."
+    ),
+    paper="https://arxiv.org/abs/2406.04872",
+    bibtex="""@inproceedings{hong2024diversified,
+  title     = {Diversified Batch Selection for Training Acceleration},
+  author    = {Hong, Feng and Lyu, Yueming and Yao, Jiangchao and Zhang, Ya and Tsang, Ivor and Wang, Yanfeng},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2024},
+  note      = {arXiv:2406.04872}
+}""",
+    tags=("hf_ext", "divbs", "batch-selection", "efficient-training"),
+    limitations=(
+        "Every candidate costs a forward pass: time is saved if few are kept, and three times is the most. Samples "
+        "are told apart by their last layer's gradients alone. On clean and easy data, taking the largest losses can "
+        "do as well."
+    ),
+    commands="hf_ext.commands.divbs",
 )
 
 #: the methods by name
@@ -201,5 +249,5 @@ def register_method(method: Method) -> Method:
     return method
 
 
-for _method in (_MOLA, _DISAM):
+for _method in (_MOLA, _DISAM, _DIVBS):
     register_method(_method)

@@ -3,6 +3,10 @@ from .disam import DISAMArguments as DISAMArguments
 from .disam import DISAMConfig as DISAMConfig
 from .disam import DISAMMixin as DISAMMixin
 from .disam import DISAMTrainer as DISAMTrainer
+from .divbs import DivBSArguments as DivBSArguments
+from .divbs import DivBSConfig as DivBSConfig
+from .divbs import DivBSMixin as DivBSMixin
+from .divbs import DivBSTrainer as DivBSTrainer
 from .mola import MoLAArguments as MoLAArguments
 from .mola import MoLAMixin as MoLAMixin
 from .mola import MoLATrainer as MoLATrainer

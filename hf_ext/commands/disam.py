@@ -57,8 +57,8 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         ValueError: fewer than one seed or step.
     """
     text = (
-        f"[bold]DISAM[/] on {DATASET}: a small ViT learns digits that are plain, turned and inverted; those with noise "
-        f"it sees in the test only; {seeds} seeds."
+        f"[bold]DISAM[/] on {DATASET}: a small ViT learns digits that are plain, turned and inverted; those with "
+        f"noise it sees in the test only; {seeds} seeds."
     )
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
     with Demo(out, text, total=seeds * len(SYSTEMS), seeds=seeds, steps=steps) as view:

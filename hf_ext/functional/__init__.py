@@ -11,6 +11,18 @@ from hf_ext.functional.disam import (
     domain_variance_weights,
     sam_perturbation,
 )
+from hf_ext.functional.divbs import (
+    DivBSInfo,
+    divbs_select,
+    divbs_select_gram,
+    divbs_select_with_info,
+    gradient_norms,
+    logit_residuals,
+    sequence_gradients,
+    sequence_means,
+    sequence_sketch,
+    sketch_projections,
+)
 from hf_ext.functional.mola import (
     combine_task_losses,
     lora_mixture_conv2d,
@@ -21,16 +33,26 @@ from hf_ext.functional.mola import (
 )
 
 __all__ = [
+    "DivBSInfo",
     "combine_task_losses",
     "disam_ascent_loss",
     "disam_sample_weights",
+    "divbs_select",
+    "divbs_select_gram",
+    "divbs_select_with_info",
     "domain_mean_losses",
     "domain_sums",
     "domain_variance_weights",
+    "gradient_norms",
+    "logit_residuals",
     "lora_mixture_conv2d",
     "lora_mixture_linear",
     "router_routing",
     "sam_perturbation",
+    "sequence_gradients",
+    "sequence_means",
+    "sequence_sketch",
+    "sketch_projections",
     "task_routing",
     "twd_loss",
 ]

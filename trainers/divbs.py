@@ -1,0 +1,290 @@
+"""Training on the part of every batch that represents it best, with any Trainer.
+
+DivBS, diversified batch selection (Hong et al., ICML 2024, arXiv:2406.04872).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_ext.functional import divbs_select_with_info, gradient_norms
+from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.rows import batch_size, exchange_rows, take_rows
+from hf_ext.trainers.scoring import Scorer, Scores, find_head, left_as_found
+
+_CHOICES = {
+    "divbs_rule": ("residual", "projection"),
+    "divbs_draw": ("argmax", "sample"),
+    "divbs_strategy": ("divbs", "uniform", "loss", "grad_norm"),
+    "divbs_selection_scope": ("process", "global"),
+    "divbs_features": ("sketch", "pooled", "exact"),
+    "divbs_schedule": ("constant", "linear", "cosine"),
+}
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DivBSArguments:
+    """Arguments of `DivBSMixin`, to be mixed with any TrainingArguments; every field's help says what it does."""
+
+    divbs_ratio: float = _option(
+        0.1,
+        "Share of the candidates that is trained on. per_device_train_batch_size counts rows that are trained on: "
+        "batches of per_device_train_batch_size / divbs_ratio candidates are drawn. 1: the plain Trainer.",
+    )
+    divbs_rule: Literal["residual", "projection"] = _option(
+        "residual", "Score of a candidate: 'residual', the paper's; 'projection', the exact gain."
+    )
+    divbs_draw: Literal["argmax", "sample"] = _option(
+        "argmax",
+        "'argmax': the best candidate; 'sample': drawn in proportion to the scores, as the released code does.",
+    )
+    divbs_strategy: Literal["divbs", "uniform", "loss", "grad_norm"] = _option(
+        "divbs", "'divbs', or a baseline: at random, the largest losses, the largest last-layer gradients."
+    )
+    divbs_selection_scope: Literal["process", "global"] = _option(
+        "process", "'process': every process selects from its own candidates; 'global': all from all, as one would."
+    )
+    divbs_head_module: str | None = _option(
+        None, "Name of the linear layer that makes the logits, if it is not found."
+    )
+    divbs_scoring_batch_size: int | None = _option(
+        None, "Rows per forward pass of the scoring; None: all candidates at once."
+    )
+    divbs_score_in_eval_mode: bool = _option(True, "Score without dropout and with BatchNorm's running statistics.")
+    divbs_features: Literal["sketch", "pooled", "exact"] = _option(
+        "sketch",
+        "Gradient of a sequence of token labels: 'sketch', projected at random; 'pooled', product of means; 'exact', "
+        "for small vocabularies.",
+    )
+    divbs_sketch_dim: int = _option(64, "Numbers a side of a sketch.")
+    divbs_schedule: Literal["constant", "linear", "cosine"] = _option(
+        "constant", "How the share goes from divbs_ratio, the largest, to divbs_final_ratio over the steps."
+    )
+    divbs_final_ratio: float | None = _option(None, "Share at the end of a linear or cosine schedule.")
+    divbs_warmup_share: float = _option(
+        0.0, "Share of the steps, at the start, that train on all candidates; needs the memory for them."
+    )
+    divbs_anneal_share: float = _option(
+        0.0, "Share of the steps, at the end, that train on all candidates; needs the memory for them."
+    )
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(map(repr, choices))}")
+        if not 0 < self.divbs_ratio <= 1:
+            raise ValueError(f"divbs_ratio: found {self.divbs_ratio}, allowed are numbers in (0, 1]")
+        if (self.divbs_schedule == "constant") != (self.divbs_final_ratio is None):
+            raise ValueError(
+                f"divbs_final_ratio: found {self.divbs_final_ratio} with divbs_schedule={self.divbs_schedule!r}, "
+                "allowed are None with 'constant' and a number with the others"
+            )
+        if self.divbs_final_ratio is not None and not 0 < self.divbs_final_ratio <= self.divbs_ratio:
+            raise ValueError(
+                f"divbs_final_ratio: found {self.divbs_final_ratio}, allowed are numbers in (0, {self.divbs_ratio}], "
+                "divbs_ratio being the largest"
+            )
+        for name in ("divbs_warmup_share", "divbs_anneal_share"):
+            if not 0 <= getattr(self, name) <= 1 or self.divbs_warmup_share + self.divbs_anneal_share > 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are shares in [0, 1], both 1 at most")
+        for name in ("divbs_scoring_batch_size", "divbs_sketch_dim"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are integers >= 1")
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+    def divbs_ratio_at(self, step: int, max_steps: int) -> float:
+        """Share of the candidates that the update after `step` others is trained on."""
+        first, last = self.divbs_warmup_share * max_steps, (1 - self.divbs_anneal_share) * max_steps
+        if step < first - 1e-6 or step >= last - 1e-6:
+            return 1.0
+        if self.divbs_final_ratio is None:
+            return self.divbs_ratio
+        progress = (step - first) / max(last - first - 1, 1)
+        if self.divbs_schedule == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.divbs_ratio + min(max(progress, 0.0), 1.0) * (self.divbs_final_ratio - self.divbs_ratio)
+
+
+def _is_causal(model: Any) -> bool:
+    """Whether a model shifts labels though `loss_type` does not tell Trainer so (GPT2LMHeadModel has none)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return any(kind.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for kind in type(base).__mro__)
+
+
+@dataclass
+class DivBSConfig(DivBSArguments, TrainingArguments):
+    """`TrainingArguments` with the arguments of DivBS."""
+
+
+class DivBSMixin(MethodMixin):
+    """Draws batches of candidates, scores them in a forward pass without gradients and trains on a part of each.
+
+    The selection happens where Trainer collects the batches of an update, so that everything after it (the count of
+    items that scales the loss, other methods, clipping) sees the selected rows alone. The loss is the plain one of
+    those rows. Label smoothing and `compute_loss_func` act on the training loss as ever; the scores are those of
+    the model's ordinary loss (cross-entropy, or squared error, or binary cross-entropy per label).
+
+    Logged beside "loss": `selected_fraction`; with a scoring pass `candidate_loss` and `kept_loss`, the mean losses
+    there; with DivBS `captured_fraction`, the share of the mean gradient within the span of the selected ones, and
+    `greedy_fraction`, the share of picks made before nothing was left to add (the others are drawn at random).
+
+    Random draws depend on `seed` and the step alone: a resumed run goes on bit for bit. A `get_train_dataloader` of
+    your own has to make the larger batches itself.
+
+    Raises:
+        ValueError: at construction, for a model whose last linear layer is not found, packed sequences, sharded
+            models; in training, for batches whose rows are not samples, or scores that are not finite.
+    """
+
+    args: Any  # TrainingArguments with DivBSArguments mixed in
+    model: Any
+    method = "divbs"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._scorer = Scorer(
+            shift_labels=self._loss_shifts_labels or _is_causal(self._unwrapped()),
+            features=self.args.divbs_features,
+            sketch_dim=self.args.divbs_sketch_dim,
+            seed=self.args.seed,
+        )
+
+    # ---------------------------------------------------------------------------------------------- arguments
+    @property
+    def _selects(self) -> bool:
+        return self.args.divbs_ratio < 1 or self.args.divbs_final_ratio is not None
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        if not self._selects:
+            return
+        args = self.args
+        flattens = isinstance(getattr(self.data_collator, "collator", self.data_collator), DataCollatorWithFlattening)
+        refused = {
+            "packing": getattr(args, "packing", False),
+            "padding_free": getattr(args, "padding_free", False) or getattr(self.data_collator, "padding_free", False),
+            "data_collator": "DataCollatorWithFlattening" if flattens else False,
+        }
+        for name, found in refused.items():
+            if found:
+                raise ValueError(f"{name}: found {found}, allowed are batches with one sample per row to select from")
+        if args.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "train_sampling_strategy: found 'batch_rebalance', which decides the size of batches itself, allowed "
+                "are the others"
+            )
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            found = "FSDP" if self.is_fsdp_enabled else "DeepSpeed ZeRO-3"
+            raise ValueError(
+                f"fsdp, deepspeed: found {found}, allowed are models that every process has as a whole: they are "
+                "scored by the model itself"
+            )
+        if args.divbs_selection_scope == "global" and not args.accelerator_config.even_batches:
+            raise ValueError(
+                "accelerator_config: found even_batches=False with divbs_selection_scope='global', allowed is True: "
+                "every process brings as many candidates"
+            )
+        if args.divbs_strategy != "uniform":
+            self._head()
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _head(self) -> torch.nn.Module:
+        return find_head(self._unwrapped(), self.args.divbs_head_module, "divbs_head_module")
+
+    # ---------------------------------------------------------------------------------------------- candidates
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        if is_training:
+            batch_size = math.ceil(batch_size / self.args.divbs_ratio - 1e-9)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        if self._selects:
+            epoch_iterator = self._selecting(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _selecting(self, candidates: Iterator[Any]) -> Iterator[Any]:
+        # not `yield from`: closing this generator, which is done with after one update, would close the epoch's
+        for micro_step, batch in enumerate(candidates):
+            yield self._selected(batch, micro_step)
+
+    # ---------------------------------------------------------------------------------------------- selection
+    def _selected(self, batch: Any, micro_step: int) -> Any:
+        """The selected rows of a batch of candidates."""
+        size, everywhere = batch_size(batch), self.args.divbs_selection_scope == "global"
+        ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
+        kept = max(1, math.floor(ratio * size + 1e-9))
+        self.record(selected_fraction=kept / size)
+        if kept >= size:
+            return batch
+        processes = self.accelerator.num_processes if everywhere else 1
+        rank = 0 if everywhere else self.accelerator.process_index
+        seeds = np.random.SeedSequence((self.args.seed, self.state.global_step, micro_step, rank))
+        scoring_seed, selection_seed = (int(seed) for seed in seeds.generate_state(2))
+        generator = torch.Generator(self.accelerator.device).manual_seed(selection_seed)
+        if self.args.divbs_strategy == "uniform":
+            order = torch.randperm(size * processes, generator=generator, device=generator.device)
+            rows = order[: kept * processes]
+        else:
+            scores = self._score(batch, size, scoring_seed)
+            if processes > 1:
+                scores = Scores(*self.accelerator.gather(tuple(scores)))
+            rows = self._choose(scores, kept * processes, generator)
+            self.record(candidate_loss=scores.mean_loss(), kept_loss=scores.mean_loss(rows))
+        if processes == 1:
+            return take_rows(batch, rows, size)
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        padding = {"labels": -100, "shift_labels": -100, "input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
+        pad_first = getattr(tokenizer, "padding_side", "right") == "left"
+        return exchange_rows(batch, rows, size, self.accelerator, padding=padding, pad_first=pad_first)
+
+    def _choose(self, scores: Scores, kept: int, generator: torch.Generator) -> Tensor:
+        if self.args.divbs_strategy == "divbs":
+            rule, draw = self.args.divbs_rule, self.args.divbs_draw
+            rows, info = divbs_select_with_info(*scores[:2], kept, rule=rule, draw=draw, generator=generator)
+            self.record(captured_fraction=info.captured_fraction, greedy_fraction=info.num_greedy / kept)
+            return rows
+        by_loss = self.args.divbs_strategy == "loss"
+        values = scores.losses if by_loss else gradient_norms(scores.residuals, scores.features)
+        return values.argsort(descending=True, stable=True)[:kept]
+
+    def _score(self, batch: Any, size: int, seed: int) -> Scores:
+        """Scores of all candidates; the model, its buffers and the random state stay as they are."""
+        model, parts = self._unwrapped(), []
+        head = self._head()
+        with left_as_found(model, seed):
+            for rows in torch.arange(size).split(self.args.divbs_scoring_batch_size or size):
+                # as in a training step: mixins may treat its batches in ways of their own
+                self.model.train()
+                inputs = self._prepare_inputs(batch if len(rows) == size else take_rows(batch, rows, size))
+                model.train(not self.args.divbs_score_in_eval_mode)
+                with self.compute_loss_context_manager():
+                    parts.append(self._scorer(model, head, inputs))
+        return parts[0] if len(parts) == 1 else Scores(*map(torch.cat, zip(*parts, strict=True)))
+
+
+class DivBSTrainer(DivBSMixin, Trainer):
+    """`Trainer` with DivBS; see `DivBSMixin`. Takes `DivBSConfig` as `args`."""
