@@ -230,6 +230,7 @@ def test_names_of_domains(vit: Callable[..., Any], rows: Dataset, tmp_path: Path
     metrics = trainer.evaluate()
     found = [metrics[f"eval_domain_{name}_accuracy"] for name in ("photo", "art", "sketch")]
     assert metrics["eval_worst_domain_accuracy"] == min(found) == trainer.state.best_metric
+    trainer.save_model()
     trainer.create_model_card()
     card = ModelCard.load(tmp_path / "README.md")
     assert "| domain art |" in card.text and "| disam_rho | 0.05 |" in card.text
@@ -358,14 +359,12 @@ def test_lora_alone_is_perturbed(vit: Callable[..., Any], rows: Dataset, tmp_pat
     assert perturbed == {name for name, value in model.named_parameters() if value.requires_grad}
 
 
+@dataclass
+class MoLAToo(DISAMArguments, MoLAArguments, TrainingArguments):
+    pass
+
+
 def test_mola(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
-    @dataclass
-    class Config(DISAMArguments, MoLAArguments, TrainingArguments):
-        pass
-
-    class Both(DISAMMixin, MoLAMixin, Trainer):
-        pass
-
     rows = data.add_column("domain_ids", [row % 2 for row in range(len(data))]).with_format("torch")
     config = MoLAConfig(
         target_modules=["q_proj"],
@@ -377,7 +376,11 @@ def test_mola(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
     )
     torch.manual_seed(0)
     model = get_peft_model(vit(), config)
-    args = Config(**_options(tmp_path, disam_lambda=1.0, gradient_accumulation_steps=2))
+
+    class Both(DISAMMixin, MoLAMixin, Trainer):
+        pass
+
+    args = MoLAToo(**_options(tmp_path, disam_lambda=1.0, gradient_accumulation_steps=2))
     trainer = Both(model, args, train_dataset=rows, eval_dataset=rows, compute_metrics=_accuracy)
     trainer.train()
     assert {"twd_loss", "domain_loss/1", "perturbation_norm"} <= set(trainer.state.log_history[0])
