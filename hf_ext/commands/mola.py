@@ -2,30 +2,19 @@
 
 import copy
 import dataclasses
-import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-)
-from transformers.utils import logging
+from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_ext.adapters import MoLAConfig
+from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
 from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
 from hf_ext.commands.parsing import fields_for_cli, parse
+from hf_ext.commands.training import train_and_save
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card, plot_routing
 from hf_ext.studies.training import group_accuracies, logits, quiet
@@ -77,15 +66,7 @@ def train(argv: Sequence[str]) -> None:
         processing_class=loaded.processor,
         compute_metrics=accuracy,
     )
-    resume: str | bool | None = args.resume_from_checkpoint
-    if str(resume).lower() in ("true", "false"):
-        resume = str(resume).lower() == "true"
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.save_metrics("eval", trainer.evaluate())
-    trainer.save_model()
-    trainer.create_model_card(dataset=data.dataset)
-    if args.push_to_hub:
-        trainer.push_to_hub(dataset=data.dataset)
+    train_and_save(trainer, data.dataset)
 
 
 # ------------------------------------------------------------------------------------------------ demo
@@ -104,19 +85,6 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     Raises:
         ValueError: fewer than one seed or step.
     """
-    for name, value in (("seeds", seeds), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"--{name}: found {value}, allowed are integers >= 1")
-    torch.set_num_threads(1)  # the model is too small to share out
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
-    console = Console()
-    console.print(
-        f"[bold]MoLA[/] on {DATASET}: {TASKS} tasks, each a rotation of real digits with its own shift of the labels. "
-        f"A small ViT, trained on upright digits, is adapted to all of them; {seeds} seeds."
-    )
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     shared: dict[str, Any] = {"r": RANK, "lora_alpha": 16, "target_modules": TARGETS}
     mola: dict[str, Any] = {**shared, "num_experts": TASKS}
     systems: dict[str, PeftConfig | None] = {
@@ -127,71 +95,47 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         SHOWN[0]: MoLAConfig(**mola),
     }
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in ("base model", *systems)}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        total = progress.add_task("all runs", total=seeds * (2 + len(systems)))
+    text = (
+        f"[bold]MoLA[/] on {DATASET}: {TASKS} tasks, each a rotation of real digits with its own shift of the labels. "
+        f"A small ViT, trained on upright digits, is adapted to all of them; {seeds} seeds."
+    )
+    with Demo(out, text, total=seeds * (2 + len(systems)), seeds=seeds, steps=steps) as view:
         for seed in range(seeds):
             data = load(DATASET, seed=seed)
-            base = _pretrained(data, 2 * steps, seed, progress)
-            progress.advance(total)
+            base = _pretrained(data, 2 * steps, seed, view)
+            view.advance()
             scores["base model"].append(_accuracies(_untrained(base), data["test"]))
-            progress.advance(total)
+            view.advance()
             for name, config in systems.items():
                 torch.manual_seed(seed)
-                trainer = _trainer(copy.deepcopy(base), copy.deepcopy(config), data, steps, seed, name, progress)
+                trainer = _trainer(copy.deepcopy(base), copy.deepcopy(config), data, steps, seed, name, view)
                 trainer.train()
                 scores[name].append(_accuracies(trainer, data["test"]))
-                progress.advance(total)
+                view.advance()
                 if seed == 0 and name == SHOWN[0]:
-                    facts = _save(folder, base, trainer)
+                    facts = _save(view.folder, base, trainer)
                 if seed == 0 and name == SHOWN[1]:
-                    _plot_routing(folder, trainer, data["test"])
+                    _plot_routing(view.folder, trainer, data["test"])
 
-    results = [_result(name, part, [run[part] for run in runs]) for name, runs in scores.items() for part in runs[0]]
-    create_card(folder, **(facts | _card_facts(results, seeds, steps)))
-    _print_table(console, [row for row in results if not row.group])
-    console.print(f"ready for the Hub: {folder}/ (README.md shows how to load it)")
+    results = [
+        over_seeds(name, [run[part] for run in runs], is_method=name == SHOWN[0], group=part)
+        for name, runs in scores.items()
+        for part in runs[0]
+    ]
+    create_card(view.folder, **(facts | _card_facts(results, seeds, steps)))
+    view.finish("accuracy over all tasks", results)
 
 
-def _pretrained(data: Any, steps: int, seed: int, progress: Progress) -> ViTForImageClassification:
-    torch.manual_seed(seed)
-    names = data["train"].features["labels"].names
-    config = ViTConfig(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        id2label=dict(enumerate(names)),
-        label2id={name: label for label, name in enumerate(names)},
-    )
-    model = ViTForImageClassification(config)
-    arguments = _arguments(TrainingArguments, steps, 2e-3, seed)
+def _pretrained(data: Any, steps: int, seed: int, view: Demo) -> ViTForImageClassification:
+    model = demo_vit(data["train"].features["labels"].names, seed)
+    arguments = demo_arguments(TrainingArguments, steps, 2e-3, seed)
     trainer = Trainer(model=model, args=arguments, train_dataset=data["pretrain"])
-    _show(trainer, progress, "pretraining the base model").train()
+    view.watch(trainer, "pretraining the base model").train()
     return model
 
 
-def _arguments(kind: type[TrainingArguments], steps: int, learning_rate: float, seed: int) -> TrainingArguments:
-    return kind(
-        output_dir=tempfile.gettempdir(),
-        max_steps=steps,
-        learning_rate=learning_rate,
-        lr_scheduler_type="cosine",
-        per_device_train_batch_size=32,
-        per_device_eval_batch_size=256,
-        logging_steps=max(1, steps // 20),
-        save_strategy="no",
-        report_to="none",
-        dataloader_pin_memory=False,
-        seed=seed,
-    )
-
-
 def _trainer(
-    base: torch.nn.Module, config: PeftConfig | None, data: Any, steps: int, seed: int, name: str, progress: Progress
+    base: torch.nn.Module, config: PeftConfig | None, data: Any, steps: int, seed: int, name: str, view: Demo
 ) -> Trainer:
     model = base if config is None else get_peft_model(base, config)
     kind, arguments = (
@@ -199,16 +143,16 @@ def _trainer(
     )
     trainer = kind(
         model=model,
-        args=_arguments(arguments, steps, 1e-3 if config is None else 5e-3, seed),
+        args=demo_arguments(arguments, steps, 1e-3 if config is None else 5e-3, seed),
         train_dataset=data["train"],
         eval_dataset=data["test"],
         compute_metrics=accuracy,
     )
-    return _show(trainer, progress, f"seed {seed}: {name}")
+    return view.watch(trainer, f"seed {seed}: {name}")
 
 
 def _untrained(model: torch.nn.Module) -> Trainer:
-    return quiet(Trainer(model=model, args=_arguments(TrainingArguments, 1, 0.0, 0)))
+    return quiet(Trainer(model=model, args=demo_arguments(TrainingArguments, 1, 0.0, 0)))
 
 
 def _accuracies(trainer: Trainer, data: Any) -> dict[str, float]:
@@ -217,34 +161,6 @@ def _accuracies(trainer: Trainer, data: Any) -> dict[str, float]:
     tasks, labels, predicted = plain["task_ids"][:], plain["labels"][:], logits(trainer, data)
     overall = float((predicted.argmax(-1) == labels).mean())
     return {"": overall} | group_accuracies(predicted, labels, tasks, data.features["task_ids"].names)
-
-
-def _result(system: str, part: str, values: list[float]) -> Result:
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    shown = system == SHOWN[0]
-    return Result(system, "accuracy", float(np.mean(values)), std, len(values), is_method=shown, group=part)
-
-
-class _Bar(TrainerCallback):
-    """Shows the steps of one run in the demo's display."""
-
-    def __init__(self, progress: Progress, description: str) -> None:
-        self.progress = progress
-        self.description = description
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.task = self.progress.add_task(self.description, total=state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.advance(self.task)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.remove_task(self.task)
-
-
-def _show(trainer: Trainer, progress: Progress, description: str) -> Trainer:
-    quiet(trainer).add_callback(_Bar(progress, description))
-    return trainer
 
 
 def _save(folder: Path, base: ViTForImageClassification, trainer: Any) -> dict[str, Any]:
@@ -274,14 +190,3 @@ def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]
         "limitations": "A demonstration on small images. The base model is in the folder base_model.",
         "command": f"hf-ext demo mola --seeds {seeds} --steps {steps}",
     }
-
-
-def _print_table(console: Console, results: list[Result]) -> None:
-    table = Table(title="accuracy over all tasks")
-    table.add_column("system")
-    table.add_column("mean ± std", justify="right")
-    for row in results:
-        spread = "" if row.std is None else f" ± {row.std:.3f}"
-        style = "bold" if row.is_method else None
-        table.add_row(row.system, f"{row.mean:.3f}{spread}", style=style)
-    console.print(table)

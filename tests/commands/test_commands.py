@@ -206,6 +206,18 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: C
     assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
 
 
+def test_demo_of_divbs(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: Callable[..., str]) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "divbs", "--out", str(out), "--seeds", "1", "--steps", "3"]) == 0
+    text = capsys.readouterr().out
+    assert "DivBS" in text and "uniform" in text and "all 160 candidates" in text
+    assert {"README.md", "config.json", "model.safetensors", "results.png"} <= {path.name for path in out.iterdir()}
+    card = ModelCard.load(out / "README.md")
+    assert card.data.eval_results[0].metric_type == "accuracy"
+    snippet = card.text.split("```python\n")[1].split("```")[0]
+    assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
+
+
 @pytest.mark.parametrize("option", ["--seeds", "--steps"])
 def test_demo_refuses_nonsense(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", option, "0", "--out", str(tmp_path)]) == 2

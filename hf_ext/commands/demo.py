@@ -1,0 +1,137 @@
+"""What demos share: a display of runs, tables of their results."""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers.utils import logging
+
+from hf_ext.hub_cards import Result
+from hf_ext.studies.training import quiet
+
+
+class Demo:
+    """A display of `total` runs, each with a bar of its own: `with Demo(out, text, total=9, seeds=3) as view`.
+
+    Args:
+        out: folder for the result, made if needed; it is `view.folder`.
+        text: shown first.
+        total: number of runs.
+        **counts: options of the command, for example `seeds=3`.
+
+    Raises:
+        ValueError: a count below one.
+    """
+
+    def __init__(self, out: str, text: str, *, total: int, **counts: int) -> None:
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"--{name}: found {value}, allowed are integers >= 1")
+        torch.set_num_threads(1)  # the models are too small to share out
+        logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
+        self.console = Console()
+        self.console.print(text)
+        self.folder = Path(out)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console)
+        self._total = self.progress.add_task("all runs", total=total)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def watch(self, trainer: Trainer, description: str) -> Trainer:
+        """The same trainer, with its steps in the display and nothing else printed."""
+        quiet(trainer).add_callback(_Bar(self.progress, description))
+        return trainer
+
+    def advance(self) -> None:
+        """One run is done."""
+        self.progress.advance(self._total)
+
+    def finish(self, title: str, results: Sequence[Result]) -> None:
+        """Print the table of results on all data."""
+        table = Table(title=title)
+        table.add_column("system")
+        table.add_column("mean ± std", justify="right")
+        for row in results:
+            if not row.group:
+                spread = "" if row.std is None else f" ± {row.std:.3f}"
+                table.add_row(row.system, f"{row.mean:.3f}{spread}", style="bold" if row.is_method else None)
+        self.console.print(table)
+        self.console.print(f"ready for the Hub: {self.folder}/ (README.md shows how to load it)")
+
+
+class _Bar(TrainerCallback):
+    """Shows the steps of one run in the demo's display."""
+
+    def __init__(self, progress: Progress, description: str) -> None:
+        self.progress = progress
+        self.description = description
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.task = self.progress.add_task(self.description, total=state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.advance(self.task)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.remove_task(self.task)
+
+
+def demo_arguments(
+    kind: Callable[..., TrainingArguments], steps: int, learning_rate: float, seed: int, **options: Any
+) -> TrainingArguments:
+    """Arguments for a short run that saves nothing."""
+    return kind(
+        output_dir=tempfile.gettempdir(),
+        max_steps=steps,
+        learning_rate=learning_rate,
+        seed=seed,
+        **{
+            "lr_scheduler_type": "cosine",
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 256,
+            "logging_steps": max(1, steps // 20),
+            "save_strategy": "no",
+            "report_to": "none",
+            "dataloader_pin_memory": False,
+            **options,
+        },
+    )
+
+
+def demo_vit(names: Sequence[str], seed: int) -> ViTForImageClassification:
+    """A small ViT for 8 x 8 pixels and these classes."""
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        id2label=dict(enumerate(names)),
+        label2id={name: label for label, name in enumerate(names)},
+    )
+    return ViTForImageClassification(config)
+
+
+def over_seeds(system: str, values: Sequence[float], *, is_method: bool, group: str = "") -> Result:
+    """Mean and standard deviation of a system's accuracies."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Result(system, "accuracy", float(np.mean(values)), std, len(values), is_method=is_method, group=group)
