@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from datasets import DatasetDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -129,6 +130,15 @@ def demo_vit(names: Sequence[str], seed: int) -> ViTForImageClassification:
         label2id={name: label for label, name in enumerate(names)},
     )
     return ViTForImageClassification(config)
+
+
+def pretrained_vit(data: DatasetDict, steps: int, seed: int, view: Demo) -> ViTForImageClassification:
+    """The small ViT, trained on the split `pretrain` of the embedded digits."""
+    model = demo_vit(data["train"].features["labels"].names, seed)
+    arguments = demo_arguments(TrainingArguments, steps, 2e-3, seed)
+    trainer = Trainer(model=model, args=arguments, train_dataset=data["pretrain"])
+    view.watch(trainer, "pretraining the base model").train()
+    return model
 
 
 def over_seeds(system: str, values: Sequence[float], *, is_method: bool, group: str = "") -> Result:

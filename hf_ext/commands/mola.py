@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_ext.adapters import MoLAConfig
-from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
+from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
 from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
 from hf_ext.commands.parsing import fields_for_cli, parse
 from hf_ext.commands.training import train_and_save
@@ -102,7 +102,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     with Demo(out, text, total=seeds * (2 + len(systems)), seeds=seeds, steps=steps) as view:
         for seed in range(seeds):
             data = load(DATASET, seed=seed)
-            base = _pretrained(data, 2 * steps, seed, view)
+            base = pretrained_vit(data, 2 * steps, seed, view)
             view.advance()
             scores["base model"].append(_accuracies(_untrained(base), data["test"]))
             view.advance()
@@ -124,14 +124,6 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     ]
     create_card(view.folder, **(facts | _card_facts(results, seeds, steps)))
     view.finish("accuracy over all tasks", results)
-
-
-def _pretrained(data: Any, steps: int, seed: int, view: Demo) -> ViTForImageClassification:
-    model = demo_vit(data["train"].features["labels"].names, seed)
-    arguments = demo_arguments(TrainingArguments, steps, 2e-3, seed)
-    trainer = Trainer(model=model, args=arguments, train_dataset=data["pretrain"])
-    view.watch(trainer, "pretraining the base model").train()
-    return model
 
 
 def _trainer(
