@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.modelcard import TASK_MAPPING, _get_mapping_values, extract_hyperparameters_from_trainer
+from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_ext._environment import hardware, versions
 from hf_ext.hub_cards.card import MethodCard, Result, loss_entries, loss_names
@@ -43,7 +43,7 @@ class CardCallback(TrainerCallback):
         self.further_methods = tuple(further_methods)
         self._facts: dict[str, Any] = _nothing()
         self._hyper_parameters: dict[str, Any] = {}
-        self._task: dict[str, str] = {}
+        self._base: dict[str, str] = {}
         self._processes = 1
         self._log_history: list[dict[str, float]] = []
         self._started = 0.0
@@ -91,7 +91,7 @@ class CardCallback(TrainerCallback):
         self._log_history = state.log_history
         self._processes = args.world_size
         self._hyper_parameters = _hyper_parameters(args)
-        self._task = _task_of(kwargs["model"]) if kwargs.get("model") is not None else {}
+        self._base = _base_of(kwargs.get("model"))
 
     # ---------------------------------------------------------------------------------------------- the card
     def card_facts(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class CardCallback(TrainerCallback):
         data = self._facts["data"]
         environment = {"training time": _duration(self._facts["seconds"])} if self._facts["seconds"] else {}
         return {
-            **self._task,
+            **self._base,
             "further_methods": self.further_methods,
             "dataset": data.get("train", {}).get("name") or "unknown",
             "data": data,
@@ -157,13 +157,12 @@ def _hyper_parameters(args: TrainingArguments) -> dict[str, Any]:
     return listed | {name: getattr(args, name) for name in fields}
 
 
-def _task_of(model: Any) -> dict[str, str]:
+def _base_of(model: Any) -> dict[str, str]:
+    """The model that was trained on from, by name; an adapter's own configuration says more than a wrapped model."""
     while hasattr(model, "module"):  # DDP's and compile's wrappers
         model = model.module
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name = type(base).__name__
-    tasks = [task for task, names in TASK_MAPPING.items() if name in _get_mapping_values(names)]
-    return {"task": tasks[0]} if tasks else {}
+    name = None if hasattr(model, "get_base_model") else getattr(model, "name_or_path", None)
+    return {"base_model": name} if name else {}
 
 
 def _duration(seconds: float) -> str:

@@ -12,16 +12,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_ext.hub_cards import text
-from hf_ext.hub_cards.methods import METHODS, Method
+from hf_ext.hub_cards.methods import METHODS, USAGES, Method, usage_of
+from hf_ext.hub_cards.tasks import auto_class_for
 
 CARD_FILE = "README.md"
-#: what the Hub calls a task -> what peft calls it, and the class that loads its models
-TASKS = {
-    "image-classification": (None, "AutoModelForImageClassification"),
-    "text-classification": ("SEQ_CLS", "AutoModelForSequenceClassification"),
-    "token-classification": ("TOKEN_CLS", "AutoModelForTokenClassification"),
-    "text-generation": ("CAUSAL_LM", "AutoModelForCausalLM"),
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,9 @@ class MethodCard:
         dataset: name of the data, shown and put into the metadata.
         dataset_description: how they were used.
         data: facts of every split, `{"train": {"rows": 100, "fingerprint": "..."}}`.
-        task: Hub task, such as "image-classification".
+        task: Hub task, such as "image-classification"; the Hub takes no results without one.
+        auto_class: the class of transformers that loads the model, by default the task's.
+        adapter: the type of peft's adapter (`peft_type`), or None for a model that is whole.
         hyper_parameters: names and values.
         results: the tables; rows with `is_method` go into the metadata (`model-index`).
         log_history: Trainer's; the card shows every loss term in it.
@@ -86,7 +82,9 @@ class MethodCard:
     dataset: str = "unknown"
     dataset_description: str = ""
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    task: str = "image-classification"
+    task: str | None = None
+    auto_class: str | None = None
+    adapter: str | None = None
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     results: Sequence[Result] = ()
     log_history: Sequence[Mapping[str, Any]] = ()
@@ -95,7 +93,7 @@ class MethodCard:
     plots: Sequence[tuple[str, str]] = ()
     usage: str = ""
     example: str = ""
-    library_name: str = "peft"
+    library_name: str | None = None
     license: str | None = None
     limitations: str = ""
     command: str = ""
@@ -116,9 +114,17 @@ class MethodCard:
         """The snippet: loads the model and goes on with the example; empty if there is nothing to load onto."""
         usage = self.usage
         if not usage:
-            auto_class = TASKS.get(self.task, (None, "AutoModel"))[1]
-            usage = self.about[0].usage_of(auto_class, self.place, self.base_model, self.base_folder)
+            auto_class = self.auto_class or auto_class_for(self.task)
+            usage = usage_of(self._usage, auto_class, self.place, self.base_model, self.base_folder)
         return "\n\n".join(part.rstrip() for part in (usage, self.example) if part)
+
+    @property
+    def _usage(self) -> str:
+        """How to load what lies there: what an adapter is decides, whichever method trained it."""
+        if self.adapter:
+            method = METHODS.get(self.adapter.lower())
+            return method.usage if method else USAGES["peft"]
+        return self.about[0].usage or USAGES["transformers"]
 
     @property
     def overall(self) -> list[Result]:
@@ -156,7 +162,7 @@ class MethodCard:
         several = len({result.system for result in own}) > 1
         evaluations = [
             EvalResult(
-                task_type=self.task,
+                task_type=self.task or "",
                 dataset_type=text.yaml(self.dataset),
                 dataset_name=text.yaml(self.dataset),
                 dataset_config=text.yaml(result.group) or None,
@@ -175,7 +181,7 @@ class MethodCard:
             pipeline_tag=self.task,
             tags=list(dict.fromkeys([*tags, *map(text.yaml, self.tags)])),
             datasets=[self.dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", self.dataset) else None,
-            eval_results=evaluations or None,
+            eval_results=evaluations if evaluations and self.task else None,  # the Hub refuses some without a task
         )
 
     def render(self) -> str:

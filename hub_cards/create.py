@@ -10,8 +10,9 @@ from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from hf_ext.hub_cards.card import CARD_FILE, TASKS, MethodCard, Result, loss_entries
+from hf_ext.hub_cards.card import CARD_FILE, MethodCard, Result, loss_entries
 from hf_ext.hub_cards.methods import METHODS
+from hf_ext.hub_cards.tasks import TASKS, auto_class_of
 
 FACTS_FILE = "hf_ext_card.json"
 _CONFIGS = ("adapter_config.json", "config.json")
@@ -43,14 +44,13 @@ def create_card(folder: str | os.PathLike[str], method: str | None = None, **fac
         raise ValueError(f"method: found none for {str(folder)!r}, allowed are {sorted(METHODS)}")
     found: dict[str, Any] = {"model_name": folder.resolve().name, "place": f"./{folder.resolve().name}"}
     if config:
-        found |= _task_facts(config.get("task_type"))
-        found["base_model"] = config.get("base_model_name_or_path")
+        found |= _model_facts(config)
         adapter = _method_of(config)
         if adapter is not None and adapter != method:
             found["further_methods"] = [adapter]
     given = {**found, **earlier, **facts, "method": method}
-    given["hyper_parameters"] = _settings(config) | dict(given.get("hyper_parameters") or {})
     card = MethodCard(**given)
+    card.hyper_parameters = _settings(config, card) | card.hyper_parameters
     if card.base_model and not is_hub_id(card.base_model, folder):
         card.base_model = None
     if card.base_folder is None and (folder / "base_model" / "config.json").is_file():
@@ -135,12 +135,15 @@ def _method_of(config: Mapping[str, Any]) -> str | None:
     return next((kind for kind in kinds if kind in METHODS), None)
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    method = _method_of(config)
-    shown = METHODS[method].settings if method else None
-    return (
-        dict(shown(config)) if shown else {name: value for name, value in config.items() if _is_setting(name, value)}
-    )
+def _settings(config: Mapping[str, Any], card: MethodCard) -> dict[str, Any]:
+    """What the methods pick; all that an adapter's configuration says if it is of no method that picks."""
+    owner = METHODS.get(_method_of(config) or "")
+    shown: dict[str, Any] = {}
+    if card.adapter and not (owner and owner.settings):
+        shown = {name: value for name, value in config.items() if _is_setting(name, value)}
+    for method in card.about:
+        shown |= method.settings(config) if method.settings else {}
+    return shown
 
 
 def _is_setting(name: str, value: Any) -> bool:
@@ -148,9 +151,18 @@ def _is_setting(name: str, value: Any) -> bool:
     return not empty and not isinstance(value, dict) and name not in _NOT_SETTINGS
 
 
-def _task_facts(peft_task: str | None) -> dict[str, str]:
-    tasks = [task for task, (name, _) in TASKS.items() if name is not None and name == peft_task]
-    return {"task": tasks[0]} if tasks else {}
+def _model_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of the model, be it whole or an adapter's."""
+    adapter = config.get("peft_type")
+    found = {"adapter": adapter, "library_name": "peft" if adapter else "transformers"}
+    wrapped, architectures = config.get("auto_mapping"), config.get("architectures")
+    model_class = wrapped.get("base_model_class") if isinstance(wrapped, dict) else None
+    if isinstance(architectures, list) and architectures:
+        model_class = architectures[0]
+    auto_class = auto_class_of(config.get("task_type"), model_class)
+    if auto_class:
+        found |= {"auto_class": auto_class, "task": TASKS[auto_class][0]}
+    return found | {"base_model": config.get("base_model_name_or_path")}
 
 
 def is_hub_id(name: str, folder: Path) -> bool:

@@ -23,6 +23,21 @@ class Picture:
     draw: Callable[[Any, str], None]
 
 
+#: how a model or an adapter loads that no method of ours has given a form of its own, by library
+USAGES = {
+    "transformers": """from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained({place}).eval()
+""",
+    "peft": """from peft import PeftModel
+from transformers import {auto_class}
+
+base = {auto_class}.from_pretrained({base})
+model = PeftModel.from_pretrained(base, {place}).eval()
+""",
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """A method as its users read of it, and the modules of its commands.
@@ -37,9 +52,10 @@ class Method:
         bibtex: citation.
         tags: of the model on the Hub.
         limitations: what to know before relying on it (markdown).
-        usage: Python code that loads a model, with `{auto_class}`, `{place}` and, for what goes onto a base model,
-            `{base}`.
-        settings: picks those of a configuration's values that a card shows; by default all that say something.
+        usage: Python code that loads what is named after the method, with `{auto_class}`, `{place}` and, for what goes
+            onto a base model, `{base}`. Empty for a way to train, whose models load as ever (`USAGES`).
+        settings: picks those of a configuration's values that a card shows; by default all of an adapter's that say
+            something, and none of a model's.
         pictures: drawn into every card's folder.
         commands: name of the module of its `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`.
         studies: name of the module of its `STUDIES`, for `hf-ext reproduce`.
@@ -55,26 +71,27 @@ class Method:
     bibtex: str
     tags: tuple[str, ...]
     limitations: str
-    usage: str
+    usage: str = ""
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     pictures: tuple[Picture, ...] = ()
     commands: str | None = None
     studies: str | None = None
     benchmarks: str | None = None
 
-    def usage_of(self, auto_class: str, place: str, base_model: str | None, base_folder: str | None) -> str:
-        """The code that loads what lies at `place`, whatever characters are in the names.
 
-        Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
-        """
-        base = _quoted(base_model) if base_model else None
-        if base is None and base_folder:
-            # where the adapter's own configuration is looked for too, in place of the folder above that has one
-            subfolder = _quoted(base_folder)
-            base = f'{_quoted(place)}, subfolder={subfolder}, adapter_kwargs={{"subfolder": {subfolder}}}'
-        if base is None and "{base}" in self.usage:
-            return ""
-        return self.usage.format(auto_class=auto_class, place=_quoted(place), base=base)
+def usage_of(usage: str, auto_class: str, place: str, base_model: str | None, base_folder: str | None) -> str:
+    """The code that loads what lies at `place`, whatever characters are in the names.
+
+    Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
+    """
+    base = _quoted(base_model) if base_model else None
+    if base is None and base_folder:
+        # where the adapter's own configuration is looked for too, in place of the folder above that has one
+        subfolder = _quoted(base_folder)
+        base = f'{_quoted(place)}, subfolder={subfolder}, adapter_kwargs={{"subfolder": {subfolder}}}'
+    if base is None and "{base}" in usage:
+        return ""
+    return usage.format(auto_class=auto_class, place=_quoted(place), base=base)
 
 
 def _quoted(name: str) -> str:
@@ -128,13 +145,8 @@ _MOLA = Method(
         "differ in their inputs. There is no single merged weight for all tasks; one task at a time can be merged or "
         "exported."
     ),
-    usage="""import hf_ext  # tells peft what MoLA is
-from peft import PeftModel
-from transformers import {auto_class}
-
-base = {auto_class}.from_pretrained({base})
-model = PeftModel.from_pretrained(base, {place}).eval()
-# with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)
+    usage=f"""import hf_ext  # tells peft what MoLA is
+{USAGES["peft"]}# with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)
 """,
     settings=_mola_settings,
     pictures=(

@@ -315,6 +315,7 @@ class MethodMixin(_Base):
         output = super().evaluation_loop(*args, **kwargs)
         found, self._evaluated_groups = self._evaluated_groups, {}
         if self.compute_metrics is not None and output.predictions is not None:
+            assert output.metrics is not None  # a loop's own always are
             dataset = getattr(kwargs.get("dataloader", args[0] if args else None), "dataset", None)
             prefix = kwargs.get("metric_key_prefix", "eval")
             for name, column in self.groups.items():

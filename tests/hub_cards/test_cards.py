@@ -17,20 +17,26 @@ RESULTS = [
     Result("LoRA r=16", "accuracy", 0.5, 0.01, 3),
     Result("MoLA-Grad", "accuracy", 0.75, 0.02, 3, is_method=True),
 ]
+TASK = "image-classification"
 
 
 def _card(**facts: object) -> MethodCard:
-    return MethodCard(**{"method": "mola", "model_name": "my-model", "results": RESULTS, **facts})  # type: ignore[arg-type]
+    return MethodCard(**{"method": "mola", "model_name": "my-model", "task": TASK, "results": RESULTS, **facts})  # type: ignore[arg-type]
 
 
 def test_metadata_is_read_back(tmp_path: Path) -> None:
-    _card(base_model="me/base", dataset="me/data", license="mit").save(tmp_path)
+    _card(base_model="me/base", dataset="me/data", license="mit", library_name="peft").save(tmp_path)
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.base_model, data.datasets, data.license, data.library_name) == ("me/base", ["me/data"], "mit", "peft")
     assert set(METHODS["mola"].tags) <= set(data.tags)
     (result,) = data.eval_results  # the baseline is in the table, not in the metadata
     assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.75, "me/data")
     assert result.metric_name == "accuracy (mean of 3 seeds, std 0.02)"
+
+
+def test_the_hub_gets_no_results_of_an_unknown_task() -> None:
+    text = _card(task=None).render()
+    assert ModelCard(text).data.eval_results is None and "0.750" in text
 
 
 def test_two_systems_of_a_method_are_told_apart() -> None:
@@ -65,6 +71,7 @@ def _full_card(name: str, system: str, text: str) -> MethodCard:
     return MethodCard(
         method="mola",
         model_name=name,
+        task=TASK,
         dataset=name,
         dataset_description=text,
         hyper_parameters={system: [text], f"{system} 2": 0.5},

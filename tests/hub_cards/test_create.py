@@ -8,9 +8,13 @@ import pytest
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
-from hf_ext.hub_cards import Method, Result, create_card, register_method
+from hf_ext.hub_cards import METHODS, Method, Result, create_card, register_method
 from hf_ext.hub_cards.create import FACTS_FILE, card_at
+from hf_ext.hub_cards.tasks import auto_class_for, auto_class_of
+
+TASK = "image-classification"
 
 HISTORY = [
     {"loss": 2.0, "twd_loss": 0.5, "step": 1},
@@ -51,7 +55,7 @@ def test_results_of_tasks_have_their_own_table_and_metadata(tmp_path: Path) -> N
         for system, value in (("LoRA", 0.25), ("MoLA", 0.75))
         for group in ("", "photo", "sketch")
     ]
-    create_card(_adapter(tmp_path), results=results)
+    create_card(_adapter(tmp_path), task=TASK, results=results)
     card = ModelCard.load(tmp_path / "README.md")
     assert "| | LoRA | MoLA |\n|---|---|---|\n| photo | 0.250 | 0.750 |\n| sketch | 0.250 | 0.750 |" in card.text
     assert [result.dataset_config for result in card.data.eval_results] == [None, "photo", "sketch"]
@@ -137,8 +141,8 @@ def test_peft_leaves_our_card_alone(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ a second method
 def test_another_method_brings_only_what_is_its_own(toy: Method, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "toy", "toy_size": 3, "hidden_size": 8}')
-    card = create_card(tmp_path, facts={"seen": [1, 2]}, library_name="transformers")
+    (tmp_path / "config.json").write_text(json.dumps({**VIT, "model_type": "toy"}))
+    card = create_card(tmp_path, facts={"seen": [1, 2]})
     assert card.hyper_parameters == {"toy_size": 3}
     text = (tmp_path / "README.md").read_text()
     for part in ("It adds `1`.", "@misc{toy}", "It does nothing.", "![What the toy saw](toy.png)"):
@@ -161,3 +165,75 @@ def test_names_of_methods_are_taken_once(toy: Method) -> None:
     register_method(toy)
     with pytest.raises(ValueError, match="name: found 'toy', which is taken"):
         register_method(Method(**{**vars(toy), "title": "Another"}))
+
+
+# ------------------------------------------------------------------------------------------------ whole models
+VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"], "hidden_size": 8, "toy_size": 3}
+
+
+def test_a_whole_model_of_transformers(toy: Method, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(VIT))
+    card = create_card(tmp_path, "toy", results=[Result("Toy", "accuracy", 0.5, is_method=True)])
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.library_name, data.pipeline_tag, len(data.eval_results)) == ("transformers", TASK, 1)
+    assert card.hyper_parameters == {"toy_size": 3}  # what the method picks, not what a ViT is made of
+    assert f'model = AutoModelForImageClassification.from_pretrained("./{tmp_path.name}")' in _code(tmp_path)
+    published = (card_at(tmp_path, "me/model") or b"").decode()
+    assert 'model = AutoModelForImageClassification.from_pretrained("me/model")' in published
+
+
+def test_a_way_to_train_needs_no_words_on_loading(toy: Method, tmp_path: Path) -> None:
+    way = Method(**{**vars(toy), "name": "way", "usage": "", "settings": None})
+    METHODS["way"] = way
+    try:
+        (tmp_path / "config.json").write_text(json.dumps(VIT))
+        assert create_card(tmp_path, "way").hyper_parameters == {}
+        assert _code(tmp_path).startswith("from transformers import AutoModelForImageClassification\n")
+        (tmp_path / "lora").mkdir()
+        lora = _adapter(tmp_path / "lora", peft_type="LORA", base_model_name_or_path="me/base", task_type="SEQ_CLS")
+        card = create_card(lora, "way")
+    finally:
+        del METHODS["way"]
+    assert card.library_name == "peft" and card.hyper_parameters["r"] == 4
+    assert _code(lora).startswith("from peft import PeftModel\n")
+    assert 'AutoModelForSequenceClassification.from_pretrained("me/base")' in _code(lora)
+
+
+def test_an_adapter_is_loaded_as_its_type_asks_whoever_trained_it(toy: Method, tmp_path: Path) -> None:
+    create_card(_adapter(tmp_path, base_model_name_or_path="me/base"), "toy")
+    assert _code(tmp_path).startswith("import hf_ext") and "PeftModel.from_pretrained(base, " in _code(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "auto_class"),
+    [
+        ({"auto_mapping": {"base_model_class": "BertForSequenceClassification"}}, "text-classification", None),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "text2text-generation", "AutoModelForSeq2SeqLM"),
+        ({"task_type": "FEATURE_EXTRACTION"}, None, "AutoModel"),
+        ({"auto_mapping": {"base_model_class": "BertForQuestionAnswering"}}, "question-answering", None),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "text2text-generation", "AutoModelForSeq2SeqLM"),
+        ({"architectures": ["BartForConditionalGeneration"]}, "text2text-generation", "AutoModelForSeq2SeqLM"),
+        ({"architectures": ["BertForMaskedLM"]}, "fill-mask", "AutoModelForMaskedLM"),
+        ({"architectures": ["Wav2Vec2ForCTC"]}, "automatic-speech-recognition", "AutoModelForCTC"),
+        ({"architectures": ["ViTModel"]}, None, "AutoModel"),
+        ({"architectures": ["SomethingOfMyOwn"]}, None, None),
+        ({"auto_mapping": None, "architectures": []}, None, None),
+    ],
+)
+def test_the_task_is_that_of_the_models_class(
+    tmp_path: Path, config: dict[str, Any], task: str | None, auto_class: str | None
+) -> None:
+    card = create_card(_adapter(tmp_path, base_model_name_or_path="me/base", **config))
+    assert (card.task, ModelCard.load(tmp_path / "README.md").data.pipeline_tag) == (task, task)
+    assert f"import {auto_class or auto_class_for(task)}\n" in _code(tmp_path)
+
+
+def test_a_registered_class_has_its_auto_class() -> None:
+    class OddConfig(PretrainedConfig):
+        model_type = "odd_one"
+
+    class OddForImages(PreTrainedModel):
+        config_class = OddConfig
+
+    AutoModelForImageClassification.register(OddConfig, OddForImages)
+    assert auto_class_of(None, "OddForImages") == "AutoModelForImageClassification"
