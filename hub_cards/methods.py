@@ -79,12 +79,21 @@ class Method:
     benchmarks: str | None = None
 
 
-def usage_of(usage: str, auto_class: str, place: str, base_model: str | None, base_folder: str | None) -> str:
+def usage_of(
+    usage: str,
+    auto_class: str,
+    place: str,
+    base_model: str | None,
+    base_options: Mapping[str, Any],
+    base_folder: str | None,
+) -> str:
     """The code that loads what lies at `place`, whatever characters are in the names.
 
     Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
     """
-    base = _quoted(base_model) if base_model else None
+    base = None
+    if base_model:
+        base = ", ".join([_quoted(base_model), *(f"{name}={value!r}" for name, value in base_options.items())])
     if base is None and base_folder:
         # where the adapter's own configuration is looked for too, in place of the folder above that has one
         subfolder = _quoted(base_folder)
@@ -141,9 +150,9 @@ _MOLA = Method(
 }""",
     tags=("hf_ext", "mola", "peft", "mixture-of-low-rank-adapters", "multi-task"),
     limitations=(
-        "Task routing needs the task of every sample, at inference too. A router can only tell tasks apart that "
-        "differ in their inputs. There is no single merged weight for all tasks; one task at a time can be merged or "
-        "exported."
+        "A mixture with task routing needs the task of every sample, at inference too. A router can only tell tasks "
+        "apart that differ in their inputs. There is no single merged weight for all tasks; one task at a time can be "
+        "merged or exported."
     ),
     usage=f"""import hf_ext  # tells peft what MoLA is
 {USAGES["peft"]}# with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)

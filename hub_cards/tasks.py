@@ -1,5 +1,7 @@
 """Which Auto class loads a model, and what the Hub calls the model's task."""
 
+from typing import Any
+
 #: Auto class -> what the Hub calls the task and what peft calls it. Where several classes hold a model, or do a task,
 #: it is the first: Bart's for text to text also fills masks.
 TASKS: dict[str, tuple[str | None, str | None]] = {
@@ -50,3 +52,23 @@ def auto_class_of(peft_task: str | None, model_class: str | None) -> str | None:
         if any(model_class in (name if isinstance(name, tuple) else (name,)) for name in names):
             return auto_class
     return None
+
+
+def base_options(model: Any) -> dict[str, Any]:
+    """What `from_pretrained` must be told to make a base with the head of this model, adapted or not.
+
+    The base model's own head may have been for other classes.
+    """
+    model = unwrapped(model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    task, _ = TASKS.get(auto_class_of(None, type(base).__name__) or "", (None, None))
+    if not (task or "").endswith("-classification"):
+        return {}
+    return {"num_labels": base.config.num_labels, "ignore_mismatched_sizes": True}
+
+
+def unwrapped(model: Any) -> Any:
+    """The model within DDP's wrapper and the like."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model

@@ -45,6 +45,22 @@ def test_two_systems_of_a_method_are_told_apart() -> None:
     assert [result.metric_name for result in read] == ["accuracy (Grad)", "accuracy (Router)"]
 
 
+def test_weights_of_others_are_told_apart() -> None:
+    results = [
+        Result("Grad", "accuracy", 0.5, is_method=True, step=4),
+        Result("Router", "accuracy", 0.25, is_method=True, published=False),
+    ]
+    card = ModelCard(_card(results=results).render())
+    assert [result.metric_name for result in card.data.eval_results] == ["accuracy (at step 4)"]
+    assert "| **Router** | accuracy | 0.250 |" in card.text and "0.500 (step 4)" in card.text
+    assert "(step N)" in card.text and "(step N)" not in _card().render()
+
+
+def test_a_result_is_a_number() -> None:
+    with pytest.raises(ValueError, match="mean: found 'much', allowed is a number"):
+        Result("MoLA", "accuracy", "much")  # type: ignore[arg-type]
+
+
 def test_optional_facts_are_shown() -> None:
     text = _card(environment={"hardware": "2 CPU cores"}, tags=["digits", "mola"]).render()
     assert "| hardware | 2 CPU cores |" in text
@@ -60,7 +76,7 @@ def test_body_says_what_it_should() -> None:
         "| LoRA r=16 |",
         "0.750 ± 0.020",
         "```python\nimport hf_ext",
-        "![a plot](a.png)",
+        "![a plot](a.png)\n\n*a plot*\n",
         "@inproceedings{zhou2024",
     ):
         assert part in text
@@ -200,6 +216,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
     plot_results([Result("$\\bad{$", "$\\bad{$", 0.5)], tmp_path / "results.png")
     plot_routing([[1.0]], tmp_path / "routing.png", ["$\\bad{$"])
+    plot_losses([{"loss": 1.0, "domain_loss/$\\bad{$": 1.0, "step": 1}], tmp_path / "losses.png")
 
 
 def test_plots_refuse_what_they_cannot_show(tmp_path: Path) -> None:
