@@ -1,19 +1,22 @@
 """Collects what a card says while a Trainer runs."""
 
+import copy
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.modelcard import TASK_MAPPING, _get_mapping_values, extract_hyperparameters_from_trainer
+from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_ext._environment import hardware, versions
 from hf_ext.hub_cards.card import MethodCard, Result, loss_entries, loss_names
 from hf_ext.hub_cards.create import create_card
 from hf_ext.hub_cards.methods import METHODS
+from hf_ext.hub_cards.tasks import base_options, unwrapped
 
 #: where the facts lie in `trainer_state.json`, so that a resumed run goes on with them
 _KEY = "hf_ext_card"
@@ -23,9 +26,10 @@ _NO_RESULTS = ("runtime", "per_second", "epoch", "preparation_time", "num_input_
 class CardCallback(TrainerCallback):
     """For any Trainer: `Trainer(..., callbacks=[card := CardCallback("mola")])`, later `card.create_card(folder)`.
 
-    Facts: the data's size and fingerprint, hyper-parameters with the methods' own, loss terms, the last evaluation
-    (with the parts of the data that `add_groups` names), training time over all resumptions, hardware, versions.
-    Trainers with a `MethodMixin` bring one along, as `trainer.card`.
+    Facts: the data's size and fingerprint, hyper-parameters with the methods' own, loss terms, the last evaluation of
+    every data set (with the parts that `add_groups` names), training time over all resumptions, hardware, versions.
+    With `load_best_model_at_end` the evaluation is the best model's. A run that only evaluates says nothing of the
+    training. Trainers with a `MethodMixin` bring one along, as `trainer.card`.
 
     Args:
         method: a key of `METHODS`.
@@ -42,9 +46,7 @@ class CardCallback(TrainerCallback):
         self.method = method
         self.further_methods = tuple(further_methods)
         self._facts: dict[str, Any] = _nothing()
-        self._hyper_parameters: dict[str, Any] = {}
-        self._task: dict[str, str] = {}
-        self._processes = 1
+        self._run: dict[str, Any] = {}
         self._log_history: list[dict[str, float]] = []
         self._started = 0.0
 
@@ -65,14 +67,23 @@ class CardCallback(TrainerCallback):
         kept: Any = state.stateful_callbacks  # a dict once the state is made
         self._facts = _nothing() | kept.get(_KEY, {})
         kept[_KEY] = self._facts
-        self._look(args, state, kwargs)
-        self._facts["data"]["train"] = _describe(kwargs.get("train_dataloader"))
+        dataset = _dataset_of(kwargs.get("train_dataloader"))
+        name = _name_of(dataset)
+        self._facts["train"] = _describe(dataset)
+        self._run = {
+            **_model_facts(kwargs.get("model")),
+            **({"dataset": name} if name else {}),
+            "hyper_parameters": _hyper_parameters(args),
+            "environment": {"processes": args.world_size, "hardware": hardware(), **versions()},
+        }
+        self._log_history = state.log_history
         self._started = time.perf_counter() - self._facts["seconds"]
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._facts["seconds"] = time.perf_counter() - self._started
+        self._facts["step"] = state.global_step
 
     def on_evaluate(
         self,
@@ -82,69 +93,96 @@ class CardCallback(TrainerCallback):
         metrics: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._look(args, state, kwargs)
-        self._facts["data"]["evaluation"] = _describe(kwargs.get("eval_dataloader"))
         numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, int | float)}
-        self._facts["evaluation"] |= numbers
+        self._facts["evaluations"][_prefix_of(numbers)] = {
+            "step": self._facts["step"],
+            "data": _describe(_dataset_of(kwargs.get("eval_dataloader"))),
+            "metrics": numbers,
+        }
+        # which step is the best shows only after its evaluation
+        kept = {step: seen for step, seen in self._facts["seen"].items() if step == str(state.best_global_step)}
+        seen = {name: copy.deepcopy(self._facts[name]) for name in ("evaluations", "method")}
+        self._facts["seen"] = kept | {str(state.global_step): seen}
 
-    def _look(self, args: TrainingArguments, state: TrainerState, kwargs: Mapping[str, Any]) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._log_history = state.log_history
-        self._processes = args.world_size
-        self._hyper_parameters = _hyper_parameters(args)
-        self._task = _task_of(kwargs["model"]) if kwargs.get("model") is not None else {}
+        if args.load_best_model_at_end and state.best_model_checkpoint:  # Trainer has loaded it by now
+            self._facts["step"] = state.best_global_step
+            for name, facts in self._facts["seen"].get(str(state.best_global_step), {}).items():
+                self._facts[name] |= facts
 
     # ---------------------------------------------------------------------------------------------- the card
     def card_facts(self) -> dict[str, Any]:
-        """Arguments of `MethodCard` that the run has shown so far."""
-        losses = loss_entries(self._log_history)
-        kept = {"step", *loss_names(losses)}
-        data = self._facts["data"]
-        environment = {"training time": _duration(self._facts["seconds"])} if self._facts["seconds"] else {}
-        return {
-            **self._task,
-            "further_methods": self.further_methods,
-            "dataset": data.get("train", {}).get("name") or "unknown",
-            "data": data,
-            "hyper_parameters": self._hyper_parameters,
-            "results": self._results(),
-            "log_history": [{name: entry[name] for name in kept if name in entry} for entry in losses],
-            "facts": self._facts["method"],
-            "environment": {
-                **environment,
-                "processes": self._processes,
-                "hardware": hardware(),
-                **versions(),
-            },
-        }
+        """Arguments of `MethodCard` that the run has shown so far; without `log_history` if it has not trained."""
+        train, evaluations = self._facts["train"], self._facts["evaluations"]
+        facts: dict[str, Any] = {"further_methods": self.further_methods, **self._run, "data": {}}
+        if train is not None:
+            losses = loss_entries(self._log_history)
+            kept = {"step", *loss_names(losses)}
+            facts["log_history"] = [{name: entry[name] for name in kept if name in entry} for entry in losses]
+            facts["data"]["train"] = train
+            if self._facts["seconds"]:
+                facts["environment"] = {"training time": _duration(self._facts["seconds"]), **facts["environment"]}
+        if train is not None or evaluations:
+            facts |= {"results": self._results(), "facts": self._facts["method"]}
+        facts["data"] |= {_part_of(prefix) or "evaluation": seen["data"] for prefix, seen in evaluations.items()}
+        return facts
 
     def create_card(self, folder: str | os.PathLike[str], **facts: Any) -> MethodCard:
-        """Write the card of the saved model; `facts` are further arguments of `MethodCard` and win."""
-        return create_card(folder, self.method, **(self.card_facts() | facts))
+        """Write the card of the saved model; `facts` are further arguments of `hub_cards.create_card` and win."""
+        return create_card(folder, self.method, run=self.card_facts(), **facts)
 
     def _results(self) -> list[Result]:
         title, groups = METHODS[self.method].title, self._facts["groups"]
         results = []
-        for key, value in self._facts["evaluation"].items():
-            if key in self._facts["hidden"] or key.endswith(_NO_RESULTS):
-                continue
-            group, metric = groups.get(key, ("", key.removeprefix("eval_")))
-            results.append(Result(title, metric, value, is_method=True, group=group))
+        for prefix, seen in self._facts["evaluations"].items():
+            step = None if seen["step"] == self._facts["step"] else seen["step"]
+            for key, value in seen["metrics"].items():
+                if key in self._facts["hidden"] or key.endswith(_NO_RESULTS):
+                    continue
+                group, metric = groups.get(key, ("", key.removeprefix(f"{prefix}_")))
+                group = ", ".join(filter(None, (_part_of(prefix), group)))
+                results.append(Result(title, metric, value, is_method=True, group=group, step=step))
         return results
 
 
 def _nothing() -> dict[str, Any]:
-    return {"seconds": 0.0, "data": {}, "evaluation": {}, "groups": {}, "hidden": [], "method": {}}
+    """`step`: of the training, whose weights the model has. `seen`: the last and the best step's evaluations."""
+    facts: dict[str, Any] = {"seconds": 0.0, "step": 0, "train": None}
+    return facts | {"evaluations": {}, "method": {}, "groups": {}, "hidden": [], "seen": {}}
 
 
-def _describe(dataloader: Any) -> dict[str, Any]:
-    """Name, number of rows and fingerprint of a data set, as far as it has them."""
-    dataset: Any = getattr(dataloader, "dataset", None)
+def _prefix_of(metrics: Mapping[str, float]) -> str:
+    """What the names of an evaluation's metrics begin with: "eval", or "eval_photo" for one set of several."""
+    return next((name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime")), "eval")
+
+
+def _part_of(prefix: str) -> str:
+    """The name of the data set behind a prefix, "" for the only one."""
+    return "" if prefix == "eval" else prefix.removeprefix("eval_")
+
+
+def _dataset_of(dataloader: Any) -> Any:
+    return getattr(dataloader, "dataset", None)
+
+
+def _describe(dataset: Any) -> dict[str, Any]:
+    """Number of rows and fingerprint of a data set, as far as it has them."""
     rows = len(dataset) if hasattr(dataset, "__len__") else None
-    return {
-        "name": getattr(dataset, "builder_name", None),
-        "rows": rows,
-        "fingerprint": getattr(dataset, "_fingerprint", None),
-    }
+    return {"rows": rows, "fingerprint": getattr(dataset, "_fingerprint", None)}
+
+
+def _name_of(dataset: Any) -> str | None:
+    """Hub id of a data set, or the name of what built it; "csv" and the like name none."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    addresses = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+    found = [re.match(r"hf://datasets/(.+?)@", address) for address in addresses]
+    ids = [address[1] for address in found if address]
+    name: str | None = getattr(dataset, "builder_name", None)
+    return ids[0] if ids else None if name in _PACKAGED_DATASETS_MODULES else name
 
 
 def _hyper_parameters(args: TrainingArguments) -> dict[str, Any]:
@@ -157,13 +195,13 @@ def _hyper_parameters(args: TrainingArguments) -> dict[str, Any]:
     return listed | {name: getattr(args, name) for name in fields}
 
 
-def _task_of(model: Any) -> dict[str, str]:
-    while hasattr(model, "module"):  # DDP's and compile's wrappers
-        model = model.module
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name = type(base).__name__
-    tasks = [task for task, names in TASK_MAPPING.items() if name in _get_mapping_values(names)]
-    return {"task": tasks[0]} if tasks else {}
+def _model_facts(model: Any) -> dict[str, Any]:
+    """The model that was trained on from: its name, where no adapter's configuration has it, and its head."""
+    if model is None:
+        return {}
+    model = unwrapped(model)
+    name = None if hasattr(model, "get_base_model") else getattr(model, "name_or_path", None)
+    return {"base_options": base_options(model), **({"base_model": name} if name else {})}
 
 
 def _duration(seconds: float) -> str:

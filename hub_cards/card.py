@@ -1,5 +1,6 @@
 """A model card: facts in a dataclass, a template that words them, metadata that the Hub reads."""
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_ext.hub_cards import text
-from hf_ext.hub_cards.methods import METHODS, Method
+from hf_ext.hub_cards.methods import METHODS, USAGES, Method, usage_of
+from hf_ext.hub_cards.tasks import auto_class_for
 
 CARD_FILE = "README.md"
-#: what the Hub calls a task -> what peft calls it, and the class that loads its models
-TASKS = {
-    "image-classification": (None, "AutoModelForImageClassification"),
-    "text-classification": ("SEQ_CLS", "AutoModelForSequenceClassification"),
-    "token-classification": ("TOKEN_CLS", "AutoModelForTokenClassification"),
-    "text-generation": ("CAUSAL_LM", "AutoModelForCausalLM"),
-}
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,11 @@ class Result:
         mean, std, seeds: over how many runs.
         is_method: whether the value is the method's; those go into the metadata.
         group: the part of the data it is of (a task, a domain), or "" for all.
+        step: of the training, where the weights it was measured with are not those of the card.
+        published: False for a variant of the method whose weights are not the card's; it stays out of the metadata.
+
+    Raises:
+        ValueError: a mean or standard deviation that is no number.
     """
 
     system: str
@@ -43,6 +43,17 @@ class Result:
     seeds: int = 1
     is_method: bool = False
     group: str = ""
+    step: int | None = None
+    published: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            try:
+                # plain numbers in place of NumPy's and of tensors, and of words such as "nan"
+                object.__setattr__(self, name, None if value is None and name == "std" else float(value))
+            except (TypeError, ValueError):
+                raise ValueError(f"{name}: found {value!r}, allowed is a number") from None
 
 
 @dataclass
@@ -53,13 +64,17 @@ class MethodCard:
         method: a key of `METHODS`.
         model_name: title and name in the metadata.
         further_methods: keys of other methods that took part.
+        note: what to know of this model before all else.
         base_model: Hub id of the model it adapts, or None.
+        base_options: what `from_pretrained` is told when it loads `base_model`.
         base_folder: folder of the base model within the card's own, or None.
         place: where the snippet loads the model from, a Hub id or a folder.
         dataset: name of the data, shown and put into the metadata.
         dataset_description: how they were used.
         data: facts of every split, `{"train": {"rows": 100, "fingerprint": "..."}}`.
-        task: Hub task, such as "image-classification".
+        task: Hub task, such as "image-classification"; the Hub takes no results without one.
+        auto_class: the class of transformers that loads the model, by default the task's.
+        adapter: the type of peft's adapter (`peft_type`), or None for a model that is whole.
         hyper_parameters: names and values.
         results: the tables; rows with `is_method` go into the metadata (`model-index`).
         log_history: Trainer's; the card shows every loss term in it.
@@ -80,13 +95,17 @@ class MethodCard:
     method: str
     model_name: str
     further_methods: Sequence[str] = ()
+    note: str = ""
     base_model: str | None = None
+    base_options: Mapping[str, Any] = field(default_factory=dict)
     base_folder: str | None = None
     place: str = "."
     dataset: str = "unknown"
     dataset_description: str = ""
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    task: str = "image-classification"
+    task: str | None = None
+    auto_class: str | None = None
+    adapter: str | None = None
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     results: Sequence[Result] = ()
     log_history: Sequence[Mapping[str, Any]] = ()
@@ -95,7 +114,7 @@ class MethodCard:
     plots: Sequence[tuple[str, str]] = ()
     usage: str = ""
     example: str = ""
-    library_name: str = "peft"
+    library_name: str | None = None
     license: str | None = None
     limitations: str = ""
     command: str = ""
@@ -116,11 +135,17 @@ class MethodCard:
         """The snippet: loads the model and goes on with the example; empty if there is nothing to load onto."""
         usage = self.usage
         if not usage:
-            auto_class = TASKS.get(self.task, (None, "AutoModel"))[1]
-            # a way to train leaves the loading to the kind of model, which may be another method's
-            method = next((method for method in self.about if method.usage), self.about[0])
-            usage = method.usage_of(auto_class, self.place, self.base_model, self.base_folder, self.library_name)
+            auto_class = self.auto_class or auto_class_for(self.task)
+            usage = usage_of(self._usage, auto_class, self.place, self.base_model, self.base_options, self.base_folder)
         return "\n\n".join(part.rstrip() for part in (usage, self.example) if part)
+
+    @property
+    def _usage(self) -> str:
+        """How to load what lies there: what an adapter is decides, whichever method trained it."""
+        if self.adapter:
+            method = METHODS.get(self.adapter.lower())
+            return method.usage if method else USAGES["peft"]
+        return self.about[0].usage or USAGES["transformers"]
 
     @property
     def overall(self) -> list[Result]:
@@ -154,11 +179,11 @@ class MethodCard:
 
     def metadata(self) -> ModelCardData:
         """The YAML header; everything in it goes through a YAML writer."""
-        own = [result for result in self.results if result.is_method]
+        own = [row for row in self.results if row.is_method and row.published and math.isfinite(row.mean)]
         several = len({result.system for result in own}) > 1
         evaluations = [
             EvalResult(
-                task_type=self.task,
+                task_type=self.task or "",
                 dataset_type=text.yaml(self.dataset),
                 dataset_name=text.yaml(self.dataset),
                 dataset_config=text.yaml(result.group) or None,
@@ -177,7 +202,7 @@ class MethodCard:
             pipeline_tag=self.task,
             tags=list(dict.fromkeys([*tags, *map(text.yaml, self.tags)])),
             datasets=[self.dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", self.dataset) else None,
-            eval_results=evaluations or None,
+            eval_results=evaluations if evaluations and self.task else None,  # the Hub refuses some without a task
         )
 
     def render(self) -> str:
@@ -202,12 +227,16 @@ class MethodCard:
         body = environment.get_template("method.md.j2").render(card=self)
         return f"---\n{self.metadata().to_yaml()}\n---\n\n{body}"
 
+    def content(self) -> bytes:
+        """The card as a file holds it."""
+        return self.render().encode(errors="replace")  # lone surrogates
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `README.md` into a folder, complete or not at all."""
         path = Path(folder) / CARD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{CARD_FILE}.part")
-        part.write_text(self.render(), encoding="utf-8", errors="replace")  # lone surrogates
+        part.write_bytes(self.content())
         os.replace(part, path)
         return path
 
@@ -224,6 +253,8 @@ def loss_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _metric_name(result: Result, *, with_system: bool) -> str:
     notes = [result.system] if with_system else []
+    if result.step is not None:
+        notes.append(f"at step {result.step}")
     if result.seeds > 1:
         notes.append(f"mean of {result.seeds} seeds")
     if result.std is not None:

@@ -23,7 +23,7 @@ class Picture:
     draw: Callable[[Any, str], None]
 
 
-#: how models load that a method has trained and not changed, by library
+#: how a model or an adapter loads that no method of ours has given a form of its own, by library
 USAGES = {
     "transformers": """from transformers import {auto_class}
 
@@ -52,9 +52,10 @@ class Method:
         bibtex: citation.
         tags: of the model on the Hub.
         limitations: what to know before relying on it (markdown).
-        usage: Python code that loads a model, with `{auto_class}`, `{place}` and, for what goes onto a base model,
-            `{base}`. Empty for a way to train, whose models load as ever (`USAGES`).
-        settings: picks those of a configuration's values that a card shows; by default all that say something.
+        usage: Python code that loads what is named after the method, with `{auto_class}`, `{place}` and, for what goes
+            onto a base model, `{base}`. Empty for a way to train, whose models load as ever (`USAGES`).
+        settings: picks those of a configuration's values that a card shows; by default all of an adapter's that say
+            something, and none of a model's.
         pictures: drawn into every card's folder.
         commands: name of the module of its `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`.
         studies: name of the module of its `STUDIES`, for `hf-ext reproduce`.
@@ -77,22 +78,29 @@ class Method:
     studies: str | None = None
     benchmarks: str | None = None
 
-    def usage_of(
-        self, auto_class: str, place: str, base_model: str | None, base_folder: str | None, library: str = ""
-    ) -> str:
-        """The code that loads what lies at `place`, whatever characters are in the names.
 
-        Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
-        """
-        usage = self.usage or USAGES.get(library, "")
-        base = _quoted(base_model) if base_model else None
-        if base is None and base_folder:
-            # where the adapter's own configuration is looked for too, in place of the folder above that has one
-            subfolder = _quoted(base_folder)
-            base = f'{_quoted(place)}, subfolder={subfolder}, adapter_kwargs={{"subfolder": {subfolder}}}'
-        if base is None and "{base}" in usage:
-            return ""
-        return usage.format(auto_class=auto_class, place=_quoted(place), base=base)
+def usage_of(
+    usage: str,
+    auto_class: str,
+    place: str,
+    base_model: str | None,
+    base_options: Mapping[str, Any],
+    base_folder: str | None,
+) -> str:
+    """The code that loads what lies at `place`, whatever characters are in the names.
+
+    Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
+    """
+    base = None
+    if base_model:
+        base = ", ".join([_quoted(base_model), *(f"{name}={value!r}" for name, value in base_options.items())])
+    if base is None and base_folder:
+        # where the adapter's own configuration is looked for too, in place of the folder above that has one
+        subfolder = _quoted(base_folder)
+        base = f'{_quoted(place)}, subfolder={subfolder}, adapter_kwargs={{"subfolder": {subfolder}}}'
+    if base is None and "{base}" in usage:
+        return ""
+    return usage.format(auto_class=auto_class, place=_quoted(place), base=base)
 
 
 def _quoted(name: str) -> str:
@@ -142,17 +150,12 @@ _MOLA = Method(
 }""",
     tags=("hf_ext", "mola", "peft", "mixture-of-low-rank-adapters", "multi-task"),
     limitations=(
-        "Task routing needs the task of every sample, at inference too. A router can only tell tasks apart that "
-        "differ in their inputs. There is no single merged weight for all tasks; one task at a time can be merged or "
-        "exported."
+        "A mixture with task routing needs the task of every sample, at inference too. A router can only tell tasks "
+        "apart that differ in their inputs. There is no single merged weight for all tasks; one task at a time can be "
+        "merged or exported."
     ),
-    usage="""import hf_ext  # tells peft what MoLA is
-from peft import PeftModel
-from transformers import {auto_class}
-
-base = {auto_class}.from_pretrained({base})
-model = PeftModel.from_pretrained(base, {place}).eval()
-# with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)
+    usage=f"""import hf_ext  # tells peft what MoLA is
+{USAGES["peft"]}# with task routing every call names the samples' tasks: model(..., mola_task_ids=task_ids)
 """,
     settings=_mola_settings,
     pictures=(

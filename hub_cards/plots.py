@@ -1,7 +1,8 @@
 """Pictures for cards, as PNG files. Colours stay apart for colour-blind readers."""
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, product
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
 from hf_ext.hub_cards.card import Result, loss_entries, loss_names
@@ -29,24 +31,25 @@ def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> Non
         raise ValueError(f"results: found the metrics {metrics}, allowed is one")
     figure, (axes,) = new_figure(7, 0.45 * len(results) + 1)
     for position, row in enumerate(results):
-        spread = row.std or 0.0
+        # what is no number has no bar
+        length, spread = (value if math.isfinite(value) else 0.0 for value in (row.mean, row.std or 0.0))
         axes.barh(
             position,
-            row.mean,
+            length,
             xerr=spread or None,
             color=METHOD if row.is_method else BASELINE,
             error_kw={"ecolor": "#444444", "capsize": 3},
         )
         axes.annotate(
             f"{row.mean:.3f}",
-            (max(row.mean + spread, 0), position),
+            (max(length + spread, 0), position),
             (5, 0),
             textcoords="offset points",
             va="center",
             weight="bold" if row.is_method else "normal",
         )
     axes.set_yticks(range(len(results)), [row.system for row in results])
-    _plain_labels(axes)
+    _plain_text(axes.get_yticklabels())
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.15)
@@ -69,7 +72,7 @@ def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
         axes.plot(*zip(*points, strict=True), dash, color=colour, label=name, marker="." if len(points) == 1 else "")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    axes.legend(frameon=False)
+    _plain_text(axes.legend(frameon=False).get_texts())
     figure.savefig(path, dpi=150)
 
 
@@ -89,7 +92,7 @@ def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence
     picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(weights.shape[1]), [f"expert {expert}" for expert in range(weights.shape[1])])
     axes.set_yticks(range(weights.shape[0]), tasks or [f"task {task}" for task in range(weights.shape[0])])
-    _plain_labels(axes)
+    _plain_text(axes.get_yticklabels())
     axes.tick_params(length=0)
     for (task, expert), weight in np.ndenumerate(weights):
         words = "-" if np.isnan(weight) else f"{weight:.2f}"
@@ -109,7 +112,7 @@ def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list
     return figure, panels
 
 
-def _plain_labels(axes: Axes) -> None:
-    """Names on the y axis are text, not formulas, even between dollar signs."""
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
+def _plain_text(names: Iterable[Text]) -> None:
+    """Names are text, not formulas, even between dollar signs."""
+    for name in names:
+        name.set_parse_math(False)

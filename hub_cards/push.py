@@ -92,7 +92,7 @@ def push_folder(
         )
 
     repo = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, retries)
-    changed = {CARD_FILE: card_at(source, repo), _ADAPTER_CONFIG: _config_without_path(source)}
+    changed = {**card_at(source, repo), _ADAPTER_CONFIG: _config_without_path(source)}
     sent: dict[str, Path | bytes] = files | {name: content for name, content in changed.items() if content is not None}
     if private and not _retry(lambda: api.model_info(repo).private, retries):
         raise ValueError(

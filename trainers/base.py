@@ -1,6 +1,7 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from transformers.trainer_utils import denumpify_detensorize
 from hf_ext.data.collators import KeepColumns
 from hf_ext.data.columns import group_label, holds_text, text_values, with_ids
 from hf_ext.hub_cards.callback import CardCallback
+from hf_ext.hub_cards.create import create_card, is_handwritten
 from hf_ext.hub_cards.push import push_folder
 from hf_ext.trainers.checkpoints import (
     is_complete,
@@ -237,6 +239,7 @@ class MethodMixin(_Base):
         """Write the method's card into `output_dir`, or Trainer's own for a mixin without `method`.
 
         Of Trainer's arguments the method's card has no use for `language`, `tasks`, `dataset_tags` and `dataset_args`.
+        A `README.md` that somebody wrote or changed is kept, with a warning.
         """
         if self.card is None:
             super().create_model_card(
@@ -244,15 +247,20 @@ class MethodMixin(_Base):
             )
         elif self.is_world_process_zero():
             folder = str(self.args.output_dir)
-            given = {
+            given: dict[str, Any] = {
+                "model_name": model_name,
                 "license": license,
                 "tags": [tags] if isinstance(tags, str) else tags,
                 "base_model": finetuned_from,
                 "dataset": ", ".join(dataset) if isinstance(dataset, list) else dataset,
             }
             given = {name: value for name, value in given.items() if value is not None}
-            name = model_name or os.path.basename(os.path.abspath(folder))
-            self.card.create_card(folder, **(self.card_facts() | {"model_name": name} | given))
+            if is_handwritten(folder):
+                warnings.warn(
+                    f"{folder}/README.md holds text of somebody's: it is kept, no card is made", stacklevel=2
+                )
+            else:
+                create_card(folder, self.method, run=self.card_facts(), **given)
 
     def push_to_hub(
         self,
@@ -265,7 +273,8 @@ class MethodMixin(_Base):
     ) -> Any:
         """Save, write the card and publish `output_dir` with `hub_cards.push_folder`; Trainer's own without `method`.
 
-        Unlike Trainer's it sends no pickle (`training_args.bin`) and tries again where the Hub fails.
+        Unlike Trainer's it sends no pickle (`training_args.bin`) and tries again where the Hub fails. A `README.md`
+        that somebody wrote or changed is published as it is.
 
         Returns:
             The commit, or its future if not `blocking`; None on all processes but the first.
@@ -278,7 +287,7 @@ class MethodMixin(_Base):
             return None
         folder = os.path.abspath(str(self.args.output_dir))
         repo_id = self.hub_model_id or self.args.hub_model_id or os.path.basename(folder)
-        self.create_model_card(**{"model_name": repo_id.split("/")[-1], **kwargs})
+        self.create_model_card(**kwargs)
         self._finish_current_push()
         push = partial(
             push_folder,
@@ -315,6 +324,7 @@ class MethodMixin(_Base):
         output = super().evaluation_loop(*args, **kwargs)
         found, self._evaluated_groups = self._evaluated_groups, {}
         if self.compute_metrics is not None and output.predictions is not None:
+            assert output.metrics is not None  # a loop's own always are
             dataset = getattr(kwargs.get("dataloader", args[0] if args else None), "dataset", None)
             prefix = kwargs.get("metric_key_prefix", "eval")
             for name, column in self.groups.items():

@@ -164,11 +164,6 @@ class MoLAMixin(MethodMixin):
                 f"(num_experts={config.num_experts}, num_tasks={config.num_tasks})"
             )
 
-    def card_facts(self) -> dict[str, Any]:
-        facts = super().card_facts()
-        *_, config = self._adapter
-        return facts | {"base_model": config.base_model_name_or_path}
-
     # ---------------------------------------------------------------------------------------------- training
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)

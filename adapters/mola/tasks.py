@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.layer import MoLAConv2d, MoLAHead, MoLALayer
+from hf_ext.hub_cards.create import keep_facts
+from hf_ext.hub_cards.tasks import base_options
 
 if TYPE_CHECKING:
     from hf_ext.adapters.mola.model import MoLAModel
@@ -89,7 +91,8 @@ def export_lora(
 ) -> None:
     """Write expert `task_id` as an ordinary LoRA adapter: any PEFT user loads it, without hf_ext, with equal outputs.
 
-    Writes `adapter_config.json` and `adapter_model.safetensors`, each complete or not at all. Trained modules
+    Writes `adapter_config.json` and `adapter_model.safetensors`, each complete or not at all, and facts from which
+    `hub_cards.create_card(folder)` makes the card of what was exported. Trained modules
     (`modules_to_save`, the task's heads) go along; with `train_backbone=True` the trained base model is written to
     `folder/base_model` and named as the adapter's base.
 
@@ -152,6 +155,11 @@ def export_lora(
     with tempfile.TemporaryDirectory(dir=folder) as made:
         lora.save_pretrained(made)
         os.replace(Path(made) / "adapter_config.json", folder / "adapter_config.json")
+    note = (
+        f"This is expert {task_id} of a mixture, exported as an ordinary LoRA for the samples of task {task_id}. It "
+        "loads without hf_ext and is told no task ids; what follows is of the mixture it was trained in."
+    )
+    keep_facts(folder, "mola", note=note, base_options=base_options(tuner.model))
 
 
 def _lora_pair(layer: MoLALayer, adapter_name: str, task_id: int, name: str) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig,
 from transformers.utils import logging
 
 from hf_ext.hub_cards import Result
+from hf_ext.hub_cards.create import refuse_handwritten
 from hf_ext.studies.training import quiet
 
 
@@ -29,7 +30,7 @@ class Demo:
         **counts: options of the command, for example `seeds=3`.
 
     Raises:
-        ValueError: a count below one.
+        ValueError: a count below one, or a folder whose README.md somebody has written.
     """
 
     def __init__(self, out: str, text: str, *, total: int, **counts: int) -> None:
@@ -43,6 +44,7 @@ class Demo:
         self.console.print(text)
         self.folder = Path(out)
         self.folder.mkdir(parents=True, exist_ok=True)
+        refuse_handwritten(self.folder)  # not after minutes of training
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=self.console)
         self._total = self.progress.add_task("all runs", total=total)
@@ -141,7 +143,9 @@ def pretrained_vit(data: DatasetDict, steps: int, seed: int, view: Demo) -> ViTF
     return model
 
 
-def over_seeds(system: str, values: Sequence[float], *, is_method: bool, group: str = "") -> Result:
+def over_seeds(
+    system: str, values: Sequence[float], *, is_method: bool, published: bool = True, group: str = ""
+) -> Result:
     """Mean and standard deviation of a system's accuracies."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Result(system, "accuracy", float(np.mean(values)), std, len(values), is_method=is_method, group=group)
+    return Result(system, "accuracy", float(np.mean(values)), std, len(values), is_method, group, published=published)

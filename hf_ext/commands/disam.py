@@ -83,7 +83,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         for name, runs in scores.items()
         for part in runs[0]
     ]
-    create_card(view.folder, **(facts | _card_facts(results, seeds, steps)))
+    create_card(view.folder, run=facts, **_card_facts(results, seeds, steps))
     view.finish("accuracy on the unseen domain", results)
 
 

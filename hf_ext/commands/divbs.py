@@ -81,7 +81,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                     trainer.model.save_pretrained(view.folder)
                     facts = trainer.card_facts()
     results = [over_seeds(name, values, is_method=name == SHOWN) for name, values in scores.items()]
-    create_card(view.folder, **(facts | _card_facts(results, seeds, steps)))
+    create_card(view.folder, run=facts, **_card_facts(results, seeds, steps))
     view.finish("accuracy", results)
 
 

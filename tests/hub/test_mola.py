@@ -116,7 +116,10 @@ def test_an_expert_is_a_lora_for_everyone(
 ) -> None:
     model = _adapted(base, modules_to_save=["classifier"])
     model.export_lora(1, tmp_path / "lora")
-    create_card(tmp_path / "lora", "mola", base_model="me/base")
+    card = create_card(tmp_path / "lora")
+    assert "expert 1 of a mixture" in card.render() and card.library_name == "peft"
+    assert "hf_ext" not in card.code and "mola_task_ids" not in card.code
+    assert 'AutoModelForSequenceClassification.from_pretrained("me/base", num_labels=' in card.code
     in_process(PUSH.format(folders=[str(tmp_path / "lora")], options=""))
     code = f"""
 import sys, torch

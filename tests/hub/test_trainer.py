@@ -23,7 +23,7 @@ from hf_ext.adapters import MoLAConfig
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
 data = hf_ext.data.load("digits-rotated")["train"].select(range(0, 2400, 50))
-base = AutoModelForImageClassification.from_pretrained("me/base")
+base = AutoModelForImageClassification.from_pretrained("me/base"{base})
 config = MoLAConfig(target_modules=["q_proj", "fc1"], num_experts=4, r=2, init_weights=False, {config})
 args = MoLATrainingConfig(
     "out", max_steps=2, save_steps=1, logging_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True,
@@ -43,7 +43,7 @@ from hf_ext.hub_cards import create_card, push_folder
 
 AutoModelForImageClassification.from_pretrained("me/base").save_pretrained("out/base_model")
 trainer.model.save_pretrained("out")
-create_card("out", **trainer.card_facts() | {"base_model": None})
+create_card("out", run=trainer.card_facts(), base_model=None)
 push_folder("out", "me/whole")
 """
 #: goes on from the card's snippet
@@ -63,8 +63,8 @@ def base(hub: Hub, tmp_path: Path) -> None:
     hub.add("me/base", {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()})
 
 
-def _train(config: str = "", args: str = "", push: str = "") -> str:
-    return TRAIN.format(config=config, args=args, push=push)
+def _train(config: str = "", args: str = "", push: str = "", base: str = "") -> str:
+    return TRAIN.format(config=config, args=args, push=push, base=base)
 
 
 def _snippet(hub: Hub, name: str) -> str:
@@ -87,6 +87,20 @@ def test_the_card_that_is_pushed_loads_what_was_trained(hub: Hub, in_process: Ca
     assert (card.base_model, card.license, card.model_name) == ("me/base", "mit", "out")
     assert {result.metric_type for result in card.eval_results} == {"loss"}
     assert in_process(_snippet(hub, "me/out") + LOAD) == trained["logits"]
+
+
+@pytest.mark.usefixtures("base")
+def test_a_head_for_other_classes_than_the_base_models(hub: Hub, in_process: Callable[..., Any]) -> None:
+    head = ", num_labels=12, ignore_mismatched_sizes=True"
+    trained = in_process(_train('modules_to_save=["classifier"]', base=head))
+    assert in_process(_snippet(hub, "me/out") + LOAD) == trained["logits"]
+
+
+@pytest.mark.usefixtures("base")
+def test_words_of_the_user_are_published(hub: Hub, in_process: Callable[..., Any]) -> None:
+    words = "\ntrainer.create_model_card()\nopen('out/README.md', 'a').write('My words.')\ntrainer.push_to_hub()\n"
+    in_process(_train() + words)
+    assert hub.repos["me/out"].files()["README.md"].decode().endswith("My words.")
 
 
 @pytest.mark.usefixtures("base")

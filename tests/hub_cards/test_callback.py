@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from transformers import (
     EvalPrediction,
     Trainer,
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from hf_ext.hub_cards import CardCallback, Method
+from hf_ext.hub_cards.callback import _name_of
 from hf_ext.trainers import MethodMixin
 
 
@@ -152,8 +154,7 @@ def test_a_resumed_run_goes_on_with_the_facts(
     first.train()
     before = first.card_facts()
     second = ToyTrainer(model, _arguments(tmp_path, **options), **shared)
-    losses = second.card_facts()["log_history"]
-    assert not losses
+    assert "log_history" not in second.card_facts()
     second.train(resume_from_checkpoint=True)
     after = second.card_facts()
     assert (before["environment"]["training time"], after["environment"]["training time"]) == ("20 s", "40 s")
@@ -180,6 +181,143 @@ def test_a_second_training_forgets_the_first(
     assert trainer.card_facts()["results"]
     trainer.train()
     assert not trainer.card_facts()["results"]
+
+
+# ------------------------------------------------------------------------------------------------ of which weights
+def _values(facts: dict[str, Any]) -> dict[str, tuple[float, int | None]]:
+    return {row.metric: (row.mean, row.step) for row in facts["results"] if not row.group}
+
+
+class Steps(TrainerCallback):
+    """Makes the loss worse after the first steps, and notes what every evaluation showed."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        with torch.no_grad():
+            model.classifier.bias.copy_(torch.arange(5.0) * (state.global_step - 2) ** 2)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self.losses[state.global_step] = metrics["eval_loss"]
+
+
+def test_the_results_are_those_of_the_best_model(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
+    class Table(ToyTrainer):
+        def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+            assert self.card is not None
+            self.card.add_fact("seen", self.state.global_step)
+            return super().evaluation_loop(*args, **kwargs)
+
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    arguments = _arguments(tmp_path, **options, load_best_model_at_end=True)
+    seen = Steps()
+    trainer = Table(model, arguments, train_dataset=data, eval_dataset=data, callbacks=[seen])
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    facts = trainer.card_facts()
+    assert _values(facts) == {"loss": (seen.losses[2], None)}
+    assert facts["facts"] == {"seen": 2}
+    metrics = trainer.evaluate()
+    assert _values(trainer.card_facts()) == {"loss": (metrics["eval_loss"], None)}
+    assert metrics["eval_loss"] == pytest.approx(seen.losses[2])
+
+
+def test_an_evaluation_of_older_weights_says_so(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
+    class Once(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_evaluate = state.global_step == 3
+
+    trainer = ToyTrainer(model, _arguments(tmp_path), train_dataset=data, eval_dataset=data, callbacks=[Once()])
+    trainer.train()
+    assert _values(trainer.card_facts())["loss"][1] == 3
+    trainer.evaluate()
+    assert _values(trainer.card_facts())["loss"][1] is None
+
+
+def test_several_evaluation_sets_are_told_apart(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
+    sets = {"photo": data, "sketch": data.select(range(7))}
+    trainer = ToyTrainer(model, _arguments(tmp_path), train_dataset=data, eval_dataset=sets, compute_metrics=_accuracy)
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.evaluate(data.select(range(5)), metric_key_prefix="test")
+    facts = trainer.card_facts()
+    assert {name: split["rows"] for name, split in facts["data"].items()} == {
+        **{"train": 24, "photo": 24, "sketch": 7, "test": 5}
+    }
+    found = {(row.group, row.metric): row.mean for row in facts["results"]}
+    for name in sets:
+        assert found[name, "accuracy"] == metrics[f"eval_{name}_accuracy"]
+        assert found[name, "worst_domain_accuracy"] == metrics[f"eval_{name}_worst_domain_accuracy"]
+        for domain in (0, 1):
+            assert found[f"{name}, domain {domain}", "accuracy"] == metrics[f"eval_{name}_domain_{domain}_accuracy"]
+    assert len(found) == len(facts["results"]) and ("test, domain 0", "accuracy") in found
+
+
+# ------------------------------------------------------------------------------------------------ one folder, two runs
+def test_a_trainer_that_only_evaluates(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
+    trainer = ToyTrainer(model, _arguments(tmp_path, learning_rate=0.125), train_dataset=data)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(dataset="digits")
+    second = ToyTrainer(model, _arguments(tmp_path), eval_dataset=data)
+    second.create_model_card()
+    second.evaluate()
+    second.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    for part in ("Data: digits.", "| train | 24 |", "| evaluation | 24 |", "| toy_loss |", "| training time |"):
+        assert part in text
+    assert "| learning_rate | 0.125 |" in text and "| **Toy** | loss |" in text
+
+
+def test_words_of_the_user_are_kept(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
+    trainer = ToyTrainer(model, _arguments(tmp_path, max_steps=1), train_dataset=data)
+    trainer.train()
+    trainer.create_model_card()
+    with (tmp_path / "README.md").open("a") as file:
+        file.write("\nMy words.\n")
+    with pytest.warns(UserWarning, match=r"README\.md holds text of somebody's"):
+        trainer.create_model_card(license="mit")
+    assert (tmp_path / "README.md").read_text().endswith("\nMy words.\n")
+
+
+# ------------------------------------------------------------------------------------------------ names
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_base_model_and_its_head(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path, adapted: bool
+) -> None:
+    model.name_or_path = "me/base"
+    if adapted:
+        lora = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
+        model = get_peft_model(model, lora)  # type: ignore[assignment, arg-type]
+    trainer = ToyTrainer(model, _arguments(tmp_path, max_steps=1), train_dataset=data)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == "me/base"
+    from_base = 'from_pretrained("me/base", num_labels=5, ignore_mismatched_sizes=True)'
+    assert (from_base in card.text) == adapted
+
+
+def test_the_name_of_the_data(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    data = load_dataset("csv", data_files=str(tmp_path / "x.csv"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert _name_of(data) is None  # not "csv"
+    data.info.download_checksums = {"hf://datasets/me/digits@0123abc/data/x.parquet": {"num_bytes": 1}}
+    assert _name_of(data) == "me/digits"
+    data.info.download_checksums, data.info.builder_name = None, "digits"
+    assert (_name_of(data), _name_of(None)) == ("digits", None)
 
 
 def test_an_unknown_method_is_refused_at_once() -> None:

@@ -17,14 +17,15 @@ RESULTS = [
     Result("LoRA r=16", "accuracy", 0.5, 0.01, 3),
     Result("MoLA-Grad", "accuracy", 0.75, 0.02, 3, is_method=True),
 ]
+TASK = "image-classification"
 
 
 def _card(**facts: object) -> MethodCard:
-    return MethodCard(**{"method": "mola", "model_name": "my-model", "results": RESULTS, **facts})  # type: ignore[arg-type]
+    return MethodCard(**{"method": "mola", "model_name": "my-model", "task": TASK, "results": RESULTS, **facts})  # type: ignore[arg-type]
 
 
 def test_metadata_is_read_back(tmp_path: Path) -> None:
-    _card(base_model="me/base", dataset="me/data", license="mit").save(tmp_path)
+    _card(base_model="me/base", dataset="me/data", license="mit", library_name="peft").save(tmp_path)
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.base_model, data.datasets, data.license, data.library_name) == ("me/base", ["me/data"], "mit", "peft")
     assert set(METHODS["mola"].tags) <= set(data.tags)
@@ -33,10 +34,31 @@ def test_metadata_is_read_back(tmp_path: Path) -> None:
     assert result.metric_name == "accuracy (mean of 3 seeds, std 0.02)"
 
 
+def test_the_hub_gets_no_results_of_an_unknown_task() -> None:
+    text = _card(task=None).render()
+    assert ModelCard(text).data.eval_results is None and "0.750" in text
+
+
 def test_two_systems_of_a_method_are_told_apart() -> None:
     results = [Result(system, "accuracy", 0.5, is_method=True) for system in ("Grad", "Router")]
     read = ModelCard(_card(results=results).render()).data.eval_results
     assert [result.metric_name for result in read] == ["accuracy (Grad)", "accuracy (Router)"]
+
+
+def test_weights_of_others_are_told_apart() -> None:
+    results = [
+        Result("Grad", "accuracy", 0.5, is_method=True, step=4),
+        Result("Router", "accuracy", 0.25, is_method=True, published=False),
+    ]
+    card = ModelCard(_card(results=results).render())
+    assert [result.metric_name for result in card.data.eval_results] == ["accuracy (at step 4)"]
+    assert "| **Router** | accuracy | 0.250 |" in card.text and "0.500 (step 4)" in card.text
+    assert "(step N)" in card.text and "(step N)" not in _card().render()
+
+
+def test_a_result_is_a_number() -> None:
+    with pytest.raises(ValueError, match="mean: found 'much', allowed is a number"):
+        Result("MoLA", "accuracy", "much")  # type: ignore[arg-type]
 
 
 def test_optional_facts_are_shown() -> None:
@@ -54,7 +76,7 @@ def test_body_says_what_it_should() -> None:
         "| LoRA r=16 |",
         "0.750 ± 0.020",
         "```python\nimport hf_ext",
-        "![a plot](a.png)",
+        "![a plot](a.png)\n\n*a plot*\n",
         "@inproceedings{zhou2024",
     ):
         assert part in text
@@ -65,6 +87,7 @@ def _full_card(name: str, system: str, text: str) -> MethodCard:
     return MethodCard(
         method="mola",
         model_name=name,
+        task=TASK,
         dataset=name,
         dataset_description=text,
         hyper_parameters={system: [text], f"{system} 2": 0.5},
@@ -193,6 +216,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
     plot_results([Result("$\\bad{$", "$\\bad{$", 0.5)], tmp_path / "results.png")
     plot_routing([[1.0]], tmp_path / "routing.png", ["$\\bad{$"])
+    plot_losses([{"loss": 1.0, "domain_loss/$\\bad{$": 1.0, "step": 1}], tmp_path / "losses.png")
 
 
 def test_plots_refuse_what_they_cannot_show(tmp_path: Path) -> None:
