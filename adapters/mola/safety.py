@@ -59,8 +59,8 @@ class Weights:
         key, shape = f"{_PEFT_PREFIX}{module}.{parameter}", tuple(shape)
         found = self._left.pop(key, None)
         if found is None:
-            # peft and transformers know models whose paths had other names when the adapter was saved: the last one
-            # of the path tells layers apart, and that there is one tensor of this shape for each of them
+            # peft and transformers rename paths while loading (an older release's, `key_mapping`), but not a layer's
+            # own name: any tensor of that name and shape will do, as long as there is one for every such layer
             end = f".{module.rpartition('.')[2]}.{parameter}"
             renamed = (one for one, other in self._left.items() if other == shape and f".{one}".endswith(end))
             found = self._left.pop(next(renamed, ""), None)
