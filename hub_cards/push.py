@@ -2,19 +2,21 @@
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import HFValidationError, parse_ratelimit_headers, validate_repo_id
+from jinja2 import UndefinedError
 from safetensors import SafetensorError, safe_open
 
 from hf_ext.hub_cards.card import CARD_FILE
-from hf_ext.hub_cards.create import card_at, is_hub_id
+from hf_ext.hub_cards.create import FACTS_FILE, card_at, is_hub_id
 
 #: seconds before the first retry; every further pause is twice as long
 PAUSE = 1.0
@@ -22,10 +24,13 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIGS = (_ADAPTER_CONFIG, "config.json")
 #: names of files and folders that are never sent: pickles, states to resume from, logs, what is hidden or half written
 _NOT_SENT = (
-    *("*.bin", "*.ckpt", "*.dill", "*.distcp", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth"),
+    *("*.bin", "*.ckpt", "*.dill", "*.distcp", "*.joblib", "*.npy", "*.npz"),
+    *("*.pickle", "*.pk", "*.pkl", "*.pt", "*.pth", "*.pth.tar"),
     *("checkpoint-*", "global_step*", "optimizer.*", "optimizer_[0-9]*", "rng_state*", "scaler.*", "scheduler.*"),
-    *(".*", "*.part", "__pycache__", "runs"),
+    *(".*", "*.part", "__pycache__", "events.out.tfevents*", "runs"),
 )
+#: weights under the names that loaders look for, whole, in shards, or the index of shards
+_WEIGHTS = re.compile(r"(adapter_|pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _NOT_DONE = frozenset({429, 503})
 _T = TypeVar("_T")
@@ -46,6 +51,9 @@ def push_folder(
 
     Everything is uploaded before the commit is made, so that the repo never shows half of it. What an interrupted call
     uploaded is not uploaded again by the next one, and files that did not change are left out of the commit.
+
+    Of the files that only the branch has, those are removed that a loader would take for the folder's weights: shards,
+    indices and pickles of an earlier `model` or `adapter_model` beside the one that is sent. All others stay.
 
     The snippet of a card that `create_card` wrote, and nobody changed since, loads from the repo. An adapter's base
     model that is a path of this machine is not named.
@@ -78,21 +86,26 @@ def push_folder(
     _check_arguments(repo_id, revision, create_pr, retries)
     files = _files(source)
     _check_folder(source, files)
+    _card(source, repo_id)
     api = HfApi(token=token)
 
     def commit() -> CommitInfo:
         # new operations each time: they ask the Hub what it has, so a commit whose answer got lost is not made twice.
         # `upload_folder` would do less than this: it makes several commits of a large folder.
+        stale = _stale(api.list_repo_files(repo, revision=revision), sent)
         return api.create_commit(
             repo_id=repo,
-            operations=[CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in sent.items()],
+            operations=[
+                *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in sent.items()),
+                *(CommitOperationDelete(path_in_repo=name) for name in stale),
+            ],
             commit_message=commit_message or "Upload with hf-ext",
             revision=revision,
             create_pr=create_pr,
         )
 
     repo = _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True).repo_id, retries)
-    changed = {**card_at(source, repo), _ADAPTER_CONFIG: _config_without_path(source)}
+    changed = {**_card(source, repo), _ADAPTER_CONFIG: _config_without_path(source)}
     sent: dict[str, Path | bytes] = files | {name: content for name, content in changed.items() if content is not None}
     if private and not _retry(lambda: api.model_info(repo).private, retries):
         raise ValueError(
@@ -102,6 +115,28 @@ def push_folder(
         _retry(lambda: api.create_branch(repo, branch=str(revision), exist_ok=True), retries)
     # of a pull request the Hub cannot be asked whether it is there already, so no second one is opened on suspicion
     return _retry(commit, retries, only_if_not_done=create_pr)
+
+
+def _stale(there: Iterable[str], sent: Iterable[str]) -> list[str]:
+    """Weights of the branch that would be found beside, or instead of, those that are sent."""
+    kinds = {_kind(name) for name in sent} - {None}
+    return sorted(name for name in set(there) - set(sent) if _kind(name) in kinds)
+
+
+def _kind(name: str) -> tuple[str, bool] | None:
+    """Which weights a file is part of: those of the model, or of the adapter, in its folder."""
+    parent, _, file = name.rpartition("/")
+    found = _WEIGHTS.fullmatch(file)
+    return None if found is None else (parent, found[1] == "adapter_")
+
+
+def _card(folder: Path, repo: str) -> dict[str, bytes]:
+    try:
+        return card_at(folder, repo)
+    except (AttributeError, TypeError, UndefinedError) as error:
+        raise ValueError(
+            f"folder: found a broken {str(folder / FACTS_FILE)!r} ({error}), allowed is what create_card wrote"
+        ) from None
 
 
 def _retry(call: Callable[[], _T], retries: int, only_if_not_done: bool = False) -> _T:
@@ -156,16 +191,21 @@ def _files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"folder: found no folder {str(folder)!r}, allowed is one that a training wrote")
     root, files = folder.resolve(), {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if any(fnmatchcase(part.lower(), pattern) for part in relative.parts for pattern in _NOT_SENT):
-            continue
-        if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
-            found = f"a link {relative.as_posix()!r} to {str(path.readlink())!r}"
-            raise ValueError(f"folder: found {found}, allowed are links to files of the same folder")
-        if path.is_file():
-            files[relative.as_posix()] = path
-    return files
+    for parent, folders, names in os.walk(folder):
+        # what stays at home is not looked into: checkpoints come and go while a run's folder is sent
+        folders[:] = filter(_is_sent, folders)
+        for path in (Path(parent, name) for name in (*folders, *filter(_is_sent, names))):
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
+                found = f"a link {relative!r} to {str(path.readlink())!r}"
+                raise ValueError(f"folder: found {found}, allowed are links to files of the same folder")
+            if path.is_file():
+                files[relative] = path
+    return dict(sorted(files.items()))
+
+
+def _is_sent(name: str) -> bool:
+    return not any(fnmatchcase(name.lower(), pattern) for pattern in _NOT_SENT)
 
 
 def _check_folder(folder: Path, files: dict[str, Path]) -> None:
@@ -189,6 +229,10 @@ def _check_folder(folder: Path, files: dict[str, Path]) -> None:
                 raise ValueError(f"folder: found no {missing[0]!r} of {name!r}, allowed are all files of the index")
     if CARD_FILE not in files:
         raise ValueError(f"folder: found no README.md in {str(folder)!r}, allowed is one: make it with create_card")
+    try:
+        files[CARD_FILE].read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"folder: found a README.md in {str(folder)!r} that is no UTF-8 ({error})") from None
 
 
 def _config_without_path(folder: Path) -> bytes | None:

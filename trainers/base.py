@@ -1,18 +1,22 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
 import os
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import denumpify_detensorize
+from transformers.trainer_utils import HubStrategy, SaveStrategy, denumpify_detensorize
+from transformers.utils import PushInProgress, logging
 
 from hf_ext.data.collators import KeepColumns
 from hf_ext.data.columns import group_label, holds_text, text_values, with_ids
@@ -33,6 +37,14 @@ else:
     _Base = object
 
 
+_logger = logging.get_logger(__name__)
+#: what of a checkpoint is the model
+_MODEL_FILES = (
+    *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+)
+
+
 class MethodMixin(_Base):
     """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
 
@@ -47,7 +59,7 @@ class MethodMixin(_Base):
     - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
       by `train(resume_from_checkpoint=...)`, which takes the newest checkpoint that is complete.
     - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, from what `card` has collected during the
-      run and what `card_facts` adds, and `push_to_hub` sends no pickles.
+      run and what `card_facts` adds, and neither `push_to_hub` nor `push_to_hub=True` sends pickles.
     - `groups`: columns by the name of what they tell apart (`{"task": "task_ids"}`); evaluation calls
       `compute_metrics` for every value of such a column too, and reports the worst.
     - `text_columns`: own columns that may hold names in place of ids.
@@ -55,6 +67,7 @@ class MethodMixin(_Base):
     """
 
     method: str | None = None
+    push_in_progress: Any  # of Trainer, which gives no type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -276,20 +289,63 @@ class MethodMixin(_Base):
         Unlike Trainer's it sends no pickle (`training_args.bin`) and tries again where the Hub fails. A `README.md`
         that somebody wrote or changed is published as it is.
 
+        `push_to_hub=True` publishes every save in the same way, in the background, with `hub_strategy="every_save"`,
+        and only what `save_model` or this method saves with "end". "checkpoint" and "all_checkpoints" do what
+        "every_save" does: the states that a run resumes from are pickles and stay at home. Each save is a commit of
+        its own, so the repo's history has the weights of all. As with Trainer's, a save that comes while an earlier
+        one is being sent is left out; with `hub_always_push=True` training waits instead.
+
         Returns:
             The commit, or its future if not `blocking`; None on all processes but the first.
         """
         if self.card is None:
             return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
+        self._finish_current_push()  # it reads the files that are written now
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
+        push = self._with_card(commit_message, token, revision, private, **kwargs)
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.card is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+            return
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        self._finish_current_push()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # copied, as Trainer does: saving the model again would take all processes, and checkpoints are rotated out
+        folder = str(self.args.output_dir)
+        for pattern in _MODEL_FILES:
+            for file in Path(checkpoint_folder).glob(pattern):
+                shutil.copy(file, folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        by_steps = self.args.save_strategy == SaveStrategy.STEPS
+        done = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
+        job = HfApi().run_as_future(self._with_card(f"Training in progress, {done}"))
+        job.add_done_callback(_warn_of_failure)  # nobody asks for its result
+        jobs: Any = [job]  # what Trainer gives, too, whatever the annotation says
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _with_card(
+        self,
+        commit_message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Callable[[], CommitInfo]:
+        """Write the card into `output_dir`; returns the call that publishes the folder."""
         folder = os.path.abspath(str(self.args.output_dir))
         repo_id = self.hub_model_id or self.args.hub_model_id or os.path.basename(folder)
         self.create_model_card(**kwargs)
-        self._finish_current_push()
-        push = partial(
+        return partial(
             push_folder,
             folder,
             repo_id,
@@ -298,7 +354,6 @@ class MethodMixin(_Base):
             commit_message=commit_message,
             token=token or self.args.hub_token,
         )
-        return push() if blocking else HfApi().run_as_future(push)
 
     # ---------------------------------------------------------------------------------------------- evaluation
     @property
@@ -352,6 +407,11 @@ class MethodMixin(_Base):
             if self.card is not None:
                 self.card.add_groups({key: (f"{name} {label}", metric) for key, label in keys.items()})
         return metrics
+
+
+def _warn_of_failure(push: Future[CommitInfo]) -> None:
+    if (error := push.exception()) is not None:
+        _logger.warning(f"the model was not published while training goes on: {error}")
 
 
 def _rows(arrays: Any, picked: np.ndarray) -> Any:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.routing import Routing, rows_for
+from hf_ext.adapters.mola.safety import Expect
 from hf_ext.functional.mola import lora_mixture_conv2d, lora_mixture_linear
 
 
@@ -31,12 +32,13 @@ class MoLALayer(nn.Module, BaseTunerLayer):
         self.mola_scaling: dict[str, float] = {}
         self.mola_form: dict[str, Literal["factored", "loralib"]] = {}
 
-    def update_layer(self, adapter_name: str, config: MoLAConfig, r: int, lora_alpha: float) -> None:
+    def update_layer(self, adapter_name: str, config: MoLAConfig, r: int, lora_alpha: float, expect: Expect) -> None:
         """Add the E experts of an adapter."""
-        shape_A, shape_B = self._shapes(r, config)
-        assert config.num_experts is not None
-        self.mola_A[adapter_name] = nn.Parameter(torch.empty(config.num_experts, *shape_A))
-        self.mola_B[adapter_name] = nn.Parameter(torch.empty(config.num_experts, *shape_B))
+        shape_A, shape_B = ((config.num_experts or 1, *shape) for shape in self._shapes(r, config))
+        expect("mola_A", shape_A)
+        expect("mola_B", shape_B)
+        self.mola_A[adapter_name] = nn.Parameter(torch.empty(shape_A))
+        self.mola_B[adapter_name] = nn.Parameter(torch.empty(shape_B))
         self.mola_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.mola_scaling[adapter_name] = lora_alpha / (math.sqrt(r) if config.use_rslora else r)
         self.mola_form[adapter_name] = config.conv_form
@@ -170,10 +172,13 @@ class MoLAHead(nn.Module, BaseTunerLayer):
         self.mola_head_weight = nn.ParameterDict()
         self.mola_head_bias = nn.ParameterDict()
 
-    def update_layer(self, adapter_name: str, config: MoLAConfig) -> None:
+    def update_layer(self, adapter_name: str, config: MoLAConfig, expect: Expect) -> None:
         """Give an adapter its heads, copies of the base layer."""
         base: Any = self.get_base_layer()
         copies = config.num_tasks or config.num_experts or 1
+        expect("mola_head_weight", (copies, *base.weight.shape))
+        if base.bias is not None:
+            expect("mola_head_bias", (copies, *base.bias.shape))
         self.mola_head_weight[adapter_name] = nn.Parameter(base.weight.detach().repeat(copies, 1, 1))
         if base.bias is not None:
             self.mola_head_bias[adapter_name] = nn.Parameter(base.bias.detach().repeat(copies, 1))

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from peft import PeftConfig
@@ -54,20 +55,39 @@ class MoLAModel(BaseTuner):
         """Put the adapter's layers into the base model, then its router beside them.
 
         Raises:
-            ValueError: a layer that cannot be adapted was named, or the adapter does not go with those present.
+            ValueError: a layer that cannot be adapted was named, the adapter does not go with those present, or the
+                weights beside its configuration are not what that says. The base model is then left as it was.
         """
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        try:
+            self._weights = check_source(self.peft_config[adapter_name])  # peft loads them when the layers are there
+            self._inject(model, adapter_name, *args, **kwargs)
+        except Exception:
+            if len(self.peft_config) == 1:  # no other adapter needs any layer
+                self.unload()
+            else:
+                self.delete_adapter(adapter_name)
+            for parameter in trainable:
+                parameter.requires_grad = True
+            raise
+
+    def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self.peft_config[adapter_name]
-        check_source(config)  # peft loads the weights when the layers are there
         attached: RoutingModule | None = getattr(model, ROUTING_ATTRIBUTE, None)
         self._routing = attached.routing if attached is not None else Routing()
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if not any(isinstance(module, MoLALayer) and adapter_name in module.mola_A for module in model.modules()):
+            raise ValueError(
+                f"target_modules: found {config.target_modules!r}, which leave no layer to adapt; allowed are names "
+                "of Linear, transformers' Conv1D and ungrouped Conv2d"
+            )
         heads = self._inject_heads(model, adapter_name, config)
         if attached is None:
             # only now: peft takes a tuner layer found before the first injection for an earlier adapter, and would
             # leave the base model trainable
             attached = RoutingModule(model, self._routing)
             model.add_module(ROUTING_ATTRIBUTE, attached)
-        attached.add_adapter(adapter_name, config, model)
+        attached.add_adapter(adapter_name, config, model, partial(self._weights.take, ROUTING_ATTRIBUTE))
         trainable = adapter_name in self.active_adapters and not config.inference_mode
         for module in (attached, *heads):
             module._active_adapter = self.active_adapters
@@ -107,7 +127,7 @@ class MoLAModel(BaseTuner):
                 return
             base, target = target, layer_class(target, self._routing)
             self._replace_module(parent, target_name, target, base)
-        target.update_layer(adapter_name, peft_config, r, lora_alpha)
+        target.update_layer(adapter_name, peft_config, r, lora_alpha, partial(self._weights.take, current_key))
 
     def _layer_class(self, config: MoLAConfig, target: nn.Module, key: str) -> type[MoLALayer] | None:
         """The MoLA layer for a module; `None` to leave out one that was not named itself."""
@@ -148,7 +168,7 @@ class MoLAModel(BaseTuner):
                     parent, _, child = key.rpartition(".")
                     head = MoLAHead(head, self._routing)
                     setattr(model.get_submodule(parent), child, head)
-                head.update_layer(adapter_name, config)
+                head.update_layer(adapter_name, config, partial(self._weights.take, key))
                 heads.append(head)
         return heads
 

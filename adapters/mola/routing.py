@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.router import build_router, mean_embedding
+from hf_ext.adapters.mola.safety import Expect
 from hf_ext.functional.mola import router_routing, task_routing
 
 TaskIds = int | Sequence[int] | Tensor
@@ -113,13 +114,19 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         """The identity: in a base model that is an `nn.Sequential`, this module is its last member."""
         return x
 
-    def add_adapter(self, adapter_name: str, config: MoLAConfig, base_model: nn.Module) -> None:
+    def add_adapter(self, adapter_name: str, config: MoLAConfig, base_model: nn.Module, expect: Expect) -> None:
         """Add an adapter's router, if it has one, and learn which BatchNorms of the base model stay frozen."""
         self.configs[adapter_name] = config
         if config.routing == "router":
             assert config.num_experts is not None
-            self.mola_router[adapter_name] = build_router(config.router, base_model, config.num_experts)
+            # only the module knows its tensors; what it was told, E, is a size that the layers have found true
+            router = build_router(config.router, base_model, config.num_experts)
+            for name, value in router.state_dict().items():
+                expect(f"mola_router.{name}", value.shape)
+            self.mola_router[adapter_name] = router
             if config.uses_twd:
+                expect("mola_projection.weight", (config.twd_dim, config.num_experts))
+                expect("mola_projection.bias", (config.twd_dim,))
                 self.mola_projection[adapter_name] = nn.Linear(config.num_experts, config.twd_dim)
             self._move_adapter_to_device_of_base_layer(adapter_name)
         trained = any(other.train_backbone for other in self.configs.values())

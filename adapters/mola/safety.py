@@ -2,13 +2,15 @@
 
 peft reads the configuration, makes the adapter's layers after it, and only then looks for weights, which it would
 take from a pickle too. So a configuration of ours notes where it was read, and the tuner looks there before it makes
-layers.
+layers: whatever makes a parameter asks for a tensor of its name and shape first.
 """
 
+import copy
 import functools
 import hashlib
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -23,35 +25,68 @@ from safetensors import SafetensorError, safe_open
 
 from hf_ext.adapters.mola.config import MoLAConfig
 
+#: called with a parameter's name and shape before it is made; raises ValueError if the weights hold no such tensor
+Expect = Callable[[str, Sequence[int]], None]
 _SOURCE = "_read_from"
+_PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a configuration was read, and the sizes it said there."""
+    """Where a configuration was read, and what it said there about its tensors."""
 
     name: str
     subfolder: str | None
     download: dict[str, Any]
-    sizes: tuple[Any, ...]
+    said: tuple[Any, ...]
 
 
-def check_source(config: MoLAConfig) -> None:
+class Weights:
+    """The shapes in an adapter's file; each of its tensors is for one parameter."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]] | None = None, name: str = "") -> None:
+        self._left = shapes
+        self._name = name
+
+    def take(self, module: str, parameter: str, shape: Sequence[int]) -> None:
+        """Ask for the tensor of a parameter that is about to be made; without a file, nothing is asked.
+
+        Raises:
+            ValueError: there is none, or it has another shape.
+        """
+        if self._left is None:
+            return
+        key, shape = f"{_PEFT_PREFIX}{module}.{parameter}", tuple(shape)
+        found = self._left.pop(key, None)
+        if found is None:
+            # peft and transformers rename paths while loading (an older release's, `key_mapping`), but not a layer's
+            # own name: any tensor of that name and shape will do, as long as there is one for every such layer
+            end = f".{module.rpartition('.')[2]}.{parameter}"
+            renamed = (one for one, other in self._left.items() if other == shape and f".{one}".endswith(end))
+            found = self._left.pop(next(renamed, ""), None)
+        if found != shape:
+            what = f"no {key!r}" if found is None else f"{key!r} of shape {found}"
+            raise ValueError(
+                f"{SAFETENSORS_WEIGHTS_NAME}: found {what} in {self._name!r}, allowed is one of shape {shape}, as "
+                "its configuration and the base model say"
+            )
+
+
+def check_source(config: MoLAConfig) -> Weights:
     """Look at the weights beside a configuration that was read from a folder or the Hub.
 
-    Nothing is done for one that was made in Python. One whose sizes were changed since it was read is for other
-    weights, and not compared with these.
+    Nothing is done for one that was made in Python. One that was changed since it was read, or is now for another base
+    model, is for weights that are yet to be trained, and not compared with these.
 
     Raises:
-        ValueError: weights as a pickle only, a broken file, a download that is not what the Hub announced, or tensors
-            of other sizes than the configuration says.
+        ValueError: weights as a pickle only, a broken file, or a download that is not what the Hub announced.
     """
     source: _Source | None = getattr(config, _SOURCE, None)
     path = _weights(source) if source is not None else None
-    if source is not None and path is not None:
-        shapes = _shapes(path, source.name)
-        if _sizes(config) == source.sizes:
-            _check_sizes(config, shapes, source.name)
+    if source is None or path is None:
+        return Weights()
+    shapes = _shapes(path, source.name)
+    return Weights(shapes, source.name) if _says(config) == source.said else Weights()
 
 
 def note_sources() -> None:
@@ -68,16 +103,19 @@ def note_sources() -> None:
             # of a configuration that is read as PeftConfig the base model is asked; MoLAConfig goes onto a given one
             if cls is PeftConfig and not os.path.isdir(name):
                 _check_base_model(config, str(name))
-            source = _Source(str(name), subfolder, download, _sizes(config))
+            source = _Source(str(name), subfolder, download, _says(config))
             setattr(config, _SOURCE, source)
         return config
 
     PeftConfigMixin.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment, method-assign]
 
 
-def _sizes(config: MoLAConfig) -> tuple[Any, ...]:
-    ranks = tuple((config.rank_pattern or {}).items())
-    return config.num_experts, config.r, ranks, config.conv_form, config.twd_dim, config.num_tasks
+def _says(config: MoLAConfig) -> tuple[Any, ...]:
+    """What decides which tensors there are, and of which size."""
+    sizes = (config.num_experts, config.r, config.conv_form, config.twd_dim, config.num_tasks)
+    layers = (config.target_modules, config.exclude_modules, config.layers_to_transform, config.layers_pattern)
+    others = (config.base_model_name_or_path, config.routing, config.uses_twd, config.rank_pattern, config.task_heads)
+    return copy.deepcopy((sizes, layers, others))
 
 
 def _check_base_model(config: MoLAConfig, repo: str) -> None:
@@ -145,42 +183,15 @@ def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != name}
 
 
-def _shapes(path: Path, name: str) -> dict[str, list[int]]:
+def _shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors, from the header, which safetensors holds against the size of the file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
             f"{SAFETENSORS_WEIGHTS_NAME}: found a broken file in {name!r} ({error}), allowed is a whole one"
         ) from None
-
-
-def _check_sizes(config: MoLAConfig, shapes: dict[str, list[int]], name: str) -> None:
-    experts = {key: shape for key, shape in shapes.items() if key.endswith((".mola_A", ".mola_B"))}
-    if not experts:
-        raise ValueError(
-            f"{SAFETENSORS_WEIGHTS_NAME}: found no MoLA weights in {name!r}, allowed are a MoLA adapter's"
-        )
-    ranks = {config.r, *(config.rank_pattern or {}).values()}
-    for key, shape in experts.items():
-        rank = shape[1 if key.endswith("A") else -1] if len(shape) >= 3 else 0
-        # the authors' form of a k x k convolution has k times the rank
-        ranks_fit = any(rank % r == 0 for r in ranks) if config.conv_form == "loralib" else rank in ranks
-        if len(shape) < 3 or shape[0] != config.num_experts or not rank or not ranks_fit:
-            raise ValueError(
-                f"{SAFETENSORS_WEIGHTS_NAME}: found {key!r} of shape {tuple(shape)} in {name!r}, allowed are "
-                f"num_experts={config.num_experts} experts of rank {', '.join(map(str, sorted(ranks)))}, as its "
-                "configuration says"
-            )
-    expected = {"mola_projection.weight": config.twd_dim, "mola_head_weight": config.num_tasks or config.num_experts}
-    for key, shape in shapes.items():
-        size = expected.get(next((end for end in expected if key.endswith(f".{end}")), ""))
-        if size is not None and shape[:1] != [size]:
-            raise ValueError(
-                f"{SAFETENSORS_WEIGHTS_NAME}: found {key!r} of shape {tuple(shape)} in {name!r}, allowed is a first "
-                f"size of {size}, as its configuration says"
-            )
 
 
 note_sources()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from hf_ext.adapters import MoLAConfig
 
 WEIGHTS = "adapter_model.safetensors"
+HUGE = 10**12
 Load = Callable[[nn.Module, Path], object]
 WAYS: dict[str, Load] = {
     "peft": PeftModel.from_pretrained,
@@ -114,29 +116,100 @@ def test_broken_files_are_refused_by_name(kind: str, vit: Any, folder: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_experts": 10**9}, "num_experts=1000000000 experts of rank 2"),
-        ({"num_experts": 2}, "num_experts=2 experts"),
-        ({"r": 10**9}, "experts of rank 1000000000"),
-        ({"r": 10**9, "conv_form": "loralib"}, "experts of rank 1000000000"),
-        ({"twd_dim": 10**9}, "allowed is a first size of 1000000000"),
-        ({"num_tasks": 10**9}, "allowed is a first size of 1000000000"),
+        (
+            {"num_experts": HUGE},
+            rf"q_proj.mola_A' of shape \(3, 2, 16\) .*, allowed is one of shape \({HUGE}, 2, 16\)",
+        ),
+        ({"num_experts": 2}, r"q_proj.mola_A' of shape \(3, 2, 16\) .*, allowed is one of shape \(2, 2, 16\)"),
+        ({"r": HUGE}, rf"q_proj.mola_A' of shape \(3, 2, 16\) .*, allowed is one of shape \(3, {HUGE}, 16\)"),
+        ({"rank_pattern": {"1.*q_proj": HUGE}}, r"layers.1.attention.q_proj.mola_A' of shape \(3, 2, 16\)"),
+        ({"twd_dim": HUGE}, rf"mola_projection.weight' of shape \(32, 3\) .* \({HUGE}, 3\)"),
+        ({"num_tasks": HUGE}, rf"mola_head_weight' of shape \(3, 4, 16\) .* \({HUGE}, 4, 16\)"),
+        ({"target_modules": ["q_proj", "fc1"]}, r"no '.*layers.0.mlp.fc1.mola_A' in"),
+        ({"target_modules": "all-linear", "rank_pattern": {"fc1": HUGE}}, r"no '.*mola_A' in"),
+        ({"task_heads": ["classifier", "o_proj"]}, r"no '.*o_proj.mola_head_weight' in"),
+        ({"router": "image-full", "target_modules": "dummy-target-modules", "num_experts": HUGE}, "no layer to adapt"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_sizes_are_those_of_the_weights(
+    way: str, settings: dict[str, Any], message: str, vit: Any, folder: Path
+) -> None:
+    """Nothing of the configuration's size is made before; the allocation would be another error."""
+    _change(folder, **settings)
+    with pytest.raises(ValueError, match=message):
+        WAYS[way](vit.model(), folder)
+
+
+def _without(name: str, folder: Path) -> None:
+    tensors = {key: value for key, value in load_file(folder / WEIGHTS).items() if name not in key}
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("missing", "settings"),
+    [
+        (".mola_", {"num_experts": HUGE}),
+        ("1.attention.q_proj.mola_B", {}),
+        ("mola_head_bias", {}),
+        ("mola_head", {"num_tasks": HUGE}),
+        ("mola_router.head.bias", {}),
+        ("mola_router.stem.1.running_mean", {}),
+        ("mola_projection", {"twd_dim": HUGE}),
     ],
 )
-def test_sizes_are_those_of_the_weights(settings: dict[str, Any], message: str, vit: Any, folder: Path) -> None:
-    """Nothing of the configuration's size is made before."""
+def test_no_tensor_may_be_missing(missing: str, settings: dict[str, Any], vit: Any, folder: Path) -> None:
+    _without(missing, folder)
     _change(folder, **settings)
-    with pytest.raises(ValueError, match=rf"{WEIGHTS}: found .* of shape .*{message}"):
+    message = rf"^{WEIGHTS}: found no 'base_model.model.*{missing}.* in .*adapter', allowed is one of shape"
+    with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(vit.model(), folder)
 
 
-def test_weights_of_something_else_are_refused(vit: Any, folder: Path) -> None:
+def test_tensors_without_values_prove_no_size(vit: Any, folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    save_file({name: value for name, value in tensors.items() if ".mola_" not in name}, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=f"{WEIGHTS}: found no MoLA weights"):
+    ends = {".mola_A": torch.empty(HUGE, 2, 0), ".mola_B": torch.empty(HUGE, 0, 2)}
+    for key in tensors:
+        tensors[key] = next((value for end, value in ends.items() if key.endswith(end)), tensors[key])
+    save_file(tensors, folder / WEIGHTS)
+    _change(folder, num_experts=HUGE)
+    with pytest.raises(ValueError, match=rf"mola_A' of shape \({HUGE}, 2, 0\) in"):
         PeftModel.from_pretrained(vit.model(), folder)
-    save_file({"x.mola_A": torch.zeros(3, 2)}, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=r"found 'x.mola_A' of shape \(3, 2\)"):
+
+
+def test_one_tensor_is_for_one_layer(vit: Any, folder: Path) -> None:
+    """Paths may have had other names, but then each of them."""
+    tensors = load_file(folder / WEIGHTS)
+    expected = PeftModel.from_pretrained(vit.model(), folder).state_dict()
+    renamed = {key.replace(".vit.layers.", ".vit.encoder.layer."): value for key, value in tensors.items()}
+    save_file(renamed, folder / WEIGHTS)
+    found = PeftModel.from_pretrained(vit.model(), folder, key_mapping={"^vit.encoder.layer": "vit.layers"})
+    assert all(torch.equal(value, expected[key]) for key, value in found.state_dict().items())
+    _without("1.attention.q_proj", folder)
+    with pytest.raises(ValueError, match=r"found no '.*vit.layers.1.attention.q_proj.mola_A'"):
         PeftModel.from_pretrained(vit.model(), folder)
+
+
+@pytest.mark.parametrize("missing", ["1.attention.q_proj", "mola_head", "mola_router.head", "mola_projection"])
+def test_a_refusal_leaves_the_model_as_it_was(missing: str, vit: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, bad := tmp_path / "bad")
+    _without(missing, bad)
+    good = PeftModel.from_pretrained(vit.model(), folder).eval()
+    expected = good(**vit.inputs, mola_task_ids=0).logits
+    with pytest.raises(ValueError, match="found no"):
+        good.load_adapter(bad, "other")
+    assert list(good.peft_config) == ["default"] and not [key for key in good.state_dict() if ".other" in key]
+    assert torch.equal(good(**vit.inputs, mola_task_ids=0).logits, expected)
+
+    base = vit.model()
+    before = [(key, value.requires_grad) for key, value in base.named_parameters()]
+    for load in (WAYS["peft"], WAYS["transformers"]):
+        with pytest.raises(ValueError, match="found no"):
+            load(base, bad)
+        assert [(key, value.requires_grad) for key, value in base.named_parameters()] == before
+    base.load_adapter(str(folder))
+    assert torch.equal(base.eval()(**vit.inputs, mola_task_ids=0).logits, expected)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +259,12 @@ def test_one_may_start_anew_from_a_configuration(vit: Any, folder: Path) -> None
     config.num_experts, config.r = 5, 4  # for weights that are yet to be trained
     model = get_peft_model(vit.model(), config)
     assert next(value for name, value in model.named_parameters() if "mola_A" in name).shape[:2] == (5, 4)
+    config.target_modules = {"fc1"}
+    get_peft_model(vit.model(), config)
+    larger = vit.model()
+    larger.vit.layers[0].attention.q_proj = nn.Linear(16, 20)
+    larger.name_or_path = "me/larger"  # another base model than the adapter's
+    get_peft_model(larger, MoLAConfig.from_pretrained(folder))
     (folder / WEIGHTS).unlink()
     get_peft_model(vit.model(), MoLAConfig.from_pretrained(folder))
 

@@ -159,6 +159,7 @@ def test_hostile_repos_are_refused(
     hub.add("me/truncated", good | {WEIGHTS: good[WEIGHTS][:-50]})
     hub.add("me/longer", good | {WEIGHTS: good[WEIGHTS] + bytes(50)})
     hub.add("me/huge", with_config(num_experts=10**9))
+    hub.add("me/more", with_config(target_modules=["query", "dense", "key"], rank_pattern={"key": 10**12}))
     hub.add("me/path", with_config(base_model_name_or_path="/root/secret"))
     hub.add("me/up", with_config(base_model_name_or_path="../secret"))
     hub.add("me/router", with_config(routing="router", router="../evil.py"))
@@ -177,7 +178,7 @@ ways = {
     "load_adapter": load_adapter,
 }
 result = {}
-for name in ("pickle", "truncated", "longer", "huge", "path", "up", "router", "empty"):
+for name in ("pickle", "truncated", "longer", "huge", "more", "path", "up", "router", "empty"):
     for way, load in ways.items():
         try:
             load(f"me/{name}")
@@ -191,6 +192,7 @@ for name in ("pickle", "truncated", "longer", "huge", "path", "up", "router", "e
         "truncated": f"ValueError: {WEIGHTS}: found a broken file in 'me/truncated'",
         "longer": f"ValueError: {WEIGHTS}: found a broken file in 'me/longer'",
         "huge": f"ValueError: {WEIGHTS}: found 'base_model.model.bert",
+        "more": f"ValueError: {WEIGHTS}: found no 'base_model.model.bert",
         "path": "ValueError: base_model_name_or_path: found the path '/root/secret' in 'me/path'",
         "up": "ValueError: base_model_name_or_path: found the path '../secret' in 'me/up'",
         "router": "ValueError: router: found '../evil.py'",

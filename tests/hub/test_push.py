@@ -20,6 +20,11 @@ HOME = (
     "scheduler.pt",
     "rng_state_0.pth",
     "Old.PKL",
+    "best.pth.tar",
+    "cache.pk",
+    "features.npy",
+    "features.npz",
+    "events.out.tfevents.1.host.2.0",
     ".hidden",
     "x.safetensors.part",
 )
@@ -132,6 +137,44 @@ def test_changed_files_only(hub: Hub, make_folder: Callable[..., Path], push: Ca
     assert hub.repos["me/x"].files() == {"mine.txt": b"stays"} | {name: (after / name).read_bytes() for name in SENT}
     assert len(hub.repos["me/x"].branches["main"]) == 3
     assert len(hub.requests("POST /api/models/me/x/branch/*")) == 0
+
+
+OLD = {
+    "model.safetensors",
+    "pytorch_model-00001-of-00002.bin",
+    "pytorch_model.bin.index.json",
+    "other/model.safetensors",
+    "vae.safetensors",
+    "model.fp16.safetensors",
+    "adapter_model.safetensors",
+    "training_args.bin",
+    "notes.txt",
+}
+
+
+def test_no_older_weights_are_left(hub: Hub, make_folder: Callable[..., Path], push: Callable[..., Any]) -> None:
+    repo = hub.add("me/x", dict.fromkeys(OLD, b"old"))
+    repo.branches["dev"] = list(repo.branches["main"])
+    index = "model.safetensors.index.json"
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    sharded, whole = make_folder("sharded"), make_folder("whole")
+    for shard in shards.values():
+        (sharded / shard).write_bytes(weights(1))
+    (sharded / index).write_text(json.dumps({"weight_map": shards}))
+    (whole / "adapter_model.safetensors").rename(whole / "model.safetensors")
+    for folder in (sharded, whole):
+        (folder / "adapter_model.safetensors").unlink(missing_ok=True)
+    kept = OLD - {"model.safetensors", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"}
+
+    hub.fail("lost_answer", "POST /api/models/me/x/commit/*")
+    (done,) = push({"folder": sharded, "repo_id": "me/x"})
+    assert done["error"] is None
+    assert set(repo.files()) == {file.name for file in sharded.iterdir()} | kept
+    assert len(repo.branches["main"]) == 2
+    assert set(repo.files("dev")) == OLD
+    push(*({"folder": whole, "repo_id": "me/x", **to} for to in ({"create_pr": True}, {"revision": "dev"}, {})))
+    for branch in ("refs/pr/1", "dev", "main"):
+        assert set(repo.files(branch)) == {file.name for file in whole.iterdir()} | kept, branch
 
 
 def test_private_is_not_sent_to_a_public_repo(
@@ -266,6 +309,13 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no shard": (
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}'),
         "no 'model-2.safetensors'",
+    ),
+    "card in latin-1": (lambda f: (f / "README.md").write_bytes("Löwe".encode("latin-1")), "README.md .* is no UTF-8"),
+    "broken facts": (
+        lambda f: (f / "hf_ext_card.json").write_text(
+            '{"method": "mola", "model_name": "x", "hyper_parameters": [1]}'
+        ),
+        "broken .*hf_ext_card.json",
     ),
     "no card": (lambda f: (f / "README.md").unlink(), "make it with create_card"),
     "link out": (lambda f: (f / "notes.txt").symlink_to("/etc/hostname"), "a link 'notes.txt' to '/etc/hostname'"),

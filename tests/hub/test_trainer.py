@@ -122,6 +122,46 @@ def test_the_arguments_name_the_repo(hub: Hub, in_process: Callable[..., Any]) -
     assert 'from_pretrained(base, "team/mola")' in repo.files("dev")["README.md"].decode()
 
 
+#: goes on with runs that publish as they save
+STRATEGIES = """
+import dataclasses
+from hf_ext.trainers import MoLATrainer
+
+def run(name, **settings):
+    made = dataclasses.replace(args, output_dir=name, push_to_hub=True, **settings)
+    model = get_peft_model(AutoModelForImageClassification.from_pretrained("me/base"), config)
+    trainer = MoLATrainer(model, made, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    return trainer
+
+for name in ("end", "every_save", "checkpoint", "all_checkpoints"):
+    trainer = run(name, hub_strategy=name, hub_always_push=True, hub_private_repo=True)
+run("epochs", save_strategy="epoch", hub_revision="dev", save_total_limit=1, num_train_epochs=1, max_steps=-1)
+trainer.evaluate()
+trainer.push_to_hub()
+run("saved", save_strategy="no").save_model()
+"""
+
+
+@pytest.mark.usefixtures("base")
+def test_saves_are_published_without_pickles(hub: Hub, in_process: Callable[..., Any], tmp_path: Path) -> None:
+    in_process(_train() + STRATEGIES)
+    assert hub.repos["me/end"].messages() == ["initial commit"]
+    both = ["initial commit", *(f"Training in progress, step {step}" for step in (1, 2))]
+    for name in ("every_save", "checkpoint", "all_checkpoints"):
+        repo = hub.repos[f"me/{name}"]
+        assert repo.private and repo.messages()[:3] == both
+        for step, commit in enumerate(repo.branches["main"][1:3], 1):
+            trained = (tmp_path / name / f"checkpoint-{step}" / "adapter_model.safetensors").read_bytes()
+            assert commit.files["adapter_model.safetensors"] == trained
+            assert {"README.md", "adapter_config.json"} < set(commit.files)
+    assert hub.repos["me/all_checkpoints"].messages()[3:] == ["End of training"]
+    assert hub.repos["me/epochs"].messages("dev")[-1] == "Training in progress, epoch 1"
+    assert hub.repos["me/saved"].messages()[1:] == ["Model save"]
+    sent = {name for repo in hub.repos.values() for log in repo.branches.values() for one in log for name in one.files}
+    assert not [name for name in sent if name.endswith((".bin", ".pt", ".pth")) or "checkpoint" in name]
+
+
 @pytest.mark.usefixtures("base")
 def test_a_bad_connection_costs_nothing(hub: Hub, in_process: Callable[..., Any]) -> None:
     hub.fail(503, "POST /api/repos/create")
