@@ -312,9 +312,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "card in latin-1": (lambda f: (f / "README.md").write_bytes("Löwe".encode("latin-1")), "README.md .* is no UTF-8"),
     "broken facts": (
-        lambda f: (f / "hf_ext_card.json").write_text(
-            '{"method": "mola", "model_name": "x", "hyper_parameters": [1]}'
-        ),
+        lambda f: (f / "hf_ext_card.json").write_text('{"said": {"hyper_parameters": [1]}}'),
         "broken .*hf_ext_card.json",
     ),
     "no card": (lambda f: (f / "README.md").unlink(), "make it with create_card"),
