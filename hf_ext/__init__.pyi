@@ -14,5 +14,9 @@ from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin
 from .trainers import MoLATrainer as MoLATrainer
 from .trainers import MoLATrainingConfig as MoLATrainingConfig
+from .trainers import TARFArguments as TARFArguments
+from .trainers import TARFConfig as TARFConfig
+from .trainers import TARFMixin as TARFMixin
+from .trainers import TARFTrainer as TARFTrainer
 
 __version__: str

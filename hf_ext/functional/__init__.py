@@ -11,12 +11,36 @@ from hf_ext.functional.mola import (
     task_routing,
     twd_loss,
 )
+from hf_ext.functional.tarf import (
+    annealed_ascent_weight,
+    confidence_attack,
+    gravity_by_label,
+    gravity_threshold,
+    npo_loss,
+    representation_gravity,
+    retain_mask,
+    retain_mask_by_label,
+    tarf_loss,
+    tarf_phase,
+    unlearning_gap,
+)
 
 __all__ = [
+    "annealed_ascent_weight",
     "combine_task_losses",
+    "confidence_attack",
+    "gravity_by_label",
+    "gravity_threshold",
     "lora_mixture_conv2d",
     "lora_mixture_linear",
+    "npo_loss",
+    "representation_gravity",
+    "retain_mask",
+    "retain_mask_by_label",
     "router_routing",
+    "tarf_loss",
+    "tarf_phase",
     "task_routing",
     "twd_loss",
+    "unlearning_gap",
 ]
