@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from hf_ext.functional import gravity_by_label, gravity_threshold, retain_mask, retain_mask_by_label
-from hf_ext.trainers.losses import per_sample_losses
+from hf_ext.trainers.losses import per_sample_losses, shifts_labels
 from hf_ext.trainers.paired import ROW, Numbered, load
 
 
@@ -46,7 +46,7 @@ def all_losses(trainer: Trainer, data: Any, group_column: str | None = None) -> 
             inputs: Any = trainer._prepare_inputs(batch)
             rows, labels = mixin.batch_columns[ROW], inputs["labels"]  # type: ignore[attr-defined]
             with torch.no_grad(), trainer.compute_loss_context_manager():
-                found = per_sample_losses(logits_of(model(**inputs)), labels, shift_labels=trainer._loss_shifts_labels)
+                found = per_sample_losses(logits_of(model(**inputs)), labels, shift_labels=shifts_labels(trainer))
             ids = mixin.batch_columns.get(group_column) if group_column else labels  # type: ignore[attr-defined]
             grouped = grouped and ids is not None and ids.ndim == 1 and not ids.is_floating_point()
             if place < len(batches):

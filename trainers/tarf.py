@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.forgetting import NPO, ForgetLoss, ascent, check_data, lengths, random_labels, split_rows
 from hf_ext.trainers.identification import Identification, logits_of
-from hf_ext.trainers.losses import per_sample_losses
+from hf_ext.trainers.losses import per_sample_losses, shifts_labels
 from hf_ext.trainers.paired import ROW, Numbered, PairedBatches
 from hf_ext.trainers.tarf_arguments import Plan, TARFArguments, plan_of
 
@@ -202,7 +202,7 @@ class TARFMixin(MethodMixin):
         if plan.selection != "none" and plan.retains(t) and found.retained is None:
             features = getattr(self.train_dataset, "features", None) or {}
             found.decide(self, remaining, selection=plan.selection, features=features)
-            if self.card is not None:
+            if self.card is not None and "groups" in found.found:
                 self.card.add_fact("identified", found.found)
 
     # ---------------------------------------------------------------------------------------------- losses
@@ -235,7 +235,7 @@ class TARFMixin(MethodMixin):
 
     def _losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         outputs = model(**inputs)
-        return per_sample_losses(logits_of(outputs), inputs["labels"], shift_labels=self._loss_shifts_labels), outputs
+        return per_sample_losses(logits_of(outputs), inputs["labels"], shift_labels=shifts_labels(self)), outputs
 
     def _forget_values(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Any]:
         """What is minimised on these forget rows, one value each."""
@@ -249,7 +249,7 @@ class TARFMixin(MethodMixin):
         original = self.identification.original.get("forget")
         if original is not None:
             original = original.to(rows.device)[rows]
-        values = self._forget_loss(losses, original, lengths(inputs["labels"], shifted=self._loss_shifts_labels))
+        values = self._forget_loss(losses, original, lengths(inputs["labels"], shifted=shifts_labels(self)))
         if self.args.tarf_max_forget_loss is not None:
             within = losses.detach() <= self.args.tarf_max_forget_loss
             self.record(capped_fraction=1 - within.float().mean())

@@ -36,8 +36,7 @@ GROUPS = [name for name, case in CASES.items() if "n_hidden_groups" in case["par
 
 
 def _tensor(values: Any) -> Tensor:
-    found = torch.tensor(values)
-    return found.double() if found.is_floating_point() else found
+    return torch.tensor(values, dtype=torch.float64 if torch.tensor(values).is_floating_point() else torch.int64)
 
 
 def _close(got: Any, recorded: Any, case: dict[str, Any]) -> None:
@@ -132,9 +131,7 @@ def test_recorded_gap_and_attack() -> None:
 # ------------------------------------------------------------------------------------------------ schedule
 @settings(max_examples=50, deadline=None)
 @given(T=st.floats(1, 50), share=st.floats(0, 1), k=st.floats(0.01, 2), t=st.floats(0, 50))
-def test_the_weight_falls_to_zero_and_rules_the_phase(
-    T: float, share: float, k: float, t: float
-) -> None:
+def test_the_weight_falls_to_zero_and_rules_the_phase(T: float, share: float, k: float, t: float) -> None:
     t0 = share * T
     weight = annealed_ascent_weight(t, k=k, T=T, t0=t0)
     assert 0 <= weight <= annealed_ascent_weight(0, k=k, T=T, t0=t0) <= k * (1 + 1e-12)
