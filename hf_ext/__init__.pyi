@@ -2,6 +2,7 @@ from . import adapters as adapters
 from . import data as data
 from . import functional as functional
 from . import hub_cards as hub_cards
+from . import metrics as metrics
 from . import trainers as trainers
 from .adapters import MoLAConfig as MoLAConfig
 from .adapters import MoLAModel as MoLAModel

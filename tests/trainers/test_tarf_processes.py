@@ -56,7 +56,7 @@ def test_a_killed_run_resumes_bit_for_bit(run_script: Any, tmp_path: Path) -> No
     whole = [_run(tmp_path, f"whole-{name}", name, 8, dropout=0.1, training=saving) for name in SETTINGS]
     expected = run_script(SCRIPT, {"runs": whole})["runs"]
     resumed_runs = []
-    for setting, kill, how in ((setting, kill, how) for setting in kills for kill, how in kills[setting].items()):
+    for setting, kill, how in [(name, kill, how) for name, hows in kills.items() for kill, how in hows.items()]:
         options: dict[str, Any] = {"dropout": 0.1, "training": saving}
         run_script(SCRIPT, {"runs": [_run(tmp_path, f"{setting}-{kill}", setting, 8, **options, **how)]}, killed=True)
         resumed_runs.append((setting, kill, _run(tmp_path, f"{setting}-{kill}", setting, 8, **options, resume=True)))
