@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from hf_ext.functional import npo_loss
-from hf_ext.trainers.losses import IGNORED_LABEL
+from hf_ext.trainers.losses import IGNORED_LABEL, per_sample_losses
 
 # ------------------------------------------------------------------------------------------------ forget losses
 #: what is minimised on the data to forget: of the losses per sample, the original model's, and the supervised tokens
@@ -33,6 +33,52 @@ class NPO:
         assert original is not None
         # of whole sequences, not per token
         return npo_loss(losses * lengths, original * lengths, beta=self.beta)
+
+
+class ForgetTerm:
+    """What is minimised on forget rows, one value each, as the arguments say.
+
+    Args:
+        args: with TARF's arguments.
+        given: a loss of the user's own.
+    """
+
+    def __init__(self, args: Any, given: ForgetLoss | None = None) -> None:
+        self.args = args
+        self.loss = given or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
+        self.needs_original = bool(getattr(self.loss, "needs_original", False))
+
+    def __call__(
+        self,
+        losses: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        *,
+        original: Tensor | None,
+        num_rows: int,
+        shifted: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The values, `[B]`, and terms to log.
+
+        Args:
+            losses: `[B]`.
+            logits, labels: as the losses were made from.
+            rows: where in the data to forget the samples stand.
+            original: the original model's losses of all rows there, if they are needed.
+            num_rows: how many there are.
+            shifted: whether position i predicts label i + 1.
+        """
+        if self.args.tarf_method == "random_labels":
+            others = random_labels(labels, rows, num_labels=logits.shape[-1], num_rows=num_rows, seed=self.args.seed)
+            return per_sample_losses(logits, others), {}
+        values = self.loss(
+            losses, None if original is None else original.to(rows.device)[rows], lengths(labels, shifted=shifted)
+        )
+        if self.args.tarf_max_forget_loss is None:
+            return values, {}
+        within = losses.detach() <= self.args.tarf_max_forget_loss
+        return torch.where(within, values, 0.0), {"capped_fraction": 1 - within.float().mean()}
 
 
 def lengths(labels: Tensor, *, shifted: bool) -> Tensor:
@@ -73,9 +119,7 @@ def split_rows(data: Any, forget: Any, *, column: str | None = None, values: Any
     if column is not None:
         if forget is not None:
             raise ValueError("forget_dataset: found one with tarf_forget_column, allowed is one of the two")
-        columns = getattr(data, "column_names", None) or []
-        if column not in columns:
-            raise ValueError(f"tarf_forget_column: found {column!r}, allowed are {sorted(columns)}")
+        check_column(data, "tarf_forget_column", column)
         rows = _rows_with(data, column, values)
         if not len(rows):
             raise ValueError(f"tarf_forget_value: found {values!r} in no row of {column!r}, allowed are its values")
@@ -106,6 +150,25 @@ def _rows_with(data: Any, column: str, values: Any) -> np.ndarray:
 
 def _select(data: Any, rows: np.ndarray) -> Any:
     return data.select(rows) if hasattr(data, "select") else Subset(data, rows.tolist())
+
+
+def check_column(data: Any, argument: str, column: str | None) -> None:
+    """Refuse a column that the data, as far as they can be asked, do not have."""
+    columns = getattr(data, "column_names", None)
+    if column is not None and isinstance(columns, list) and column not in columns:
+        raise ValueError(f"{argument}: found {column!r}, allowed are {', '.join(sorted(columns))}")
+
+
+def check_arguments(args: Any, *, own_loss: bool) -> None:
+    """Refuse what leaves no plain loss for every sample."""
+    for option in ("packing", "padding_free"):
+        if getattr(args, option, False):
+            raise ValueError(f"{option}: found True, allowed is False: samples are forgotten one by one")
+    if own_loss:
+        raise ValueError(
+            "label_smoothing_factor, compute_loss_func: found one of them, allowed is neither: forgetting needs the "
+            "plain loss of every sample"
+        )
 
 
 def check_data(remaining: Any, forget: Any, identify: Any, selection: str) -> None:

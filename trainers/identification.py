@@ -122,6 +122,15 @@ class Identification:
             | {"tarf_found": self.found}
         )
 
+    def facts(self) -> dict[str, Any]:
+        """For a card."""
+        facts: dict[str, Any] = {}
+        if self.retained is not None:
+            facts["remaining rows left out"] = int((self.retained == 0).sum())
+        if "dropped" in self.found:
+            facts["identified"] = ", ".join(self.found["dropped"]) or "nothing"
+        return facts
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         prefix = "tarf_original_"
@@ -172,7 +181,7 @@ class Identification:
             num_groups=self.args.tarf_n_hidden_groups,
         )
         self.retained = mask.to(losses.device)
-        feature = features.get(self.args.tarf_group_column or "labels")
+        feature: Any = features.get(self.args.tarf_group_column or "labels")
         for name in self.found.keys() & {"groups", "dropped"}:
             named = hasattr(feature, "int2str")
             self.found[name] = [feature.int2str(group) if named else str(group) for group in self.found[name]]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
 
 #: the column in which `Numbered` counts
 ROW = "row_in_dataset"
@@ -86,6 +87,20 @@ class PairedBatches:
         self.process, self.processes, self.workers = process, processes, workers
         self._batches: Iterator[Any] = iter(())
         self._next: tuple[int, int] | None = None
+
+    @classmethod
+    def beside(cls, trainer: Trainer, dataset: Any, batch_size: int) -> "PairedBatches":
+        """As a Trainer loads its own data, so many rows per micro-batch and process."""
+        args = trainer.args
+        return cls(
+            dataset,
+            batch_size,
+            trainer._get_collator_with_removed_columns(trainer.data_collator, description="forget"),
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            process=args.process_index,
+            processes=args.world_size,
+            workers=args.dataloader_num_workers,
+        )
 
     def take(self, epoch: int, first: int, count: int) -> list[Any]:
         """The batches that go with micro-batches `first` to `first + count - 1` of an epoch, in this process."""

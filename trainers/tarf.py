@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.forgetting import NPO, ForgetLoss, ascent, check_data, lengths, random_labels, split_rows
+from hf_ext.trainers.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_column, check_data, split_rows
 from hf_ext.trainers.identification import Identification, logits_of
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
 from hf_ext.trainers.paired import ROW, Numbered, PairedBatches
-from hf_ext.trainers.tarf_arguments import Plan, TARFArguments, plan_of
+from hf_ext.trainers.tarf_arguments import Plan, TARFArguments, plan_of, updates_per_epoch
 
 _FORGET = "tarf_forget_batch"  # where a batch carries its forget rows
 
@@ -81,16 +81,13 @@ class TARFMixin(MethodMixin):
         forget_loss: ForgetLoss | None = None,
         **kwargs: Any,
     ) -> None:
-        self.forget_dataset, self.identify_dataset, self._given_forget_loss = (
-            forget_dataset,
-            identify_dataset,
-            forget_loss,
-        )
+        self.forget_dataset, self.identify_dataset = forget_dataset, identify_dataset
         self._pairs: PairedBatches | None = None
         self._update: _Update | None = None
         super().__init__(*args, **kwargs)
         #: which remaining rows are left out, and why
         self.identification = Identification(self.args)
+        self._forget_term = ForgetTerm(self.args, forget_loss)
         if not self._plan.is_neutral:
             self.loss_is_scaled_for_ga = True
 
@@ -109,14 +106,7 @@ class TARFMixin(MethodMixin):
         plan = self._plan
         if plan.is_neutral or self.train_dataset is None:  # nothing to do, or made for evaluation only
             return
-        for option in ("packing", "padding_free"):
-            if getattr(self.args, option, False):
-                raise ValueError(f"{option}: found True, allowed is False: samples are forgotten one by one")
-        if self.label_smoother is not None or self.compute_loss_func is not None:
-            raise ValueError(
-                "label_smoothing_factor, compute_loss_func: found one of them, allowed is neither: forgetting needs "
-                "the plain loss of every sample"
-            )
+        check_arguments(self.args, own_loss=self.label_smoother is not None or self.compute_loss_func is not None)
         others = {vars(kind).get("method") for kind in type(self).__mro__} - {None, "tarf"}
         if others:
             raise ValueError(
@@ -124,27 +114,12 @@ class TARFMixin(MethodMixin):
                 "method: each would train on a loss of its own"
             )
         check_data(self.train_dataset, self.forget_dataset, self.identify_dataset, plan.selection)
-        columns, groups = getattr(self.train_dataset, "column_names", None), self.args.tarf_group_column
-        if groups and isinstance(columns, list) and groups not in columns:
-            raise ValueError(f"tarf_group_column: found {groups!r}, allowed are integer columns among {columns}")
+        check_column(self.train_dataset, "tarf_group_column", self.args.tarf_group_column)
 
     @property
     def _plan(self) -> Plan:
         steps = self.args.max_steps
-        return plan_of(self.args, steps / self._updates_per_epoch if steps > 0 else float(self.args.num_train_epochs))
-
-    @property
-    def _updates_per_epoch(self) -> int:
-        accumulated, loader = self.args.gradient_accumulation_steps, self.callback_handler.train_dataloader
-        data: Any = self.train_dataset
-        if loader is not None and hasattr(loader.dataset, "__len__"):
-            batches = len(loader)
-        elif hasattr(data, "__len__"):  # not training yet
-            rows = self._train_batch_size * self.args.world_size
-            batches = len(data) // rows if self.args.dataloader_drop_last else math.ceil(len(data) / rows)
-        else:
-            return max(self.args.max_steps, 1)
-        return max(math.ceil(batches / accumulated), 1)
+        return plan_of(self.args, steps / updates_per_epoch(self) if steps > 0 else float(self.args.num_train_epochs))
 
     # ---------------------------------------------------------------------------------------------- data
     def get_train_dataloader(self) -> Any:
@@ -163,13 +138,17 @@ class TARFMixin(MethodMixin):
         plan = self._plan
         if plan.is_neutral or not batches:
             return batches, num_items
-        epoch, update = divmod(self.state.global_step, self._updates_per_epoch)
-        t = plan.time(self.state.global_step, self._updates_per_epoch)
+        epoch_length = updates_per_epoch(self)
+        epoch, update = divmod(self.state.global_step, epoch_length)
+        t = plan.time(self.state.global_step, epoch_length)
         self._identify(plan, t)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
             place = update * self.args.gradient_accumulation_steps
-            forget = self._forget_batches.take(epoch, place, len(batches))
+            if self._pairs is None:
+                size = self.args.tarf_forget_batch_size or self._train_batch_size
+                self._pairs = PairedBatches.beside(self, self.forget_dataset, size)
+            forget = self._pairs.take(epoch, place, len(batches))
             batches = [{**batch, _FORGET: part} for batch, part in zip(batches, forget, strict=True)]
             counts[1] = sum(len(part[ROW]) for part in forget)
         rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
@@ -178,24 +157,10 @@ class TARFMixin(MethodMixin):
         )
         return batches, num_items
 
-    @property
-    def _forget_batches(self) -> PairedBatches:
-        if self._pairs is None:
-            self._pairs = PairedBatches(
-                self.forget_dataset,
-                self.args.tarf_forget_batch_size or self._train_batch_size,
-                self._get_collator_with_removed_columns(self.data_collator, description="forget"),
-                seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-                process=self.args.process_index,
-                processes=self.args.world_size,
-                workers=self.args.dataloader_num_workers,
-            )
-        return self._pairs
-
     def _identify(self, plan: Plan, t: float) -> None:
         remaining = self.train_dataset if self.identify_dataset is None else self.identify_dataset
         wanted = {} if plan.selection == "none" else {"remaining": remaining}
-        if getattr(self._forget_loss, "needs_original", False):
+        if self._forget_term.needs_original:
             wanted["forget"] = self.forget_dataset
         found = self.identification
         found.measure_original(self, wanted, grouped=plan.selection == "groups")
@@ -241,26 +206,17 @@ class TARFMixin(MethodMixin):
         """What is minimised on these forget rows, one value each."""
         rows, inputs = batch[ROW], {name: value for name, value in batch.items() if name not in self.own_columns}
         losses, outputs = self._losses(model, inputs)
-        self.record(forget_loss=losses.mean())
-        if self.args.tarf_method == "random_labels":
-            logits, count = logits_of(outputs), len(self.forget_dataset)
-            drawn = {"num_labels": logits.shape[-1], "num_rows": count, "seed": self.args.seed}
-            return per_sample_losses(logits, random_labels(inputs["labels"], rows, **drawn)), outputs
-        original = self.identification.original.get("forget")
-        if original is not None:
-            original = original.to(rows.device)[rows]
-        values = self._forget_loss(losses, original, lengths(inputs["labels"], shifted=shifts_labels(self)))
-        if self.args.tarf_max_forget_loss is not None:
-            within = losses.detach() <= self.args.tarf_max_forget_loss
-            self.record(capped_fraction=1 - within.float().mean())
-            values = torch.where(within, values, 0.0)
+        values, terms = self._forget_term(
+            losses,
+            logits_of(outputs),
+            inputs["labels"],
+            rows,
+            original=self.identification.original.get("forget"),
+            num_rows=len(self.forget_dataset),
+            shifted=shifts_labels(self),
+        )
+        self.record(forget_loss=losses.mean(), **terms)
         return values, outputs
-
-    @property
-    def _forget_loss(self) -> ForgetLoss:
-        if self._given_forget_loss is not None:
-            return self._given_forget_loss
-        return NPO(self.args.tarf_npo_beta) if self.args.tarf_forget_loss == "npo" else ascent
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
@@ -294,12 +250,9 @@ class TARFMixin(MethodMixin):
         self.identification.load(state)
 
     def card_facts(self) -> dict[str, Any]:
-        facts, found = super().card_facts(), self.identification
-        about = {} if self.forget_dataset is None else {"rows to forget": len(self.forget_dataset)}
-        if found.retained is not None:
-            about["remaining rows left out"] = int((found.retained == 0).sum())
-        if "dropped" in found.found:
-            about["identified"] = ", ".join(found.found["dropped"]) or "nothing"
+        facts, about = super().card_facts(), self.identification.facts()
+        if self.forget_dataset is not None:
+            about["rows to forget"] = len(self.forget_dataset)
         return facts | {"hyper_parameters": {**facts["hyper_parameters"], **about}}
 
 

@@ -180,3 +180,16 @@ def plan_of(args: Any, epochs: float) -> Plan:
             "leave out is found by an ascent before tarf_t1"
         )
     return plan
+
+
+def updates_per_epoch(trainer: Any) -> int:
+    """Of a Trainer; before it has made its loader, as far as the data's length tells."""
+    args, data, loader = trainer.args, trainer.train_dataset, trainer.callback_handler.train_dataloader
+    if loader is not None and hasattr(loader.dataset, "__len__"):
+        batches = len(loader)
+    elif hasattr(data, "__len__"):
+        rows = trainer._train_batch_size * args.world_size
+        batches = len(data) // rows if args.dataloader_drop_last else math.ceil(len(data) / rows)
+    else:
+        return max(args.max_steps, 1)
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)

@@ -50,10 +50,10 @@ def unlearning_metrics(
     Raises:
         ValueError: unknown or missing parts, or shapes that do not fit.
     """
-    logits, labels, parts = np.asarray(logits), np.asarray(labels), np.asarray(parts)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or parts.shape != labels.shape:
+    logits, labels, where = np.asarray(logits), np.asarray(labels), np.asarray(parts)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or where.shape != labels.shape:
         raise ValueError(
-            f"logits, labels, parts: found shapes {logits.shape}, {labels.shape} and {parts.shape}, "
+            f"logits, labels, parts: found shapes {logits.shape}, {labels.shape} and {where.shape}, "
             "allowed are [N, C], [N] and [N]"
         )
     unknown, missing = set(parts) - set(PARTS), {"forget", "retain", "test"} - set(parts)
@@ -63,20 +63,19 @@ def unlearning_metrics(
             "to occur"
         )
     right = logits.argmax(axis=1) == labels
-    concept = np.isin(parts, ("forget", "hidden"))
-    rows = {
-        name: (logits[where], labels[where])
-        for name, where in (("members", parts == "retain"), ("nonmembers", parts == "test"), ("targets", concept))
-    }
+    concept = np.isin(where, ("forget", "hidden"))
+    members, nonmembers, targets = (
+        (logits[picked], labels[picked]) for picked in (where == "retain", where == "test", concept)
+    )
     found = {
         "UA": right[concept].mean(),
-        **{f"UA_{part}": right[parts == part].mean() for part in ("forget", "hidden") if part in parts},
-        "RA": right[parts == "retain"].mean(),
-        "TA": right[parts == "test"].mean(),
-        "MIA": threshold_attack(**rows)["nonmember_share"],
+        **{f"UA_{part}": right[where == part].mean() for part in ("forget", "hidden") if part in parts},
+        "RA": right[where == "retain"].mean(),
+        "TA": right[where == "test"].mean(),
+        "MIA": threshold_attack(members, nonmembers, targets)["nonmember_share"],
     }
-    if min(len(rows["members"][1]), len(rows["nonmembers"][1])) >= 5:
-        learned = learned_attack(**rows, seed=seed)
+    if min(len(members[1]), len(nonmembers[1])) >= 5:
+        learned = learned_attack(members, nonmembers, targets, seed=seed)
         found |= {"MIA_learned": learned["nonmember_share"], "MIA_learned_auc": learned["auc"]}
     percent = {name: 100 * float(value) for name, value in found.items()}
     return percent if retrained is None else percent | {"gap": gap(percent, retrained)}

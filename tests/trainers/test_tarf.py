@@ -476,7 +476,7 @@ def test_wrong_arguments_are_refused(options: dict[str, Any], message: str, tmp_
         ({"tarf_t0": 6}, "tarf_t0: found 6, allowed are 0 to the number of epochs, 5"),
         ({"tarf_k": 0.0}, "tarf_t1: found 1 with tarf_k=0, allowed is 0"),
         ({"tarf_t1": 0}, "tarf_selection: found 'groups' with tarf_t1=0, allowed is 'none'"),
-        ({"tarf_group_column": "nope"}, "tarf_group_column: found 'nope', allowed are integer columns among"),
+        ({"tarf_group_column": "nope"}, "tarf_group_column: found 'nope', allowed are labels, pixel_values, task_ids"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor, compute_loss_func: found one of them"),
         ({"forget": None}, "forget_dataset: found none"),
         ({"forget": []}, "forget_dataset: found no rows"),
