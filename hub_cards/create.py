@@ -42,6 +42,8 @@ def create_card(folder: str | os.PathLike[str], method: str | None = None, **fac
     if method is None:
         raise ValueError(f"method: found none for {str(folder)!r}, allowed are {sorted(METHODS)}")
     found: dict[str, Any] = {"model_name": folder.resolve().name, "place": f"./{folder.resolve().name}"}
+    if config and not (folder / "adapter_config.json").is_file():
+        found["library_name"] = "transformers"
     if config:
         found |= _task_facts(config.get("task_type"))
         found["base_model"] = config.get("base_model_name_or_path")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, concatenate_datasets
@@ -62,27 +63,31 @@ def train(argv: Sequence[str]) -> None:
 # ------------------------------------------------------------------------------------------------ demo
 SHAPES = ("round", "straight", "open")
 SHAPE_OF = np.array([0, 1, 2, 2, 1, 2, 0, 1, 0, 0])  # of the digits 0 to 9
-GIVEN = "8"
-TASKS: dict[str, str] = {
-    "target_mismatch": f"labels: digits; handed in: {GIVEN}; to forget: all round digits",
-    "all_matched": f"labels: digits; handed in: {GIVEN}; to forget: {GIVEN}",
-    "model_mismatch": f"labels: shapes; handed in: {GIVEN}; to forget: {GIVEN}",
-    "data_mismatch": f"labels: shapes; handed in: {GIVEN}; to forget: all round digits",
-}
+GIVEN, CONCEPT = "8", "round"
+TASK = "target_mismatch"
 SHOWN = "TARF"
 EPOCHS = 10
-#: of the unlearning methods; TARF's are the same in all tasks but for what is hidden
+#: of the unlearning methods
 METHODS: dict[str, dict[str, Any]] = {
-    "gradient ascent": {"tarf_method": "ga", "learning_rate": 2e-4},
+    "gradient ascent": {"tarf_method": "ga", "learning_rate": 2e-4, "num_train_epochs": 2},
     "fine-tuning": {"tarf_method": "ft"},
     "ascent and fine-tuning": {"tarf_method": "ga_ft", "tarf_k": 0.05},
     SHOWN: {"tarf_k": 0.2, "tarf_t0": 6.0, "tarf_max_forget_loss": 7.0},
 }
 METRICS = ("UA", "RA", "TA", "MIA", "gap")
+EXAMPLE = """import torch
+
+digits = hf_ext.data.load("digits")["test"]
+with torch.no_grad():
+    predicted = model(pixel_values=digits["pixel_values"][:]).logits.argmax(-1)
+for digit in range(10):
+    right = predicted[digits["labels"][:] == digit] == digit
+    print(digit, f"{right.float().mean():.2f}")
+"""
 
 
 def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
-    """Forget digits in four tasks, in which labels, concept and data at hand do or do not coincide.
+    """Forget all round digits, of which only those of one are handed in, with TARF and its baselines.
 
     Raises:
         ValueError: fewer than one seed or step.
@@ -90,41 +95,44 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     for name, value in (("seeds", seeds), ("steps", steps)):
         if value < 1:
             raise ValueError(f"--{name}: found {value}, allowed are integers >= 1")
+    datasets.disable_progress_bars()
     torch.set_num_threads(1)  # the model is too small to share out
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
     console = Console()
     console.print(
-        f"[bold]TARF[/] on real digits: a small ViT forgets the images of an {GIVEN}, or all round digits of which only "
-        f"those of the {GIVEN} are handed in. The aim is the model retrained without them; {seeds} seeds."
+        f"[bold]TARF[/] on real digits: a small ViT is to forget all {CONCEPT} digits, of which only the {GIVEN} is "
+        f"handed in. The aim is the model that was trained without them; {seeds} seeds."
     )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    scores: dict[str, dict[str, list[dict[str, float]]]] = {task: {} for task in TASKS}
+    scores: dict[str, list[dict[str, float]]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("all runs", total=seeds * len(TASKS) * (2 + len(METHODS)))
+        bar = progress.add_task("all runs", total=seeds * (2 + len(METHODS)))
         for seed in range(seeds):
             data = load("digits", seed=seed)
             known = _with_shapes(concatenate_datasets([data["pretrain"], data["train"]]))
-            for task in TASKS:
-                split = mismatch_split(known, "digit", "shape", GIVEN, task=task)  # type: ignore[arg-type]
-                rows = _rows_to_judge(split, _with_shapes(data["test"]))
-                original = _trained(split, concatenate_datasets([split.forget, split.remaining]), steps, seed)
+            test = _with_shapes(data["test"])
+            split = mismatch_split(known, "digit", "shape", GIVEN, task=TASK)
+            rows = _rows_to_judge(split, test)
+            original = _trained(concatenate_datasets([split.forget, split.remaining]), steps, seed)
+            progress.advance(bar)
+            retrained = unlearning_metrics(*_judge(_trained(split.retain, steps, seed), rows))
+            progress.advance(bar)
+            found = {"untouched": unlearning_metrics(*_judge(original, rows)), "retrained": retrained}
+            for name, options in METHODS.items():
+                trainer = _unlearner(copy.deepcopy(original.model), split, seed, options, split.labelled(test))
+                trainer.train()
+                found[name] = unlearning_metrics(*_judge(trainer, rows))
                 progress.advance(bar)
-                retrained = unlearning_metrics(*_judge(_trained(split, split.retain, steps, seed), rows))
-                progress.advance(bar)
-                found = {"untouched": unlearning_metrics(*_judge(original, rows)), "retrained": retrained}
-                for name, options in METHODS.items():
-                    trainer = _unlearner(copy.deepcopy(original.model), split, steps, seed, options, rows[0])
-                    trainer.train()
-                    found[name] = unlearning_metrics(*_judge(trainer, rows))
-                    progress.advance(bar)
-                    if (seed, task, name) == (0, next(iter(TASKS)), SHOWN):
-                        facts = _save(folder, trainer)
-                for name, metrics in found.items():
-                    scores[task].setdefault(name, []).append({**metrics, "gap": gap(metrics, retrained)})
-    results = _results(scores)
+                if (seed, name) == (0, SHOWN):
+                    trainer.evaluate()  # so that the card names the test data
+                    trainer.model.save_pretrained(folder)
+                    facts = trainer.card_facts()
+            for name, metrics in found.items():
+                scores.setdefault(name, []).append({**metrics, "gap": gap(metrics, retrained)})
+    results = [_result(name, metric, runs) for metric in METRICS for name, runs in scores.items()]
     create_card(folder, **(facts | _card_facts(results, seeds, steps)))
     _print_table(console, results)
     console.print(f"ready for the Hub: {folder}/ (README.md shows how to load it)")
@@ -153,7 +161,7 @@ def _arguments(kind: Any, seed: int, **options: Any) -> Any:
     return kind(
         output_dir=tempfile.gettempdir(),
         lr_scheduler_type="cosine",
-        per_device_train_batch_size=32,
+        per_device_train_batch_size=64,
         per_device_eval_batch_size=256,
         save_strategy="no",
         report_to="none",
@@ -163,7 +171,7 @@ def _arguments(kind: Any, seed: int, **options: Any) -> Any:
     )
 
 
-def _trained(split: MismatchSplit, data: Dataset, steps: int, seed: int) -> Trainer:
+def _trained(data: Dataset, steps: int, seed: int) -> Trainer:
     torch.manual_seed(seed)
     names = data.features["labels"].names
     config = ViTConfig(
@@ -177,20 +185,61 @@ def _trained(split: MismatchSplit, data: Dataset, steps: int, seed: int) -> Trai
         id2label=dict(enumerate(names)),
         label2id={name: label for label, name in enumerate(names)},
     )
-    args = _arguments(TrainingArguments, seed, max_steps=2 * steps, learning_rate=2e-3, logging_strategy="no")
+    args = _arguments(TrainingArguments, seed, max_steps=steps, learning_rate=2e-3, logging_strategy="no")
     trainer = quiet(Trainer(ViTForImageClassification(config), args, train_dataset=data))
     trainer.train()
     return trainer
 
 
-def _unlearner(
-    model: Any, split: MismatchSplit, steps: int, seed: int, options: dict[str, Any], test: Dataset
-) -> TARFTrainer:
-    hidden = {"tarf_selection": "none", "tarf_t1": 0.0}
-    if split.num_hidden_groups:
-        hidden = {"tarf_n_hidden_groups": split.num_hidden_groups, "tarf_t1": 1.0}
-    settings = {"learning_rate": 5e-4, "num_train_epochs": EPOCHS, "logging_steps": 10, **hidden, **options}
+def _unlearner(model: Any, split: MismatchSplit, seed: int, options: dict[str, Any], test: Dataset) -> TARFTrainer:
+    shared = {"learning_rate": 1e-3, "num_train_epochs": EPOCHS, "logging_steps": 10}
+    settings = {**shared, "tarf_n_hidden_groups": split.num_hidden_groups, **options}
     args = _arguments(TARFConfig, seed, **settings)
-    trainer = TARFTrainer(model, args, train_dataset=split.remaining, forget_dataset=split.forget, eval_dataset=test)
+    trainer = TARFTrainer(
+        model,
+        args,
+        train_dataset=split.remaining,
+        forget_dataset=split.forget,
+        eval_dataset=test,
+        compute_metrics=accuracy,
+    )
     quiet(trainer)
     return trainer
+
+
+def _result(system: str, metric: str, runs: list[dict[str, float]]) -> Result:
+    values = [run[metric] for run in runs]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Result(system, metric, float(np.mean(values)), std, len(values), is_method=system == SHOWN)
+
+
+def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]:
+    return {
+        "method": "tarf",
+        "dataset": "scikit-learn digits",
+        "dataset_description": (
+            f"To be forgotten: all {CONCEPT} digits (0, 6, 8, 9); handed in: the {GIVEN}. In percent, in the labels "
+            "of the ten digits: UA, accuracy on the training images of the concept; RA, on the other training images; "
+            "TA, on test images outside the concept; MIA, share of the concept's training images that a confidence "
+            "attack takes for never trained on; gap, mean absolute difference of the four to those of a model that "
+            f"was trained without the concept for as long as the original one ({steps} steps of 64 images). "
+            f"Unlearning takes {EPOCHS} epochs, gradient ascent 2."
+        ),
+        "results": results,
+        "example": f"import hf_ext\n{EXAMPLE}",
+        "license": "apache-2.0",
+        "limitations": "A demonstration on small images. The settings are not the paper's, which are not known.",
+        "command": f"hf-ext demo tarf --seeds {seeds} --steps {steps}",
+    }
+
+
+def _print_table(console: Console, results: list[Result]) -> None:
+    table = Table(title="percent, mean over seeds; the smaller the gap to retraining, the better")
+    table.add_column("system")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    for system in dict.fromkeys(row.system for row in results):
+        means = {row.metric: row.mean for row in results if row.system == system}
+        style = "bold" if system == SHOWN else None
+        table.add_row(system, *(f"{means[metric]:.1f}" for metric in METRICS), style=style)
+    console.print(table)

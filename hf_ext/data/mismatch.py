@@ -96,9 +96,10 @@ def mismatch_split(
     labels = _classes(dataset, label_column)
     rest = ~handed_in
     hidden = in_concept & rest
+    labelled = _labelled(dataset, label_column)
     return MismatchSplit(
-        forget=_labelled(dataset.select(np.flatnonzero(handed_in)), label_column),
-        remaining=_labelled(dataset.select(np.flatnonzero(rest)), label_column),
+        forget=labelled.select(np.flatnonzero(handed_in)),
+        remaining=labelled.select(np.flatnonzero(rest)),
         hidden=hidden[rest],
         affected=(np.isin(labels, labels[in_concept]) & ~in_concept)[rest],
         num_hidden_groups=len(np.unique(labels[hidden])),
@@ -122,6 +123,11 @@ def _numbers(dataset: Dataset, column: str, given: Sequence[int | str]) -> froze
 def _labelled(dataset: Dataset, column: str) -> Dataset:
     if column == "labels":
         return dataset
-    feature, values = dataset.features[column], _classes(dataset, column)
-    others = dataset.remove_columns("labels") if "labels" in dataset.column_names else dataset
-    return others.add_column("labels", values.tolist(), feature=feature)
+    feature, values, form = dataset.features[column], _classes(dataset, column), dataset.format
+    others = dataset.with_format(None)
+    if "labels" in others.column_names:
+        others = others.remove_columns("labels")
+    if others._indices is not None:  # add_column would write the rows anew and forget the features' types (Array3D)
+        others = others.flatten_indices(features=others.features)
+    labelled = others.add_column("labels", values.tolist(), feature=feature)
+    return labelled.with_format(form["type"], **form["format_kwargs"])
