@@ -2,6 +2,7 @@ from . import adapters as adapters
 from . import data as data
 from . import functional as functional
 from . import hub_cards as hub_cards
+from . import metrics as metrics
 from . import trainers as trainers
 from .adapters import MoLAConfig as MoLAConfig
 from .adapters import MoLAModel as MoLAModel
@@ -22,5 +23,9 @@ from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin
 from .trainers import MoLATrainer as MoLATrainer
 from .trainers import MoLATrainingConfig as MoLATrainingConfig
+from .trainers import TARFArguments as TARFArguments
+from .trainers import TARFConfig as TARFConfig
+from .trainers import TARFMixin as TARFMixin
+from .trainers import TARFTrainer as TARFTrainer
 
 __version__: str

@@ -102,6 +102,27 @@ def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence
     figure.savefig(path, dpi=150)
 
 
+def plot_gravity(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Bars of the groups' mean gravity, the largest first, with those that were left out marked.
+
+    Args:
+        found: `groups`, names; `gravity`, one value each; `dropped`, names.
+        path: of the picture.
+    """
+    order = np.argsort(found["gravity"])[::-1]
+    figure, (axes,) = new_figure(7, 0.35 * len(order) + 1)
+    for position, group in enumerate(order):
+        dropped = found["groups"][group] in found["dropped"]
+        axes.barh(position, found["gravity"][group], color=WARNING if dropped else BASELINE)
+    names = [found["groups"][group] for group in order]
+    axes.set_yticks(range(len(order)), [f"{name} (left out)" * (name in found["dropped"]) or name for name in names])
+    _plain_text(axes.get_yticklabels())
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("mean change of the loss until identification")
+    figure.savefig(path, dpi=150)
+
+
 def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches that needs no display, with panels one below the other in the house style."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -15,6 +15,7 @@ import hf_ext.benchmarks
 import hf_ext.data
 import hf_ext.functional
 import hf_ext.hub_cards
+import hf_ext.metrics
 import hf_ext.studies
 import hf_ext.trainers
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUBS = [path for folder in ("adapters", "hf_ext", "hub_cards", "trainers") for path in (ROOT / folder).rglob("*.pyi")]
 PACKAGES = (
     *(hf_ext, hf_ext.adapters, hf_ext.benchmarks, hf_ext.data, hf_ext.functional, hf_ext.hub_cards),
-    *(hf_ext.studies, hf_ext.trainers),
+    *(hf_ext.metrics, hf_ext.studies, hf_ext.trainers),
 )
 
 

@@ -11,3 +11,7 @@ from .mola import MoLAArguments as MoLAArguments
 from .mola import MoLAMixin as MoLAMixin
 from .mola import MoLATrainer as MoLATrainer
 from .mola import MoLATrainingConfig as MoLATrainingConfig
+from .tarf import TARFArguments as TARFArguments
+from .tarf import TARFConfig as TARFConfig
+from .tarf import TARFMixin as TARFMixin
+from .tarf import TARFTrainer as TARFTrainer

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_ext.functional._dtypes import at_least_float32
 
@@ -48,6 +50,17 @@ def per_sample_losses(
         f"labels: found {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, "
         "allowed are classes [B], multi-label [B, C], regression [B] and tokens [B, S]"
     )
+
+
+def shifts_labels(trainer: Trainer) -> bool:
+    """Whether the model's own loss lets position i predict label i + 1.
+
+    Trainer goes by the model's `loss_type`, which some causal language models (GPT-2) do not have: these use the
+    shifted loss all the same.
+    """
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return trainer._loss_shifts_labels or type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, disable_progress_bars
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -39,6 +39,7 @@ class Demo:
                 raise ValueError(f"--{name}: found {value}, allowed are integers >= 1")
         torch.set_num_threads(1)  # the models are too small to share out
         logging.disable_progress_bar()
+        disable_progress_bars()  # of datasets
         warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
         self.console = Console()
         self.console.print(text)
@@ -65,15 +66,21 @@ class Demo:
         """One run is done."""
         self.progress.advance(self._total)
 
-    def finish(self, title: str, results: Sequence[Result]) -> None:
-        """Print the table of results on all data."""
+    def finish(self, title: str, results: Sequence[Result], *, form: str = ".3f") -> None:
+        """Print the table of results on all data: mean and spread of a metric, or the means of several."""
+        overall = [row for row in results if not row.group]
+        metrics = list(dict.fromkeys(row.metric for row in overall))
         table = Table(title=title)
         table.add_column("system")
-        table.add_column("mean ± std", justify="right")
-        for row in results:
-            if not row.group:
-                spread = "" if row.std is None else f" ± {row.std:.3f}"
-                table.add_row(row.system, f"{row.mean:.3f}{spread}", style="bold" if row.is_method else None)
+        for metric in metrics:
+            table.add_column(metric if len(metrics) > 1 else "mean ± std", justify="right")
+        for system in dict.fromkeys(row.system for row in overall):
+            rows = {row.metric: row for row in overall if row.system == system}
+            cells = [f"{rows[metric].mean:{form}}" for metric in metrics]
+            if len(metrics) == 1 and (std := rows[metrics[0]].std) is not None:
+                cells[0] += f" ± {std:{form}}"
+            style = "bold" if all(row.is_method for row in rows.values()) else None
+            table.add_row(system, *cells, style=style)
         self.console.print(table)
         self.console.print(f"ready for the Hub: {self.folder}/ (README.md shows how to load it)")
 
@@ -102,9 +109,9 @@ def demo_arguments(
     return kind(
         output_dir=tempfile.gettempdir(),
         max_steps=steps,
-        learning_rate=learning_rate,
         seed=seed,
         **{
+            "learning_rate": learning_rate,
             "lr_scheduler_type": "cosine",
             "per_device_train_batch_size": 32,
             "per_device_eval_batch_size": 256,
@@ -144,8 +151,14 @@ def pretrained_vit(data: DatasetDict, steps: int, seed: int, view: Demo) -> ViTF
 
 
 def over_seeds(
-    system: str, values: Sequence[float], *, is_method: bool, published: bool = True, group: str = ""
+    system: str,
+    values: Sequence[float],
+    *,
+    is_method: bool,
+    metric: str = "accuracy",
+    published: bool = True,
+    group: str = "",
 ) -> Result:
-    """Mean and standard deviation of a system's accuracies."""
+    """Mean and standard deviation of a system's values."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Result(system, "accuracy", float(np.mean(values)), std, len(values), is_method, group, published=published)
+    return Result(system, metric, float(np.mean(values)), std, len(values), is_method, group, published=published)

@@ -1,0 +1,197 @@
+"""Which data are to be forgotten, and what is minimised on them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
+
+from hf_ext.functional import npo_loss
+from hf_ext.trainers.losses import IGNORED_LABEL, per_sample_losses
+
+# ------------------------------------------------------------------------------------------------ forget losses
+#: what is minimised on the data to forget: of the losses per sample, the original model's, and the supervised tokens
+ForgetLoss = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+
+
+def ascent(losses: Tensor, original: Tensor | None, lengths: Tensor) -> Tensor:
+    """The paper's: minus the loss."""
+    return -losses
+
+
+class NPO:
+    """Negative preference optimisation, see `hf_ext.functional.npo_loss`; needs the original model's losses."""
+
+    needs_original = True
+
+    def __init__(self, beta: float = 0.1) -> None:
+        self.beta = beta
+
+    def __call__(self, losses: Tensor, original: Tensor | None, lengths: Tensor) -> Tensor:
+        assert original is not None
+        # of whole sequences, not per token
+        return npo_loss(losses * lengths, original * lengths, beta=self.beta)
+
+
+class ForgetTerm:
+    """What is minimised on forget rows, one value each, as the arguments say.
+
+    Args:
+        args: with TARF's arguments.
+        given: a loss of the user's own.
+    """
+
+    def __init__(self, args: Any, given: ForgetLoss | None = None) -> None:
+        self.args = args
+        self.loss = given or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
+        self.needs_original = bool(getattr(self.loss, "needs_original", False))
+
+    def __call__(
+        self,
+        losses: Tensor,
+        logits: Tensor,
+        labels: Tensor,
+        rows: Tensor,
+        *,
+        original: Tensor | None,
+        num_rows: int,
+        shifted: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The values, `[B]`, and terms to log.
+
+        Args:
+            losses: `[B]`.
+            logits, labels: as the losses were made from.
+            rows: where in the data to forget the samples stand.
+            original: the original model's losses of all rows there, if they are needed.
+            num_rows: how many there are.
+            shifted: whether position i predicts label i + 1.
+        """
+        if self.args.tarf_method == "random_labels":
+            others = random_labels(labels, rows, num_labels=logits.shape[-1], num_rows=num_rows, seed=self.args.seed)
+            return per_sample_losses(logits, others), {}
+        values = self.loss(
+            losses, None if original is None else original.to(rows.device)[rows], lengths(labels, shifted=shifted)
+        )
+        if self.args.tarf_max_forget_loss is None:
+            return values, {}
+        within = losses.detach() <= self.args.tarf_max_forget_loss
+        return torch.where(within, values, 0.0), {"capped_fraction": 1 - within.float().mean()}
+
+
+def lengths(labels: Tensor, *, shifted: bool) -> Tensor:
+    """Supervised tokens of every sample, `[B]`; 1 if a sample has one label."""
+    if labels.ndim == 1 or labels.is_floating_point():
+        return torch.ones(len(labels), device=labels.device)
+    return (labels[:, 1:] if shifted else labels).ne(IGNORED_LABEL).sum(dim=1)
+
+
+def random_labels(labels: Tensor, rows: Tensor, *, num_labels: int, num_rows: int, seed: int) -> Tensor:
+    """Labels other than these, drawn by `seed` once for every row of the data.
+
+    Raises:
+        ValueError: labels that are not one class per sample.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or num_labels < 2:
+        raise ValueError(
+            f"tarf_method: found 'random_labels' with {labels.dtype} labels of shape {tuple(labels.shape)} and "
+            f"{num_labels} classes, allowed are several classes, one per sample"
+        )
+    shifts = torch.randint(1, num_labels, (num_rows,), generator=torch.Generator().manual_seed(seed))
+    return (labels + shifts.to(rows.device)[rows]) % num_labels
+
+
+# ------------------------------------------------------------------------------------------------ data
+def split_rows(data: Any, forget: Any, *, column: str | None = None, values: Any = None) -> tuple[Any, Any]:
+    """The remaining data and the data to forget.
+
+    Args:
+        data: both, or the remaining data alone.
+        forget: a data set, which leaves `data` as it is; indices of rows; or None.
+        column, values: instead, the column that says which rows are to be forgotten, and its values (or names of
+            classes) that are; without values, what counts as true.
+
+    Raises:
+        ValueError: both given, no such column, no such row, or nothing that remains.
+    """
+    if column is not None:
+        if forget is not None:
+            raise ValueError("forget_dataset: found one with tarf_forget_column, allowed is one of the two")
+        check_column(data, "tarf_forget_column", column)
+        rows = _rows_with(data, column, values)
+        if not len(rows):
+            raise ValueError(f"tarf_forget_value: found {values!r} in no row of {column!r}, allowed are its values")
+    elif isinstance(forget, np.ndarray | Tensor | range) or (
+        isinstance(forget, list | tuple) and all(isinstance(row, int) for row in forget)
+    ):
+        rows = np.unique(np.asarray(forget, dtype=np.int64))
+        if len(rows) and (rows[0] < 0 or rows[-1] >= len(data)):
+            raise ValueError(f"forget_dataset: found rows {rows[0]} to {rows[-1]}, allowed are 0 to {len(data) - 1}")
+    else:
+        return data, forget
+    others = np.setdiff1d(np.arange(len(data)), rows)
+    if not len(others):
+        raise ValueError("train_dataset: found no row that remains, allowed are some to retain")
+    return _select(data, others), _select(data, rows)
+
+
+def _rows_with(data: Any, column: str, values: Any) -> np.ndarray:
+    """Rows whose value is one of these (as text, or by the class's name); without values, those that count as true."""
+    found = list(data.with_format(None)[column]) if hasattr(data, "with_format") else list(data[column])
+    if values is None:
+        return np.flatnonzero([bool(value) for value in found])
+    wanted = {str(value) for value in (values if isinstance(values, list | tuple | set) else [values])}
+    feature: Any = (getattr(data, "features", None) or {}).get(column)
+    names = [{str(value), feature.int2str(value)} if hasattr(feature, "int2str") else {str(value)} for value in found]
+    return np.flatnonzero([bool(wanted & name) for name in names])
+
+
+def _select(data: Any, rows: np.ndarray) -> Any:
+    return data.select(rows) if hasattr(data, "select") else Subset(data, rows.tolist())
+
+
+def check_column(data: Any, argument: str, column: str | None) -> None:
+    """Refuse a column that the data, as far as they can be asked, do not have."""
+    columns = getattr(data, "column_names", None)
+    if column is not None and isinstance(columns, list) and column not in columns:
+        raise ValueError(f"{argument}: found {column!r}, allowed are {', '.join(sorted(columns))}")
+
+
+def check_arguments(args: Any, *, own_loss: bool) -> None:
+    """Refuse what leaves no plain loss for every sample."""
+    for option in ("packing", "padding_free"):
+        if getattr(args, option, False):
+            raise ValueError(f"{option}: found True, allowed is False: samples are forgotten one by one")
+    if own_loss:
+        raise ValueError(
+            "label_smoothing_factor, compute_loss_func: found one of them, allowed is neither: forgetting needs the "
+            "plain loss of every sample"
+        )
+
+
+def check_data(remaining: Any, forget: Any, identify: Any, selection: str) -> None:
+    """Refuse data that cannot work.
+
+    Raises:
+        ValueError: nothing to forget, or remaining data without a length where their rows are counted.
+    """
+    if forget is None or not hasattr(forget, "__len__") or not len(forget):
+        found = "none" if forget is None else "no rows" if hasattr(forget, "__len__") else type(forget).__name__
+        raise ValueError(
+            f"forget_dataset: found {found}, allowed are a data set with a length and rows, indices of rows of "
+            "train_dataset, or tarf_forget_column"
+        )
+    if selection == "none":
+        return
+    if isinstance(remaining, IterableDataset) or not hasattr(remaining, "__len__"):
+        raise ValueError(
+            f"train_dataset: found a {type(remaining).__name__} with tarf_selection={selection!r}, allowed are data "
+            "sets with a length, whose rows' losses are kept by their index; or tarf_selection='none'"
+        )
+    if identify is not None and len(identify) != len(remaining):
+        raise ValueError(
+            f"identify_dataset: found {len(identify)} rows, allowed are the {len(remaining)} remaining rows, in the "
+            "same order"
+        )

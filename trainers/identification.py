@@ -1,0 +1,187 @@
+"""What an ascent on the data to forget carries along: losses of all remaining rows before it and after it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from hf_ext.functional import gravity_by_label, gravity_threshold, retain_mask, retain_mask_by_label
+from hf_ext.trainers.losses import per_sample_losses, shifts_labels
+from hf_ext.trainers.paired import ROW, Numbered, load
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Of a model that was given labels."""
+    return outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+
+
+def all_losses(trainer: Trainer, data: Any, group_column: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Loss of every row, `[N]`, and its group, `[N]`: by row number, the same in all processes, which share the work.
+
+    The model is in evaluation mode meanwhile, and no random state moves on.
+
+    Args:
+        trainer: with a `MethodMixin` whose own columns are `ROW` and, if given, `group_column`.
+        data: with a length.
+        group_column: by default the labels are the groups; None is returned where these are not one class a sample.
+    """
+    args, mixin = trainer.args, trainer
+    size, step = args.eval_batch_size, args.world_size
+    batches = [list(range(first, min(first + size, len(data)))) for first in range(0, len(data), size)]
+    # as many for every process, since sharded models work together; what lies beyond the end is not written down
+    places = range(args.process_index, math.ceil(len(batches) / step) * step, step)
+    collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="identification")
+    loader = load(Numbered(data), [batches[place % len(batches)] for place in places], collate)
+    losses = torch.zeros(len(data), device=args.device)
+    groups = torch.zeros(len(data), dtype=torch.int64, device=args.device)
+    grouped = True
+    model: Any = trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model
+    was_training = model.training
+    model.eval()
+    try:
+        for place, batch in zip(places, loader, strict=True):
+            inputs: Any = trainer._prepare_inputs(batch)
+            rows, labels = mixin.batch_columns[ROW], inputs["labels"]  # type: ignore[attr-defined]
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                found = per_sample_losses(logits_of(model(**inputs)), labels, shift_labels=shifts_labels(trainer))
+            ids = mixin.batch_columns.get(group_column) if group_column else labels  # type: ignore[attr-defined]
+            grouped = grouped and ids is not None and ids.ndim == 1 and not ids.is_floating_point()
+            if place < len(batches):
+                losses[rows] = found.to(losses.dtype)
+                if grouped:
+                    groups[rows] = ids
+    finally:
+        model.train(was_training)
+    return trainer.accelerator.reduce(losses), trainer.accelerator.reduce(groups) if grouped else None
+
+
+def identify(
+    gravity: Tensor,
+    groups: Tensor | None,
+    *,
+    selection: str,
+    beta: float | None,
+    top_fraction: float,
+    num_groups: int | None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """tau of every remaining sample, and what was found.
+
+    `"samples"`: dropped are those with gravity >= beta, by default the lowest of the top fraction. `"groups"`: the
+    `num_groups` groups with the largest mean gravity are dropped whole; without that number the rule for samples is
+    applied to the groups' means.
+
+    Raises:
+        ValueError: everything would be dropped.
+    """
+    found: dict[str, Any] = {}
+    if selection == "samples" or groups is None:
+        beta = float(gravity_threshold(gravity, top_fraction=top_fraction)) if beta is None else beta
+        mask = retain_mask(gravity, beta=beta)
+        found["beta"] = beta
+    else:
+        ids, scores = gravity_by_label(gravity, groups)
+        if num_groups is None:
+            beta = float(gravity_threshold(scores, top_fraction=top_fraction)) if beta is None else beta
+            num_groups = int((scores >= beta).sum())
+        mask = retain_mask_by_label(gravity, groups, num_groups=num_groups)
+        dropped = groups[mask == 0].unique().tolist()
+        found |= {"groups": ids.tolist(), "gravity": scores.tolist(), "dropped": dropped}
+    if not mask.any():
+        raise ValueError(
+            f"tarf_beta: found {beta}, at which all {len(mask)} remaining samples are dropped (beta too small), "
+            "allowed are values that leave some"
+        )
+    return mask, found
+
+
+class Identification:
+    """Which remaining rows are left out: their losses before the first step, those at t1, and what follows from both.
+
+    Args:
+        args: with TARF's arguments.
+    """
+
+    def __init__(self, args: Any) -> None:
+        self.args = args
+        #: losses of the original model, of the data named `remaining` and `forget`, as far as needed
+        self.original: dict[str, Tensor] = {}
+        #: tau of every remaining row, once it is known
+        self.retained: Tensor | None = None
+        #: `groups`, their `gravity` and which were `dropped`, by name; or the threshold `beta`
+        self.found: dict[str, Any] = {}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        retained = {} if self.retained is None else {"tarf_retained": self.retained}
+        return (
+            {f"tarf_original_{name}": losses for name, losses in self.original.items()}
+            | retained
+            | {"tarf_found": self.found}
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For a card."""
+        facts: dict[str, Any] = {}
+        if self.retained is not None:
+            facts["remaining rows left out"] = int((self.retained == 0).sum())
+        if "dropped" in self.found:
+            facts["identified"] = ", ".join(self.found["dropped"]) or "nothing"
+        return facts
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        prefix = "tarf_original_"
+        self.original = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+        self.retained, self.found = state.get("tarf_retained"), state.get("tarf_found", {})
+
+    def measure_original(self, trainer: Trainer, data: Mapping[str, Any], *, grouped: bool) -> None:
+        """Before the first step: losses of the original model on these data; nothing if they are known.
+
+        Raises:
+            ValueError: a resumed run that does not have them, or groups that cannot be left out.
+        """
+        for name, rows in data.items():
+            known = self.original.get(name)
+            if (known is None and trainer.state.global_step > 0) or (known is not None and len(known) != len(rows)):
+                count = "none" if known is None else len(known)
+                raise ValueError(
+                    f"resume_from_checkpoint: found {count} of the original model's losses of the {name} data, "
+                    f"allowed is a checkpoint with all {len(rows)}"
+                )
+            if known is None:
+                self.original[name], groups = all_losses(trainer, rows, self.args.tarf_group_column)
+                if grouped and name == "remaining":
+                    self._check(groups)
+
+    def _check(self, groups: Tensor | None) -> None:
+        if groups is None:
+            raise ValueError(
+                "tarf_selection: found 'groups' without tarf_group_column and without one class label per sample, "
+                "allowed are 'samples', 'none', or 'groups' with such a column"
+            )
+        present, asked = len(groups.unique()), self.args.tarf_n_hidden_groups
+        if asked is not None and asked >= present:
+            raise ValueError(
+                f"tarf_n_hidden_groups: found {asked} of {present} groups in the remaining data, allowed are 0 to "
+                f"{present - 1}"
+            )
+
+    def decide(self, trainer: Trainer, rows: Any, *, selection: str, features: Mapping[str, Any]) -> None:
+        """At t1: what has moved most is left out from now on."""
+        losses, groups = all_losses(trainer, rows, self.args.tarf_group_column)
+        mask, self.found = identify(
+            (losses - self.original["remaining"].to(losses.device)).abs().cpu(),
+            groups.cpu() if groups is not None else None,
+            selection=selection,
+            beta=self.args.tarf_beta,
+            top_fraction=self.args.tarf_top_fraction,
+            num_groups=self.args.tarf_n_hidden_groups,
+        )
+        self.retained = mask.to(losses.device)
+        feature: Any = features.get(self.args.tarf_group_column or "labels")
+        for name in self.found.keys() & {"groups", "dropped"}:
+            named = hasattr(feature, "int2str")
+            self.found[name] = [feature.int2str(group) if named else str(group) for group in self.found[name]]

@@ -1,0 +1,126 @@
+"""A second data set beside the one that a Trainer goes through: a batch of it with every micro-batch."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+
+#: the column in which `Numbered` counts
+ROW = "row_in_dataset"
+
+
+class Numbered(Dataset):
+    """A data set of dicts whose rows also say where they stand, as `ROW`. Everything else is the data set's own."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":  # while being unpickled there is none yet
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.dataset[row], ROW: row}
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        fetch = getattr(self.dataset, "__getitems__", None)
+        found = fetch(rows) if fetch else [self.dataset[row] for row in rows]
+        return [{**example, ROW: row} for example, row in zip(found, rows, strict=True)]
+
+
+class _Order:
+    """Rows of batch `first`, `first + 1`, ... of one process in one epoch, without end."""
+
+    def __init__(self, size: int, batch_size: int, *, seed: int, process: int, processes: int, first: int) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.process, self.processes, self.first = process, processes, first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        rows: list[int] = []  # those of all processes, from `begin` on
+        begin, batch = 0, self.first * self.processes + self.process
+        while True:
+            while begin + len(rows) < (batch + 1) * self.batch_size:
+                if begin + len(rows) <= batch * self.batch_size:
+                    begin, rows = begin + len(rows), []
+                rows += torch.randperm(self.size, generator=generator).tolist()
+            offset = batch * self.batch_size - begin
+            yield rows[offset : offset + self.batch_size]
+            batch += self.processes
+
+
+class PairedBatches:
+    """Batches of a data set that go with the micro-batches of another, cycled in an order shuffled anew by every pass.
+
+    Which rows go with a micro-batch is a function of seed, epoch and the micro-batch's place in the epoch alone. So a
+    resumed run takes up the order where it stopped, and processes share it as they share the other data: the rows of
+    an update are the same for N processes with G micro-batches of B rows as for one process with one of N G B.
+
+    Args:
+        dataset: with a length.
+        batch_size: rows per micro-batch and process.
+        collate: makes a batch of rows, which have `ROW`.
+        seed: of the order.
+        process, processes: which of how many.
+        workers: processes that load.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        collate: Callable[[list[dict[str, Any]]], Any],
+        *,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self.dataset, self.batch_size, self.collate, self.seed = Numbered(dataset), batch_size, collate, seed
+        self.process, self.processes, self.workers = process, processes, workers
+        self._batches: Iterator[Any] = iter(())
+        self._next: tuple[int, int] | None = None
+
+    @classmethod
+    def beside(cls, trainer: Trainer, dataset: Any, batch_size: int) -> "PairedBatches":
+        """As a Trainer loads its own data, so many rows per micro-batch and process."""
+        args = trainer.args
+        return cls(
+            dataset,
+            batch_size,
+            trainer._get_collator_with_removed_columns(trainer.data_collator, description="forget"),
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            process=args.process_index,
+            processes=args.world_size,
+            workers=args.dataloader_num_workers,
+        )
+
+    def take(self, epoch: int, first: int, count: int) -> list[Any]:
+        """The batches that go with micro-batches `first` to `first + count - 1` of an epoch, in this process."""
+        if self._next != (epoch, first):
+            order = _Order(
+                len(self.dataset),
+                self.batch_size,
+                seed=self.seed + epoch,
+                process=self.process,
+                processes=self.processes,
+                first=first,
+            )
+            self._batches = iter(load(self.dataset, order, self.collate, seed=self.seed + epoch, workers=self.workers))
+        self._next = (epoch, first + count)
+        return list(islice(self._batches, count))
+
+
+def load(
+    dataset: Any, batches: Any, collate: Callable[[list[dict[str, Any]]], Any], *, seed: int = 0, workers: int = 0
+) -> DataLoader:
+    """A loader of these batches of rows that leaves the global random state alone."""
+    generator = torch.Generator().manual_seed(seed)  # a loader seeds its workers from it, in the main process too
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=generator)

@@ -1,0 +1,195 @@
+"""TARF's arguments, and the plan that follows from them: when to ascend on the data to forget, when to retain."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hf_ext.functional import annealed_ascent_weight
+
+METHODS = ("tarf", "ga", "ft", "random_labels", "ga_ft")
+SELECTIONS = ("groups", "samples", "none")
+
+
+@dataclass
+class TARFArguments:
+    """Arguments of `TARFMixin`, to be mixed with any TrainingArguments. T is `num_train_epochs`.
+
+    Args:
+        tarf_method: `"tarf"`, or a baseline: gradient ascent `"ga"`, fine-tuning on the remaining data `"ft"`,
+            `"random_labels"`, or `"ga_ft"`, ascent with constant weight k while retaining.
+        tarf_k: strength of the ascent; it starts at `k (T - t0) / T`.
+        tarf_t0: epochs without ascent at the end; 0.7 T by default.
+        tarf_t1: epoch at which what to leave out is identified and retaining starts.
+        tarf_schedule: `"annealed"`, or `"constant"` until T - t0.
+        tarf_anneal_by: time moves with every `"epoch"`, or with every update (`"step"`).
+        tarf_selection: what is left out of the remaining data: whole `"groups"`, single `"samples"`, or `"none"`.
+        tarf_top_fraction: share of groups or samples that are left out, those of largest gravity.
+        tarf_n_hidden_groups: how many groups are left out, if that is known.
+        tarf_beta: gravity from which on groups or samples are left out, instead of a share.
+        tarf_group_column: column of integers that makes the groups; by default the labels.
+        tarf_forget_column: column of `train_dataset` that says which rows are to be forgotten.
+        tarf_forget_value: its values (or names of classes) that are; by default what counts as true.
+        tarf_forget_batch_size: forget rows per micro-batch and process; by default as many as remaining rows.
+        tarf_max_forget_loss: samples with a larger loss are not ascended on any more; 2 or 3 times the logarithm of
+            the number of classes is sensible.
+        tarf_forget_loss: `"ascent"`, or `"npo"`, negative preference optimisation, which is bounded.
+        tarf_npo_beta: its temperature.
+    """
+
+    tarf_method: Literal["tarf", "ga", "ft", "random_labels", "ga_ft"] = field(
+        default="tarf", metadata={"help": "tarf, or a baseline."}
+    )
+    tarf_k: float = field(default=0.05, metadata={"help": "Strength of the ascent."})
+    tarf_t0: float | None = field(default=None, metadata={"help": "Epochs without ascent at the end; 0.7 T."})
+    tarf_t1: float = field(default=1.0, metadata={"help": "Epoch at which retaining starts."})
+    tarf_schedule: Literal["annealed", "constant"] = field(
+        default="annealed", metadata={"help": "How the ascent's weight goes on until T - t0."}
+    )
+    tarf_anneal_by: Literal["epoch", "step"] = field(default="epoch", metadata={"help": "What time moves with."})
+    tarf_selection: Literal["groups", "samples", "none"] = field(
+        default="groups", metadata={"help": "What is left out of the remaining data."}
+    )
+    tarf_top_fraction: float = field(default=0.1, metadata={"help": "Share that is left out."})
+    tarf_n_hidden_groups: int | None = field(default=None, metadata={"help": "Number of groups that are left out."})
+    tarf_beta: float | None = field(default=None, metadata={"help": "Gravity from which on it is left out."})
+    tarf_group_column: str | None = field(default=None, metadata={"help": "Column of groups; the labels."})
+    tarf_forget_column: str | None = field(default=None, metadata={"help": "Column that says what to forget."})
+    tarf_forget_value: list[str] | None = field(
+        default=None, metadata={"help": "Its values that are to be forgotten."}
+    )
+    tarf_forget_batch_size: int | None = field(default=None, metadata={"help": "Forget rows per micro-batch."})
+    tarf_max_forget_loss: float | None = field(default=None, metadata={"help": "Cap of the ascent, per sample."})
+    tarf_forget_loss: Literal["ascent", "npo"] = field(default="ascent", metadata={"help": "What is minimised there."})
+    tarf_npo_beta: float = field(default=0.1, metadata={"help": "Temperature of npo."})
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("tarf_method", METHODS),
+            ("tarf_schedule", ("annealed", "constant")),
+            ("tarf_anneal_by", ("epoch", "step")),
+            ("tarf_selection", SELECTIONS),
+            ("tarf_forget_loss", ("ascent", "npo")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(allowed)}")
+        for name, low, strict in (
+            ("tarf_k", 0, False),
+            ("tarf_t0", 0, False),
+            ("tarf_t1", 0, False),
+            ("tarf_n_hidden_groups", 0, False),
+            ("tarf_forget_batch_size", 1, False),
+            ("tarf_max_forget_loss", 0, True),
+            ("tarf_npo_beta", 0, True),
+            ("tarf_top_fraction", 0, True),
+        ):
+            value = getattr(self, name)
+            if value is not None and not (value > low if strict else value >= low):
+                raise ValueError(f"{name}: found {value!r}, allowed are values {'>' if strict else '>='} {low}")
+        if self.tarf_top_fraction > 1:
+            raise ValueError(f"tarf_top_fraction: found {self.tarf_top_fraction!r}, allowed are numbers in (0, 1]")
+        if self.tarf_forget_value is not None and self.tarf_forget_column is None:
+            raise ValueError("tarf_forget_column: found none with tarf_forget_value, allowed is the column's name")
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+
+# ------------------------------------------------------------------------------------------------ schedule
+@dataclass(frozen=True)
+class Plan:
+    """What happens at time t, in epochs: the forget term has `weight(t)`, remaining data are trained on from t1 on.
+
+    Args:
+        k, T, t0, t1: as in `hf_ext.functional.tarf`.
+        annealed: whether k(t) falls; otherwise it is k until T - t0.
+        selection: how remaining data to leave out are found at t1; "none" leaves nothing out.
+        fractional: whether t moves with every update instead of every epoch.
+    """
+
+    k: float
+    T: float
+    t0: float = 0.0
+    t1: float = 0.0
+    annealed: bool = False
+    selection: str = "none"
+    fractional: bool = False
+
+    def time(self, updates: int, updates_per_epoch: int) -> float:
+        """t after that many updates."""
+        return updates / updates_per_epoch if self.fractional else float(updates // updates_per_epoch)
+
+    def weight(self, t: float) -> float:
+        """Of the forget term at time t."""
+        if self.annealed:
+            return annealed_ascent_weight(t, k=self.k, T=self.T, t0=self.t0)
+        return self.k if self.T - t - self.t0 > 0 else 0.0
+
+    def retains(self, t: float) -> bool:
+        """Whether the remaining data are trained on at time t."""
+        return t >= self.t1
+
+    def phase(self, t: float) -> int:
+        """1, identification (ascent only); 2, separation (both); 3, approximation of retraining (retaining only)."""
+        return 1 if not self.retains(t) else 2 if self.weight(t) > 0 else 3
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether this is nothing but fine-tuning on the remaining data."""
+        return self.weight(0.0) == 0 and self.retains(0.0) and self.selection == "none"
+
+
+def plan_of(args: Any, epochs: float) -> Plan:
+    """The plan of `TARFArguments` for a run of that many epochs.
+
+    The baselines: `ga` ascends with weight 1 and never retains; `ft` only retains; `random_labels` trains on both,
+    the forget data with labels drawn at random; `ga_ft` ascends with constant weight k while it retains.
+
+    Raises:
+        ValueError: a plan with an idle gap, or one that has nothing to find out.
+    """
+    baselines = {
+        "ga": Plan(k=1.0, T=epochs, t1=math.inf),
+        "ft": Plan(k=0.0, T=epochs),
+        "random_labels": Plan(k=1.0, T=epochs),
+        "ga_ft": Plan(k=args.tarf_k, T=epochs),
+    }
+    if args.tarf_method in baselines:
+        return baselines[args.tarf_method]
+    t0 = 0.7 * epochs if args.tarf_t0 is None else args.tarf_t0
+    if t0 > epochs:
+        raise ValueError(f"tarf_t0: found {t0:g}, allowed are 0 to the number of epochs, {epochs:g}")
+    plan = Plan(
+        k=args.tarf_k,
+        T=epochs,
+        t0=t0,
+        t1=args.tarf_t1,
+        annealed=args.tarf_schedule == "annealed",
+        selection=args.tarf_selection,
+        fractional=args.tarf_anneal_by == "step",
+    )
+    if args.tarf_t1 > epochs - t0:
+        raise ValueError(
+            f"tarf_t1: found {args.tarf_t1:g} with {epochs:g} epochs and tarf_t0={t0:g}, allowed are 0 to "
+            f"{epochs - t0:g} (epochs - tarf_t0): between the two neither forgetting nor retaining would be active"
+        )
+    if args.tarf_t1 > 0 and args.tarf_k == 0:
+        raise ValueError(f"tarf_t1: found {args.tarf_t1:g} with tarf_k=0, allowed is 0: until tarf_t1 nothing is done")
+    if args.tarf_selection != "none" and args.tarf_t1 == 0:
+        raise ValueError(
+            f"tarf_selection: found {args.tarf_selection!r} with tarf_t1=0, allowed is 'none' with that: what to "
+            "leave out is found by an ascent before tarf_t1"
+        )
+    return plan
+
+
+def updates_per_epoch(trainer: Any) -> int:
+    """Of a Trainer; before it has made its loader, as far as the data's length tells."""
+    args, data, loader = trainer.args, trainer.train_dataset, trainer.callback_handler.train_dataloader
+    if loader is not None and hasattr(loader.dataset, "__len__"):
+        batches = len(loader)
+    elif hasattr(data, "__len__"):
+        rows = trainer._train_batch_size * args.world_size
+        batches = len(data) // rows if args.dataloader_drop_last else math.ceil(len(data) / rows)
+    else:
+        return max(args.max_steps, 1)
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
