@@ -21,7 +21,7 @@ from hf_ext.data.columns import holds_text
 from hf_ext.data.samplers import BalancedSampler
 from hf_ext.functional import domain_sums, domain_variance_weights, sam_perturbation
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.losses import per_sample_losses
+from hf_ext.trainers.losses import per_sample_losses, shifts_labels
 
 logger = logging.get_logger(__name__)
 
@@ -324,14 +324,14 @@ class DISAMMixin(MethodMixin):
     @torch.no_grad()
     def _move_weights(self, model: nn.Module) -> None:
         shared = self.accelerator.num_processes > 1 and self.args.disam_sync_perturbation
-        params = [p for p in model.parameters() if p.requires_grad and (shared or p.grad is not None)]
+        params: list[Tensor] = [p for p in model.parameters() if p.requires_grad and (shared or p.grad is not None)]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if shared:
             _average(grads)
         steps = sam_perturbation(params, grads, rho=self.args.disam_rho, adaptive=self.args.disam_adaptive)
         self._clean += [(param, param.detach().clone()) for param in params]
         if params:
-            torch._foreach_add_(params, steps)
+            torch._foreach_add_(params, tuple(steps))
             norms = [norm.to(self.args.device) for norm in torch._foreach_norm(steps)]
             self.record(perturbation_norm=torch.linalg.vector_norm(torch.stack(norms)))
 
@@ -399,7 +399,7 @@ class DISAMMixin(MethodMixin):
                 "model: found no logits and labels to take losses of samples from, allowed are models that give both, "
                 "or a per_sample_loss_func"
             )
-        shift, smoothing = self._loss_shifts_labels, self.args.label_smoothing_factor
+        shift, smoothing = shifts_labels(self), self.args.label_smoothing_factor
         return per_sample_losses(logits, labels, shift_labels=shift, label_smoothing=smoothing)
 
     def _note(self, ascent: _Ascent, loss: Tensor, losses: Tensor, domain_ids: Tensor, num_items: Any) -> None:

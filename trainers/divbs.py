@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_ext.functional import divbs_select_with_info, gradient_norms
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.losses import shifts_labels
 from hf_ext.trainers.rows import batch_size, exchange_rows, take_rows
 from hf_ext.trainers.scoring import Scorer, Scores, find_head, left_as_found
 
@@ -118,12 +118,6 @@ class DivBSArguments:
         return self.divbs_ratio + min(max(progress, 0.0), 1.0) * (self.divbs_final_ratio - self.divbs_ratio)
 
 
-def _is_causal(model: Any) -> bool:
-    """Whether a model shifts labels though `loss_type` does not tell Trainer so (GPT2LMHeadModel has none)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return any(kind.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for kind in type(base).__mro__)
-
-
 @dataclass
 class DivBSConfig(DivBSArguments, TrainingArguments):
     """`TrainingArguments` with the arguments of DivBS."""
@@ -156,7 +150,7 @@ class DivBSMixin(MethodMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._scorer = Scorer(
-            shift_labels=self._loss_shifts_labels or _is_causal(self._unwrapped()),
+            shift_labels=shifts_labels(self),
             features=self.args.divbs_features,
             sketch_dim=self.args.divbs_sketch_dim,
             seed=self.args.seed,

@@ -60,7 +60,8 @@ def shifts_labels(trainer: Trainer) -> bool:
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return trainer._loss_shifts_labels or type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return trainer._loss_shifts_labels or any(kind.__name__ in causal for kind in type(base).__mro__)
 
 
 class _GatherRows(torch.autograd.Function):

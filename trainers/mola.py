@@ -19,7 +19,7 @@ from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
 from hf_ext.data.columns import group_label
 from hf_ext.functional import combine_task_losses, twd_loss
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.losses import gather_rows, per_sample_losses
+from hf_ext.trainers.losses import gather_rows, per_sample_losses, shifts_labels
 
 
 @dataclass
@@ -220,7 +220,7 @@ class MoLAMixin(MethodMixin):
     def _sum_of_task_means(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         outputs = model(**inputs)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-        losses = per_sample_losses(logits, inputs["labels"], shift_labels=self._loss_shifts_labels)
+        losses = per_sample_losses(logits, inputs["labels"], shift_labels=shifts_labels(self))
         loss = combine_task_losses(
             losses,
             inputs["mola_task_ids"],

@@ -31,7 +31,7 @@ def _update(micro_batches: int, **options: Any) -> Callable[[torch.device, bool]
             }
             for _ in range(micro_batches)
         ]
-        extra = {"disam_num_domains": 4} if options else {}
+        extra: dict[str, Any] = {"disam_num_domains": 4} if options else {}
         return update(trainer, arguments, vit(quick), batches, device, **options, **extra)
 
     return make
@@ -40,7 +40,8 @@ def _update(micro_batches: int, **options: Any) -> Callable[[torch.device, bool]
 def _by_hand(device: torch.device, quick: bool) -> Step:
     from pytorch_optimizer import SAM as HandSAM
 
-    model = vit(quick).to(device).train()
+    model: Any = vit(quick)
+    model.to(device).train()
     batch = {name: values.to(device) for name, values in images(8 if quick else ROWS).items() if "ids" not in name}
     optimizer = HandSAM(model.parameters(), base_optimizer=torch.optim.AdamW, rho=0.05, lr=1e-3)
 

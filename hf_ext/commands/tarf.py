@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets
@@ -48,7 +48,7 @@ def train(argv: Sequence[str]) -> None:
 SHAPES = ("round", "straight", "open")
 SHAPE_OF = np.array([0, 1, 2, 2, 1, 2, 0, 1, 0, 0])  # of the digits 0 to 9
 GIVEN, CONCEPT = "8", "round"
-TASK = "target_mismatch"
+TASK: Literal["target_mismatch"] = "target_mismatch"
 SHOWN = "TARF"
 EPOCHS = 10
 #: of the unlearning methods

@@ -34,6 +34,7 @@ class Case:
 _ROUTER = {"adapter": {"routing": "router", "twd_weight": 1.0}, "linear_router": True}
 _DIVBS = {"divbs_ratio": 0.25, "divbs_selection_scope": "global"}
 _DISAM = {"disam_rho": 0.5, "disam_lambda": 1.0}
+_SAMPLES = {"tarf_selection": "samples", "tarf_forget_loss": "npo", "gradient_accumulation_steps": 2}
 TWO_PROCESSES = {
     "mola task": Case("mola"),
     "mola task, sum": Case("mola", {"mola_task_reduction": "sum"}),
@@ -48,6 +49,8 @@ TWO_PROCESSES = {
     "divbs uniform": Case("divbs", {**_DIVBS, "divbs_strategy": "uniform"}),
     "divbs loss": Case("divbs", {**_DIVBS, "divbs_strategy": "loss"}),
     "divbs sequences": Case("divbs", _DIVBS, {"sequences": True}, evaluates=False),
+    "tarf groups": Case("tarf"),
+    "tarf samples": Case("tarf", _SAMPLES),
 }
 KILLED = {
     "mola task": Case("mola"),
@@ -62,6 +65,8 @@ KILLED = {
         {"divbs_ratio": 0.25, "divbs_draw": "sample", "per_device_train_batch_size": 2},
         kills=({"kill_at": 5}, {"kill_scoring": 4}),
     ),
+    "tarf groups": Case("tarf", kills=({"kill_while_identifying": True},)),
+    "tarf samples": Case("tarf", _SAMPLES, kills=({"kill_at": 5},)),
 }
 
 
