@@ -142,7 +142,7 @@ def _one_model_per_task(run: Run, base: PreTrainedModel, data: DatasetDict) -> O
         rows = {name: np.flatnonzero(np.asarray(split["task_ids"][:]) == task) for name, split in data.items()}
         own = {name: data[name].select(chosen) for name, chosen in rows.items()}
         model = _adapted(run, copy.deepcopy(base), tasks)
-        trainer = _trainer(run, model, own["train"], batch_size=32 // tasks)
+        trainer = _trainer(run, model, own["train"], batch_size=max(1, 32 // tasks))
         trainer.train()
         for name in scores:
             scores[name] |= _accuracies(trainer, own[name])
