@@ -67,7 +67,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [bar.verdict for bar in result.bars] == ["met", "not met"]
     assert result.bars[0].floor == 0.5
     for where in (text.read_text(), (tmp_path / "bench" / "report.md").read_text()):
-        assert "toy-products, cpu" in where and "| <= 1e+09 | 0.50 | met |" in where
+        assert "toy-products, cpu" in where and "| <= 1e+09 | met | 0.50 |" in where
     assert "64 rows" in capsys.readouterr().out
 
 
