@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers.utils import logging
 
 from hf_ext._environment import hardware, versions
+from hf_ext.data import load
 from hf_ext.studies.identity import code_of, describe, key, shown
 from hf_ext.studies.results import StudyResult, SystemResult, null_as_nan, write_json
 from hf_ext.studies.study import Case, Outcome, Preparation, Run, Study, System
@@ -63,13 +64,17 @@ def reproduce(
         command: noted in the results.
 
     Raises:
-        ValueError: data of an unknown name, or no case whose data are there; seeds or jobs below 1.
+        ValueError: data of an unknown name or that the study refuses, or no case whose data are there; seeds or jobs
+                below 1.
     """
     count = seeds if seeds is not None else (study.quick_seeds if quick else study.seeds)
     for name, value in (("--seeds", count), ("--jobs", jobs)):
         if value < 1:
             raise ValueError(f"{name}: found {value}, allowed are integers >= 1")
     given, skipped = _choose_data(study, data or {})
+    if study.check is not None:
+        for name, place in given.items():
+            study.check(name, load(place))
     hashes = {name: describe(value) for name, value in given.items()}
     code = code_of(study)
     execute = partial(_execute, study.run)

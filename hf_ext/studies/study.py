@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
+
 from hf_ext.data import EMBEDDED
 from hf_ext.hub_cards.methods import METHODS
 
@@ -153,6 +155,8 @@ class Study:
         metric: what `Outcome.test` is.
         data, cases, systems, comparisons: see their classes.
         run: trains and scores one system. A function of a module, so that other processes find it.
+        check: called with a key of `data` and what was loaded for it, before anything is prepared; raises ValueError
+            for data that the study cannot use.
         prepare: makes what the runs on one data set with one seed share, once.
         protocol: the settings in words (markdown).
         seeds, quick_seeds: repetitions that are reported.
@@ -172,6 +176,7 @@ class Study:
     systems: tuple[System, ...]
     comparisons: tuple[Comparison, ...]
     run: Callable[[Run], Outcome]
+    check: Callable[[str, DatasetDict], None] | None = None
     prepare: Callable[[Preparation], None] | None = None
     protocol: str = ""
     seeds: int = 5
