@@ -114,7 +114,7 @@ def test_data_are_checked_before_anything_is_trained(images: str, text: str, tmp
 
 @pytest.mark.parametrize("name", ["images", "text"])
 def test_splits_may_be_splits(name: str, images: str, text: str, tmp_path: Path) -> None:
-    """In place of a column `split`, as is usual on the Hub."""
+    """In place of a column `split`, as is usual on the Hub. (Word pieces are learned anew: their ids may differ.)"""
     given = {"images": images, "text": text}[name]
     whole = load(given)["train"]
     parts = {
