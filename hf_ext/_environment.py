@@ -20,10 +20,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> str:
-    """The accelerators of this process in words, or else the CPU and its cores."""
+def hardware(device: str | None = None) -> str:
+    """The accelerators of this process in words, or else, and for the device "cpu", the CPU and its cores."""
     import torch
 
+    if device == "cpu":
+        return f"{_cpu_name()}, {usable_cores()} cores"
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))

@@ -30,11 +30,13 @@ class Contender:
         name: as in the tables, unique in the benchmark.
         make: builds it on a device, small if `quick`, and returns one step of it (such as forward and backward).
         is_method: whether tables print it bold.
+        work: what it computes, if others compute the same: the fewest operations among them are the floor of all.
     """
 
     name: str
     make: Callable[[torch.device, bool], Step]
     is_method: bool = False
+    work: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Benchmark:
         bars: what is aimed at.
 
     Raises:
-        ValueError: a name that no contender has.
+        ValueError: a name that no contender has, or that two have.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         names = [contender.name for contender in self.contenders]
+        if len(set(names)) < len(names):
+            raise ValueError(f"contenders: found the names {names}, allowed are different ones")
         for name in (self.reference, *(name for bar in self.bars for name in (bar.subject, bar.peer))):
             if name not in names:
                 raise ValueError(f"contenders: found no {name!r}, allowed are {names}")
@@ -85,7 +89,7 @@ def measure(
     console: Console | None = None,
     command: str = "",
 ) -> BenchmarkResult:
-    """Time all contenders; ratios are medians over rounds of the ratio within a round.
+    """Time all contenders; ratios are medians, with quartiles, over rounds of the ratio within a round.
 
     On the CPU one thread is used. Operations are those torch's FLOP counter sees in one step; peak memory is what one
     step holds at most beyond what was held before it.
@@ -114,8 +118,40 @@ def measure(
     finally:
         torch.set_num_threads(threads)
 
-    def ratio(name: str, peer: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
+    def ratios(name: str, peer: str) -> tuple[float, float, float]:
+        """Lower quartile, median and upper quartile."""
+        found = [a / b for a, b in zip(times[name], times[peer], strict=True)]
+        if len(found) == 1:
+            return found[0], found[0], found[0]
+        low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+        return low, middle, high
+
+    def least(name: str) -> int:
+        """The fewest operations that the same work was done with."""
+        work = {contender.name: contender.work for contender in benchmark.contenders}
+        same = [other for other in work if other == name or work[other] == work[name] is not None]
+        return min(operations[other] for other in same)
+
+    def row(contender: Contender) -> Row:
+        low, ratio, high = ratios(contender.name, benchmark.reference)
+        whole = max(1, operations[benchmark.reference])
+        return Row(
+            contender.name,
+            milliseconds=1e3 * statistics.median(times[contender.name]),
+            ratio=ratio,
+            low=low,
+            high=high,
+            operations_ratio=operations[contender.name] / whole,
+            floor=least(contender.name) / whole,
+            megabytes=memory[contender.name] / 2**20,
+            is_method=contender.is_method,
+            times=times[contender.name],
+        )
+
+    def judged(bar: Bar) -> BarResult:
+        low, ratio, high = ratios(bar.subject, bar.peer)
+        floor = least(bar.subject) / max(1, operations[bar.peer])
+        return BarResult(bar.subject, bar.peer, bar.at_most, ratio, low, high, floor)
 
     return BenchmarkResult(
         name=benchmark.name,
@@ -124,28 +160,9 @@ def measure(
         reference=benchmark.reference,
         device=chosen,
         rounds=rounds,
-        rows=[
-            Row(
-                contender.name,
-                milliseconds=1e3 * statistics.median(times[contender.name]),
-                ratio=ratio(contender.name, benchmark.reference),
-                operations_ratio=operations[contender.name] / max(1, operations[benchmark.reference]),
-                megabytes=memory[contender.name] / 2**20,
-                is_method=contender.is_method,
-            )
-            for contender in benchmark.contenders
-        ],
-        bars=[
-            BarResult(
-                bar.subject,
-                bar.peer,
-                bar.at_most,
-                ratio(bar.subject, bar.peer),
-                floor=operations[bar.subject] / max(1, operations[bar.peer]),
-            )
-            for bar in benchmark.bars
-        ],
-        environment={**versions(), "hardware": hardware(), "threads": "1"},
+        rows=[row(contender) for contender in benchmark.contenders],
+        bars=[judged(bar) for bar in benchmark.bars],
+        environment={**versions(), "hardware": hardware(chosen), "threads": "1"},
         command=command,
         quick=quick,
     )

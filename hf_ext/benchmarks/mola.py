@@ -17,6 +17,7 @@ EXPERTS, RANK = 4, 4
 BASE, LORA, LORA_WIDE = "base, all weights trained", "LoRA, rank r", "LoRA, rank E r"
 GRAD, ROUTER, MERGED = "MoLA-Grad", "MoLA-Router", "MoLA-Grad, one task merged"
 MASKED, SELECTED, XLORA, POLY = "masked loop", "index-select loop", "X-LoRA", "Poly"
+MIXTURE = "one expert per sample"  # the work of MoLA-Grad, of which the loop that selects rows needs the least
 
 
 # ------------------------------------------------------------------------------------------------ loops
@@ -126,9 +127,17 @@ LAYERS = Benchmark(
         Contender("bare layers", _stepping(_linear, lambda model, _: model, ids=False)),
         Contender(LORA, _stepping(_linear, _adapter(lambda: _lora(RANK, _LINEARS)), ids=False)),
         Contender(LORA_WIDE, _stepping(_linear, _adapter(lambda: _lora(EXPERTS * RANK, _LINEARS)), ids=False)),
-        Contender(GRAD, _stepping(_linear, _adapter(lambda: _mola(_LINEARS)), ids=True), is_method=True),
-        Contender(MASKED, _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=False), ids=False)),
-        Contender(SELECTED, _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=True), ids=False)),
+        Contender(GRAD, _stepping(_linear, _adapter(lambda: _mola(_LINEARS)), ids=True), True, MIXTURE),
+        Contender(
+            MASKED,
+            _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=False), ids=False),
+            work=MIXTURE,
+        ),
+        Contender(
+            SELECTED,
+            _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=True), ids=False),
+            work=MIXTURE,
+        ),
     ),
     reference=LORA_WIDE,
     bars=(Bar(GRAD, LORA_WIDE, 1.05), Bar(GRAD, MASKED, 0.5)),
@@ -146,11 +155,13 @@ CONVOLUTIONS = Benchmark(
             f"{GRAD}, factored",
             _stepping(_convolutions, _adapter(lambda: _mola(_CONVS, conv_form="factored")), ids=True),
             is_method=True,
+            work=MIXTURE,
         ),
         Contender(
             f"{GRAD}, loralib",
             _stepping(_convolutions, _adapter(lambda: _mola(_CONVS, conv_form="loralib")), ids=True),
             is_method=True,
+            work=MIXTURE,
         ),
     ),
     reference=LORA_WIDE,
@@ -230,6 +241,7 @@ MODEL = Benchmark(
             GRAD,
             _model_step(lambda model, ids, quick: get_peft_model(model, _mola(_TARGETS)), ids="mola_task_ids"),
             is_method=True,
+            work=MIXTURE,
         ),
         Contender(
             ROUTER,
@@ -250,8 +262,8 @@ MODEL = Benchmark(
                 ids="task_ids",
             ),
         ),
-        Contender(MASKED, _model_step(lambda model, ids, quick: _with_loops(model, ids, select=False))),
-        Contender(SELECTED, _model_step(lambda model, ids, quick: _with_loops(model, ids, select=True))),
+        Contender(MASKED, _model_step(lambda model, ids, quick: _with_loops(model, ids, select=False)), work=MIXTURE),
+        Contender(SELECTED, _model_step(lambda model, ids, quick: _with_loops(model, ids, select=True)), work=MIXTURE),
     ),
     reference=LORA_WIDE,
     bars=(

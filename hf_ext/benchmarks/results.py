@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,50 @@ class Row:
         name: of the contender.
         milliseconds: median time of a step.
         ratio: median of its time over the reference's in the same round.
+        low, high: quartiles of these ratios.
         operations_ratio: floating point operations over the reference's.
+        floor: the fewest operations of all contenders that do the same work, over the reference's.
         megabytes: peak memory of a step.
         is_method: whether it is the method.
+        times: seconds of every round.
     """
 
     name: str
     milliseconds: float
     ratio: float
+    low: float
+    high: float
     operations_ratio: float
+    floor: float
     megabytes: float
     is_method: bool = False
+    times: list[float] = field(default_factory=list)
 
 
 @dataclass
 class BarResult:
-    """An aim, the measured ratio of times, and the ratio of operations (no implementation of equal efficiency can be
-    faster than that)."""
+    """An aim and what was measured.
+
+    Args:
+        subject, peer, at_most: as in `Bar`.
+        ratio: median of the subject's time over the peer's in the same round.
+        low, high: quartiles of these ratios.
+        floor: the fewest operations of all contenders that do the subject's work, over the peer's (no implementation
+            as efficient as the peer's can have a smaller ratio).
+    """
 
     subject: str
     peer: str
     at_most: float
     ratio: float
+    low: float
+    high: float
     floor: float
 
     @property
     def verdict(self) -> str:
-        return "met" if self.ratio <= self.at_most else "not met"
+        """Whether the aim is met, "unclear" where it lies between the quartiles."""
+        return "met" if self.high <= self.at_most else "not met" if self.low > self.at_most else "unclear"
 
 
 @dataclass
@@ -72,11 +89,15 @@ class BenchmarkResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "BenchmarkResult":
-        """Read what `save` wrote."""
+        """Read what `save` wrote, or an earlier version of it: without quartiles, and floors of rows their own."""
         values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        rows = [Row(**row) for row in values["rows"]]
-        bars = [BarResult(**bar) for bar in values["bars"]]
+        rows = [Row(**{**_range(row), "floor": row["operations_ratio"], **row}) for row in values["rows"]]
+        bars = [BarResult(**{**_range(bar), **bar}) for bar in values["bars"]]
         return cls(**{**values, "rows": rows, "bars": bars})
+
+
+def _range(measured: Mapping[str, Any]) -> dict[str, float]:
+    return {"low": measured["ratio"], "high": measured["ratio"]}
 
 
 def load_results(folder: Path) -> list[BenchmarkResult]:
@@ -92,8 +113,11 @@ def write_report(folder: Path) -> Path:
     parts = ["# Benchmarks", "**Quick runs: they show that everything works, not how fast.**"][: 1 + quick]
     parts += [
         "Steps are taken in turns, every contender once per round in an order drawn anew; times are medians over "
-        "rounds, ratios medians of the ratios within a round. *Operations*: floating point operations over the "
-        "reference's, as torch counts them. *Peak MB*: what one step holds at most beyond what was held before it.",
+        "rounds, ratios medians of the ratios within a round, with their quartiles. *Met*: the upper quartile is "
+        "within the aim; *unclear*: the aim is between the quartiles. *Operations*: floating point operations over "
+        "the reference's, as torch counts them. *Floor*: the fewest operations of all contenders that do the same "
+        "work, over the peer's; no implementation as efficient as the peer's is faster. *Peak MB*: what one step "
+        "holds at most beyond what was held before it.",
         bars_table(results),
     ]
     for result in results:
@@ -107,18 +131,20 @@ def write_report(folder: Path) -> Path:
 
 
 def times_table(result: BenchmarkResult) -> str:
-    """Contenders with time, ratio, operations and memory, as a markdown table."""
+    """Contenders with time, ratios, operations and memory, as a markdown table."""
     rows = [
         [
             f"**{row.name}**" if row.is_method else row.name,
             f"{row.milliseconds:.1f}",
-            f"{row.ratio:.2f}",
+            _ratio(row),
             f"{row.operations_ratio:.2f}",
+            _over_floor(row),
             f"{row.megabytes:.0f}",
         ]
         for row in result.rows
     ]
-    return table([result.name, "ms per step", f"time / {result.reference}", "operations", "peak MB"], rows)
+    header = ["ms per step", f"time / {result.reference}", "operations", "time / floor", "peak MB"]
+    return table([result.name, *header], rows)
 
 
 def bars_table(results: Iterable[BenchmarkResult]) -> str:
@@ -127,12 +153,23 @@ def bars_table(results: Iterable[BenchmarkResult]) -> str:
         [
             f"{result.name}, {result.device}",
             f"{bar.subject} vs {bar.peer}",
-            f"{bar.ratio:.2f}",
+            _ratio(bar),
             f"<= {bar.at_most:g}",
-            f"{bar.floor:.2f}",
             bar.verdict,
+            f"{bar.floor:.2f}",
+            _over_floor(bar),
         ]
         for result in results
         for bar in result.bars
     ]
-    return table(["benchmark", "time of", "ratio", "aim", "ratio of operations", "verdict"], rows)
+    return table(["benchmark", "time of", "ratio", "aim", "verdict", "floor", "ratio / floor"], rows)
+
+
+def _ratio(measured: Row | BarResult) -> str:
+    """With quartiles, where there are any."""
+    known = measured.low < measured.high
+    return f"{measured.ratio:.2f}" + f" ({measured.low:.2f} to {measured.high:.2f})" * known
+
+
+def _over_floor(measured: Row | BarResult) -> str:
+    return f"{measured.ratio / measured.floor:.2f}" if measured.floor else "-"

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import shlex
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,19 +12,22 @@ from rich.markdown import Markdown
 from hf_ext.benchmarks import Benchmark, measure
 from hf_ext.benchmarks.results import BenchmarkResult, bars_table, times_table, write_report
 from hf_ext.commands.readme import BENCH_FOLDER, update_readme
-from hf_ext.commands.reproduce import named_methods
+from hf_ext.commands.reproduce import named_methods, results_folder
 from hf_ext.hub_cards.methods import METHODS
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and leave `OUT/bench/BENCHMARK-DEVICE.json` and `OUT/bench/report.md` over all that are there.
 
+    Those of quick runs are in `OUT/quick/bench`, where they replace nothing else.
+
     Raises:
         ValueError: an unknown method, a device that is not there, or fewer than one round.
     """
     methods = named_methods(arguments.methods, arguments.all, "benchmarks")
     devices = [arguments.device] if arguments.device else ["cpu", *["cuda"] * torch.cuda.is_available()]
-    console, out = Console(), Path(arguments.out) / BENCH_FOLDER
+    console, folder = Console(), results_folder(arguments)
+    out = folder / BENCH_FOLDER
     words = ["hf-ext", "bench", *methods]
     words += ["--quick"] if arguments.quick else ["--rounds", str(arguments.rounds)] if arguments.rounds != 15 else []
     measured: list[BenchmarkResult] = []
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(Markdown(bars_table(measured)))
     console.print(f"report: {write_report(out)}")
     if arguments.readme:
-        update_readme(arguments.readme, arguments.out)
+        update_readme(arguments.readme, folder)
 
 
 def benchmarks_of(methods: Iterable[str]) -> list[Benchmark]:

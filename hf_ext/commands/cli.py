@@ -91,7 +91,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     evidence = argparse.ArgumentParser(add_help=False)
     evidence.add_argument("methods", nargs="*", metavar="METHOD", help="whose; see below")
     evidence.add_argument("--all", action="store_true", help="of all methods")
-    evidence.add_argument("--quick", action="store_true", help="small and short: shows only that everything works")
+    evidence.add_argument("--quick", action="store_true", help="small and short, into OUT/quick: shows that all works")
     evidence.add_argument("--out", default="hf_ext_results", help="folder for results; default: ./hf_ext_results")
     evidence.add_argument("--readme", help="markdown file whose blocks of results are written anew")
 

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 from hf_ext.benchmarks.results import bars_table, load_results
-from hf_ext.hub_cards.methods import METHODS
 from hf_ext.studies import StudyResult
 from hf_ext.studies.report import REPORT_FILE, verdict_table
 from hf_ext.studies.results import RESULTS_FILE
-from hf_ext.studies.study import studies_of
 
 BENCH_FOLDER = "bench"
 _QUICK = " (a quick run: it shows nothing but that everything works)"
@@ -25,7 +23,7 @@ def update_readme(readme: str | os.PathLike[str], results: str | os.PathLike[str
     """Write the blocks whose results are in the folder; the file is complete at any time.
 
     Raises:
-        ValueError: a file without blocks, or a block of no known study's results.
+        ValueError: a file without blocks.
     """
     path, folder = Path(readme), Path(results)
     text = path.read_text(encoding="utf-8")
@@ -58,10 +56,7 @@ def _block(name: str, folder: Path, link: str) -> str | None:
     if not (place / RESULTS_FILE).is_file():
         return None
     result = StudyResult.load(place / RESULTS_FILE)
-    studies = {study.name: study for study in studies_of(METHODS)}
-    if name not in studies:
-        raise ValueError(f"--readme: found a block of {name!r}, allowed are {', '.join(studies)} and {BENCH_FOLDER}")
-    return f"{verdict_table(studies[name], result)}\n\n`{result.command}`{_QUICK * result.quick}, {report}"
+    return f"{verdict_table(result)}\n\n`{result.command}`{_QUICK * result.quick}, {report}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hf_ext._environment import usable_cores
 from hf_ext.commands.readme import update_readme
 from hf_ext.hub_cards.methods import METHODS
 from hf_ext.studies import Study, reproduce
+from hf_ext.studies.identity import shown
 from hf_ext.studies.report import score_table, verdict_table, write_report
 from hf_ext.studies.study import studies_of
 
@@ -19,14 +20,17 @@ from hf_ext.studies.study import studies_of
 def run(arguments: argparse.Namespace) -> None:
     """Run the studies that the arguments name, and leave `OUT/STUDY/{results.json,report.md,differences.png}`.
 
+    Those of quick runs are in `OUT/quick/STUDY`, where they replace nothing else.
+
     Raises:
         ValueError: an unknown method, study or data set.
     """
     chosen = _chosen(arguments)
-    data = _data(arguments.data, chosen)
+    data = _data(arguments.data, [study for _, study in chosen])
+    folder = results_folder(arguments)
     console = Console()
-    for study in chosen:
-        out = Path(arguments.out) / study.name
+    for method, study in chosen:
+        out = folder / study.name
         console.print(f"[bold]{study.title}[/] ({study.name}): {study.question}")
         given = {name: value for name, value in data.items() if name in study.data}
         try:
@@ -38,18 +42,18 @@ def run(arguments: argparse.Namespace) -> None:
                 quick=arguments.quick,
                 jobs=usable_cores() if arguments.jobs is None else arguments.jobs,
                 console=console,
-                command=_command(arguments, study, given),
+                command=_command(arguments, method, study, given),
             )
         except KeyboardInterrupt:
             console.print(f"what was finished is in {out}: the same command goes on from there")
             raise
         report = write_report(study, result, out)
-        console.print(Markdown(score_table(study, result)), Markdown(verdict_table(study, result)))
+        console.print(Markdown(score_table(study, result)), Markdown(verdict_table(result)))
         for case, why in result.skipped.items():
             console.print(f"{case} was not run, {why}")
         console.print(f"report: {report}")
     if arguments.readme:
-        update_readme(arguments.readme, arguments.out)
+        update_readme(arguments.readme, folder)
 
 
 def named_methods(names: Sequence[str], everything: bool, kind: str) -> list[str]:
@@ -68,13 +72,20 @@ def named_methods(names: Sequence[str], everything: bool, kind: str) -> list[str
     return list(dict.fromkeys(names))
 
 
-def _chosen(arguments: argparse.Namespace) -> list[Study]:
-    found = studies_of(named_methods(arguments.methods, arguments.all, "studies"))
-    names = [study.name for study in found]
+def results_folder(arguments: argparse.Namespace) -> Path:
+    """Where results go: those of quick runs apart, since they are no evidence."""
+    return Path(arguments.out) / "quick" if arguments.quick else Path(arguments.out)
+
+
+def _chosen(arguments: argparse.Namespace) -> list[tuple[str, Study]]:
+    """Studies with their methods. No module of another method is imported: it may need what is not installed."""
+    methods = named_methods(arguments.methods, arguments.all, "studies")
+    names = [study.name for study in studies_of(methods)]
     for name in arguments.study:
         if name not in names:
             raise ValueError(f"--study: found {name!r}, allowed are {', '.join(names)}")
-    return [study for study in found if not arguments.study or study.name in arguments.study]
+    found = [(method, study) for method in methods for study in studies_of([method])]
+    return [(method, study) for method, study in found if not arguments.study or study.name in arguments.study]
 
 
 def _data(given: Sequence[str], chosen: Iterable[Study]) -> dict[str, str]:
@@ -90,14 +101,13 @@ def _data(given: Sequence[str], chosen: Iterable[Study]) -> dict[str, str]:
     return data
 
 
-def _command(arguments: argparse.Namespace, study: Study, data: Mapping[str, str]) -> str:
+def _command(arguments: argparse.Namespace, method: str, study: Study, data: Mapping[str, str]) -> str:
     """The call that makes these results again; of paths only the last part, for they differ between machines."""
-    methods = [name for name in METHODS if study in studies_of([name])]
-    words = ["hf-ext", "reproduce", *methods[:1]]
-    if len(studies_of(methods[:1])) > 1:
+    words = ["hf-ext", "reproduce", method]
+    if len(studies_of([method])) > 1:
         words += ["--study", study.name]
     for name, value in sorted(data.items()):
-        words += ["--data", f"{name}={Path(value).name if Path(value).exists() else value}"]
+        words += ["--data", f"{name}={shown(value)}"]
     words += ["--seeds", str(arguments.seeds)] if arguments.seeds is not None else []
     words += ["--quick"] if arguments.quick else []
     return shlex.join(words)

@@ -1,6 +1,8 @@
 """One name for every source of data: embedded, a folder, a file, or the Hub."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hf_ext.data.digits import VARIANTS, digits
 
-#: names of the data sets that come with the package
-EMBEDDED = tuple(VARIANTS)
+#: data sets that come with the package, by name: `(**options) -> DatasetDict`
+EMBEDDED: dict[str, Callable[..., DatasetDict]] = {name: partial(digits, name) for name in VARIANTS}
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -20,8 +22,8 @@ def load(name: str, **options: Any) -> DatasetDict:
         name: an embedded name (`EMBEDDED`); a folder written by `save_to_disk`; a folder of csv, json or parquet files
             (each a split of its name), of images in class folders, or laid out like a Hub repository; one csv, json
             or parquet file; or else a Hub id. Only the last is looked up on the Hub.
-        **options: of `digits` for embedded names, of `load_from_disk` for saved folders, of `load_dataset` otherwise
-            (where `split` and `streaming` change the type returned, as they do there).
+        **options: of the loader for embedded names (`digits`), of `load_from_disk` for saved folders, of
+            `load_dataset` otherwise (where `split` and `streaming` change the type returned, as they do there).
 
     Returns:
         The splits; a single file or unsplit folder is the split `train`.
@@ -30,7 +32,7 @@ def load(name: str, **options: Any) -> DatasetDict:
         ValueError: nothing of that name, a file of an unknown kind, or a folder without data or with several kinds.
     """
     if name in EMBEDDED:
-        return digits(name, **options)
+        return EMBEDDED[name](**options)
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() not in _READERS:

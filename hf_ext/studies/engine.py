@@ -1,6 +1,5 @@
 """Runs a study: prepares, chooses hyper-parameters on validation data, trains all seeds, resumes."""
 
-import hashlib
 import json
 import math
 import multiprocessing
@@ -10,18 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from datasets.table import embed_table_storage
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging
 
 from hf_ext._environment import hardware, versions
 from hf_ext.data import load
+from hf_ext.studies.identity import code_of, describe, key, shown
 from hf_ext.studies.results import StudyResult, SystemResult, null_as_nan, write_json
 from hf_ext.studies.study import Case, Outcome, Preparation, Run, Study, System
 
@@ -64,29 +64,37 @@ def reproduce(
         command: noted in the results.
 
     Raises:
-        ValueError: data of an unknown name, or no case whose data are there; seeds or jobs below 1.
+        ValueError: data of an unknown name or that the study refuses, or no case whose data are there; seeds or jobs
+                below 1.
     """
     count = seeds if seeds is not None else (study.quick_seeds if quick else study.seeds)
     for name, value in (("--seeds", count), ("--jobs", jobs)):
         if value < 1:
             raise ValueError(f"{name}: found {value}, allowed are integers >= 1")
     given, skipped = _choose_data(study, data or {})
+    if study.check is not None:
+        for name, place in given.items():
+            study.check(name, load(place))
     hashes = {name: describe(value) for name, value in given.items()}
+    code = code_of(study)
+    execute = partial(_execute, study.run)
     cases = [case for case in study.cases if case.data in given]
     reported = list(range(count))
-    tuning = [_FIRST_TUNING_SEED + index for index in range(0 if quick else study.tuning_seeds)]
+    first = max(_FIRST_TUNING_SEED, count)
+    tuning = list(range(first, first + (0 if quick else study.tuning_seeds)))
     with _progress(console) as progress:
         needed = [*tuning, *reported] if _needs_tuning(study, cases) else reported
-        preparations = _preparations(study, cases, given, hashes, needed, out, quick)
-        _work(progress, f"{study.name}: preparing", study, _prepare, preparations.values(), jobs)
+        preparations = _preparations(study, code, cases, given, hashes, needed, out, quick)
+        _work(progress, f"{study.name}: preparing", partial(_prepare, study.prepare), preparations.values(), jobs)
 
         def make_jobs(system: System, case: Case, points: Iterable[dict[str, Any]], of: Sequence[int]) -> list[_Job]:
             found = []
+            plain = replace(system, grid={})  # runs have their point; a grid may be a lambda, which no process is sent
             for point in points:
                 for seed in of:
                     ready = preparations[case.data, seed]
-                    run = Run(case, system, point, seed, ready.data, ready.folder, quick)
-                    found.append(_Job(run, _file(out, study, run, hashes[case.data]["sha256"])))
+                    run = Run(case, plain, point, seed, ready.data, ready.folder, quick)
+                    found.append(_Job(run, _file(out, study, code, run, hashes[case.data]["sha256"])))
             return found
 
         tried = {
@@ -95,8 +103,8 @@ def reproduce(
             for system in study.systems_of(case)
             if tuning and len(system.points(case)) > 1
         }
-        _work(progress, f"{study.name}: choosing", study, _execute, _flat(tried.values()), jobs)
-        records = {key: _tuning_record(found) for key, found in tried.items()}
+        _work(progress, f"{study.name}: choosing", execute, _flat(tried.values()), jobs)
+        records = {which: _tuning_record(found) for which, found in tried.items()}
         final = {
             (case.name, system.name): make_jobs(
                 system, case, [_best(study, records.get((case.name, system.name)), system.points(case))], reported
@@ -104,7 +112,7 @@ def reproduce(
             for case in cases
             for system in study.systems_of(case)
         }
-        _work(progress, f"{study.name}: reported runs", study, _execute, _flat(final.values()), jobs)
+        _work(progress, f"{study.name}: reported runs", execute, _flat(final.values()), jobs)
     result = StudyResult(
         name=study.name,
         seeds=reported,
@@ -115,33 +123,15 @@ def reproduce(
             }
             for case in cases
         },
-        data={name: {"given": _shown(given[name]), **found} for name, found in hashes.items()},
+        data={name: {"given": shown(given[name]), **found} for name, found in hashes.items()},
         skipped=skipped,
-        environment={**versions(), "hardware": hardware()},
+        environment={**versions(), "hardware": hardware(), "code": code},
         command=command,
         quick=quick,
     )
     result.judge(study)
     result.save(out)
     return result
-
-
-def describe(name: str) -> dict[str, Any]:
-    """SHA-256 over the rows of all splits, the number of rows in each and, of a single file, its own SHA-256."""
-    data = load(name)
-    digest = hashlib.sha256()
-    for split in sorted(data):
-        plain = data[split].with_format(None)
-        digest.update(split.encode())
-        for batch in plain.with_format("arrow").iter(batch_size=1000):
-            whole = embed_table_storage(batch)  # pictures of a folder are paths here; their bytes count
-            digest.update(repr(whole.to_pylist()).encode())
-    file = Path(name)
-    return {
-        "sha256": digest.hexdigest(),
-        "rows": {split: len(data[split]) for split in sorted(data)},
-        **({"file_sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file.is_file() else {}),
-    }
 
 
 def _choose_data(study: Study, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -166,6 +156,7 @@ def _needs_tuning(study: Study, cases: Iterable[Case]) -> bool:
 
 def _preparations(
     study: Study,
+    code: str,
     cases: Iterable[Case],
     given: Mapping[str, str],
     hashes: Mapping[str, Mapping[str, Any]],
@@ -179,7 +170,7 @@ def _preparations(
             name,
             seed,
             given[name],
-            out / "prepared" / f"{name}-{seed}-{_key(study.name, hashes[name]['sha256'], seed, quick)}",
+            out / "prepared" / f"{name}-{seed}-{key(study.name, code, hashes[name]['sha256'], seed, quick)}",
             quick,
         )
         for name in used
@@ -187,17 +178,11 @@ def _preparations(
     }
 
 
-def _file(out: Path, study: Study, run: Run, data_hash: str) -> Path:
+def _file(out: Path, study: Study, code: str, run: Run, data_hash: str) -> Path:
     system = {"name": run.system.name, "options": dict(run.system.options)}
     case = {"name": run.case.name, "options": dict(run.case.options)}
-    key = _key(study.name, case, system, dict(run.hyper_parameters), run.seed, data_hash, run.quick)
-    return out / "runs" / f"{_slug(run.case.name)}--{_slug(run.system.name)}--{run.seed}--{key}.json"
-
-
-def _key(*parts: Any) -> str:
-    libraries = {name: found for name, found in versions().items() if name != "python"}
-    text = json.dumps([parts, libraries], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    found = key(study.name, code, case, system, dict(run.hyper_parameters), run.seed, data_hash, run.quick)
+    return out / "runs" / f"{_slug(run.case.name)}--{_slug(run.system.name)}--{run.seed}--{found}.json"
 
 
 def _slug(name: str) -> str:
@@ -205,14 +190,7 @@ def _slug(name: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ work
-def _work(
-    progress: Progress,
-    title: str,
-    study: Study,
-    function: Callable[[Study, Item], None],
-    items: Iterable[Item],
-    jobs: int,
-) -> None:
+def _work(progress: Progress, title: str, function: Callable[[Item], None], items: Iterable[Item], jobs: int) -> None:
     """Call the function for every item, in `jobs` processes."""
     todo = [item for item in items if not _is_done(item)]
     if not todo:
@@ -222,14 +200,14 @@ def _work(
         with _quiet():
             for item in todo:
                 progress.update(bar, description=f"{title} {_label(item)}")
-                function(study, item)
+                function(item)
                 progress.advance(bar)
         progress.update(bar, description=title)
         return
     # spawned, since a forked process may inherit locks of torch's threads
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_quiet_worker) as pool:
-        futures = [pool.submit(function, study, item) for item in todo]
+        futures = [pool.submit(function, item) for item in todo]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -276,19 +254,19 @@ def _label(item: Any) -> str:
     return f"{item.run.case.name}, {item.run.system.name}" if isinstance(item, _Job) else item.name
 
 
-def _prepare(study: Study, ready: Preparation) -> None:
+def _prepare(prepare: Callable[[Preparation], None] | None, ready: Preparation) -> None:
     part = ready.folder.with_name(f".{ready.folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    if study.prepare is not None:
-        study.prepare(replace(ready, folder=part))
+    if prepare is not None:
+        prepare(replace(ready, folder=part))
     (part / _DONE).touch()
     part.rename(ready.folder)
 
 
-def _execute(study: Study, job: _Job) -> None:
+def _execute(run: Callable[[Run], Outcome], job: _Job) -> None:
     start = time.perf_counter()
-    outcome = study.run(job.run)
+    outcome = run(job.run)
     job.file.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "case": job.run.case.name,
@@ -303,9 +281,9 @@ def _execute(study: Study, job: _Job) -> None:
 
 def _read(job: _Job) -> tuple[Outcome, float]:
     record = json.loads(job.file.read_text())
-    outcome = Outcome(**record["outcome"])
-    scores = {"validation": null_as_nan(outcome.validation), "test": null_as_nan(outcome.test)}
-    return replace(outcome, **scores), record["seconds"]
+    found = record["outcome"]
+    scores = {name: null_as_nan(found[name]) for name in ("validation", "test")}
+    return Outcome(**scores, details=found["details"]), record["seconds"]
 
 
 def _tuning_record(jobs: Iterable[_Job]) -> list[dict[str, Any]]:
@@ -314,10 +292,10 @@ def _tuning_record(jobs: Iterable[_Job]) -> list[dict[str, Any]]:
     scores: dict[str, list[float]] = {}
     for job in jobs:
         point = dict(job.run.hyper_parameters)
-        key = json.dumps(point)
-        points[key] = point
-        scores.setdefault(key, []).append(_read(job)[0].validation)
-    return [{"hyper_parameters": points[key], "validation": float(np.mean(found))} for key, found in scores.items()]
+        text = json.dumps(point)
+        points[text] = point
+        scores.setdefault(text, []).append(_read(job)[0].validation)
+    return [{"hyper_parameters": points[text], "validation": float(np.mean(found))} for text, found in scores.items()]
 
 
 def _best(study: Study, record: list[dict[str, Any]] | None, points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -344,12 +322,6 @@ def _collect(jobs: Sequence[_Job], record: list[dict[str, Any]]) -> SystemResult
 
 def _flat(groups: Iterable[list[_Job]]) -> list[_Job]:
     return [job for group in groups for job in group]
-
-
-def _shown(given: str) -> str:
-    """A path without the folders of this machine."""
-    path = Path(given)
-    return path.name if path.is_absolute() or path.exists() else given
 
 
 def _progress(console: Console | None) -> Progress:

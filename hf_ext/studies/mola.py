@@ -19,7 +19,7 @@ from transformers import (
 
 from hf_ext.adapters import MoLAConfig
 from hf_ext.adapters.mola.router import ImageRouter
-from hf_ext.studies.mola_data import BUILDERS
+from hf_ext.studies.mola_data import BUILDERS, DIGITS_NEED, check
 from hf_ext.studies.study import Case, Comparison, Outcome, Preparation, Run, Source, Study, System
 from hf_ext.studies.training import arguments, group_accuracies, logits, quiet
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
@@ -142,7 +142,7 @@ def _one_model_per_task(run: Run, base: PreTrainedModel, data: DatasetDict) -> O
         rows = {name: np.flatnonzero(np.asarray(split["task_ids"][:]) == task) for name, split in data.items()}
         own = {name: data[name].select(chosen) for name, chosen in rows.items()}
         model = _adapted(run, copy.deepcopy(base), tasks)
-        trainer = _trainer(run, model, own["train"], batch_size=32 // tasks)
+        trainer = _trainer(run, model, own["train"], batch_size=max(1, 32 // tasks))
         trainer.train()
         for name in scores:
             scores[name] |= _accuracies(trainer, own[name])
@@ -229,16 +229,17 @@ COMPARISON = Study(
         "digits": Source(
             "handwritten digits (scikit-learn) in four quarter turns, each with another shift of the labels",
             embedded="digits-rotated",
+            needs=DIGITS_NEED,
             origin="comes with scikit-learn",
         ),
         "images": Source(
             "PACS: seven classes as photos, paintings, cartoons and sketches",
-            needs="image, label, domain, split (train, test)",
+            needs="image, label, domain (class labels), split (train, test; or these splits)",
             origin="PACS (Li et al., 2017); examples/README.md says how to make the table",
         ),
         "text": Source(
             "five text classification tasks in one table: SST-2, TREC, CoLA, SUBJ, AG News",
-            needs="text, task, label_name, split (train, test)",
+            needs="text, task, label_name, split (train, test; or these splits)",
             origin="the tasks' own sources; examples/README.md says how to make the table",
         ),
     },
@@ -261,6 +262,7 @@ COMPARISON = Study(
         *(Comparison(GRAD, baseline) for baseline in (FULL, LORA, LORA_WIDE, LORA_EACH, POLY)),
         *(Comparison(ROUTER, baseline) for baseline in (FULL, LORA, LORA_WIDE, ROUTER_PLAIN)),
     ),
+    check=check,
     prepare=prepare,
     run=run,
     protocol=PROTOCOL,
@@ -276,9 +278,13 @@ TWD = Study(
     ),
     metric="accuracy, mean over tasks",
     data={
-        "digits": Source("digits in four quarter turns, labels shifted", embedded="digits-rotated"),
-        "digits8": Source("digits in eight tasks: four turns, plain and inverted", embedded="digits-rotated-inverted"),
-        "domains": Source("digits in four domains with the same labels", embedded="digits-domains"),
+        "digits": Source("digits in four quarter turns, labels shifted", embedded="digits-rotated", needs=DIGITS_NEED),
+        "digits8": Source(
+            "digits in eight tasks: four turns, plain and inverted",
+            embedded="digits-rotated-inverted",
+            needs=DIGITS_NEED,
+        ),
+        "domains": Source("digits in four domains with the same labels", embedded="digits-domains", needs=DIGITS_NEED),
     },
     cases=(
         Case("4 tasks", "digits", {"backbone": "frozen"}),
@@ -291,6 +297,7 @@ TWD = Study(
         System(ROUTER_TUNED, {"kind": "router"}, _twd_grid, is_method=True),
     ),
     comparisons=(Comparison(ROUTER, ROUTER_PLAIN), Comparison(ROUTER_TUNED, ROUTER_PLAIN)),
+    check=check,
     prepare=prepare,
     run=run,
     protocol=(

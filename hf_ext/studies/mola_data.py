@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -75,7 +75,7 @@ def images(ready: Preparation) -> Problem:
 
     Columns: `image`, `label` and `domain` (class labels), `split` (train, test).
     """
-    raw = _table(ready, "image", "label", "domain", "split")
+    raw = _table(ready.name, load(ready.data))
     size = 32
     pixels = np.stack([np.asarray(image.convert("RGB").resize((size, size))) for image in raw["image"][:]])
     pixels = (pixels.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
@@ -107,7 +107,7 @@ def text(ready: Preparation) -> Problem:
 
     Columns: `text`, `task`, `label_name`, `split` (train, test); a `text_pair` column may be there.
     """
-    raw = _table(ready, "text", "task", "label_name", "split")
+    raw = _table(ready.name, load(ready.data))
     tasks = list(dict.fromkeys(raw["task"][:]))
     names = [f"{task}: {label}" for task, label in zip(raw["task"][:], raw["label_name"][:], strict=True)]
     classes = sorted(set(names))
@@ -148,6 +148,43 @@ def text(ready: Preparation) -> Problem:
     return Problem(_pretrained(model, pretrain, ready, steps=400, learning_rate=3e-3), data)
 
 
+#: what data in place of the embedded digits must have
+DIGITS_NEED = (
+    "pixel_values (1 x 8 x 8), labels (of ten classes), task_ids (class labels), in the splits pretrain, train (the "
+    "same images in every task, task after task) and test"
+)
+
+
+def check(name: str, data: DatasetDict) -> None:
+    """Raises ValueError for data that the builder of this name cannot use."""
+    if BUILDERS[name] is not digits:
+        table = _table(name, data)
+        names = set(table["split"][:])
+        if not {"train", "test"} <= names:
+            raise ValueError(f"--data: found the splits {sorted(names)} in {name}, allowed are both train and test")
+        _classes(name, table, *(("label", "domain") if BUILDERS[name] is images else ()))
+        return
+    for split in ("pretrain", "train", "test"):
+        columns = data[split].column_names if split in data and len(data[split]) else []
+        if not {"pixel_values", "labels", "task_ids"} <= set(columns):
+            found = ", ".join(columns) or "no rows"
+            raise ValueError(f"--data: found {found} in the split {split} of {name}, allowed are {DIGITS_NEED}")
+    _classes(name, data["train"], "task_ids")
+    tasks = data["train"].features["task_ids"].num_classes
+    ids = np.asarray(data["train"].with_format("numpy")["task_ids"][:])
+    if not np.array_equal(ids, np.repeat(np.arange(tasks), len(ids) // tasks)):
+        raise ValueError(f"--data: found other task_ids in the split train of {name}, allowed are {DIGITS_NEED}")
+
+
+def _classes(name: str, table: Dataset, *columns: str) -> None:
+    for column in columns:
+        if not isinstance(table.features[column], ClassLabel):
+            raise ValueError(
+                f"--data: found {table.features[column]} as the column {column} of {name}, allowed are class labels "
+                f'(`class_encode_column("{column}")`)'
+            )
+
+
 BUILDERS: dict[str, Callable[[Preparation], Problem]] = {
     "digits": digits,
     "digits8": digits,
@@ -160,16 +197,22 @@ BUILDERS: dict[str, Callable[[Preparation], Problem]] = {
 _SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "bos": "[CLS]", "eos": "[SEP]"}
 
 
-def _table(ready: Preparation, *columns: str) -> Dataset:
-    """The one table that holds all rows."""
-    splits = load(ready.data)
-    found = splits["train"].column_names if "train" in splits else []
-    if not set(columns) <= set(found):
+_COLUMNS = {"images": ("image", "label", "domain", "split"), "text": ("text", "task", "label_name", "split")}
+
+
+def _table(name: str, data: DatasetDict) -> Dataset:
+    """The one table that holds all rows; of data without a column `split` that column says which split a row is of."""
+    found = data["train"].column_names if "train" in data else []
+    table = data["train"] if found else None
+    if table is not None and "split" not in found and "test" in data:
+        parts = [data[split].add_column("split", [split] * len(data[split])) for split in ("train", "test")]
+        table = concatenate_datasets(parts)
+    if table is None or not set(_COLUMNS[name]) <= set(table.column_names):
         raise ValueError(
-            f"--data: found the columns {', '.join(found) or 'of no split train'} in {ready.name}, allowed is a table "
-            f"with {', '.join(columns)}"
+            f"--data: found the columns {', '.join(found) or 'of no split train'} in {name}, allowed is a table with "
+            f"{', '.join(_COLUMNS[name])} (or splits train and test in place of the last)"
         )
-    return splits["train"]
+    return table
 
 
 def _pretrained(

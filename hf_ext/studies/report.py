@@ -38,7 +38,7 @@ def report(study: Study, result: StudyResult) -> str:
         f"{_title(study)}, paired over {_seeds(result)}, ± half of its 95 % "
         "interval (Student's t). *Shown*: the interval lies on the method's side of zero; *reversed*: on the "
         "baseline's. Intervals are not corrected for the number of comparisons.",
-        verdict_table(study, result),
+        verdict_table(result),
         f"![Paired differences with 95 % intervals]({PICTURE_FILE})",
         "## Scores",
         f"{study.metric[0].upper()}{study.metric[1:]}: mean ± standard deviation over {_seeds(result)}.",
@@ -56,16 +56,15 @@ def report(study: Study, result: StudyResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def verdict_table(study: Study, result: StudyResult) -> str:
-    """Comparisons by cases, as a markdown table."""
-    cases = [case.name for case in study.cases if case.name in result.cases]
+def verdict_table(result: StudyResult) -> str:
+    """Comparisons by cases, as a markdown table. The results are enough for it: no method is imported."""
     pairs = list(dict.fromkeys((row.method, row.baseline) for row in result.judged))
     found = {(row.case, row.method, row.baseline): row.difference for row in result.judged}
     rows = [
-        [f"{method} vs {baseline}", *(_difference(found.get((case, method, baseline))) for case in cases)]
+        [f"{method} vs {baseline}", *(_difference(found.get((case, method, baseline))) for case in result.cases)]
         for method, baseline in pairs
     ]
-    return table([study.name, *cases], rows)
+    return table([result.name, *result.cases], rows)
 
 
 def score_table(study: Study, result: StudyResult) -> str:
@@ -171,7 +170,11 @@ def _hyper_parameters(study: Study, cases: Sequence[Case], result: StudyResult) 
                 f"{_settings(row['hyper_parameters'])}: {row['validation']:.3f}" for row in system.tuning
             )
             rows.append([case.name, name, _settings(system.hyper_parameters), tried or "-"])
-    words = "Chosen on validation data, on seeds that are not among the reported ones."
+    words = (
+        "Chosen on validation data, on seeds that are not among the reported ones."
+        if any(system.tuning for systems in result.cases.values() for system in systems.values())
+        else "Not chosen: of several values the one in the middle was taken."
+    )
     return f"{words}\n\n{table(['case', study.name, 'chosen', 'validation scores of all that were tried'], rows)}"
 
 

@@ -1,14 +1,22 @@
 """What a study is: data, systems, the comparisons that are to be judged. One object per method, in `NAME.py`."""
 
 import importlib
+import inspect
 import itertools
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import DatasetDict
+
 from hf_ext.data import EMBEDDED
 from hf_ext.hub_cards.methods import METHODS
+
+#: folders beside those of the studies
+RESERVED = ("bench", "quick")
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Case:
     Args:
         name: short, unique in the study.
         data: a key of `Study.data`.
-        options: for `Study.run`, such as `{"backbone": "frozen"}`.
+        options: for `Study.run`, such as `{"backbone": "frozen"}`; JSON values.
     """
 
     name: str
@@ -53,9 +61,9 @@ class System:
 
     Args:
         name: as in the tables, unique in the study.
-        options: for `Study.run`.
-        grid: hyper-parameters and the values tried; the combination with the best validation score is used. A
-            function of the case where the values depend on it.
+        options: for `Study.run`; JSON values.
+        grid: hyper-parameters and the values tried (JSON values, or tuples of them); the combination with the best
+            validation score is used. A function of the case where the values depend on it. Runs do not see it.
         is_method: whether it is the study's method (tables print it bold).
         excluded: data sets it cannot be run on, and why.
     """
@@ -122,11 +130,19 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Scores of a run. `validation` chooses hyper-parameters, `test` is reported; `details`: scores per task, ..."""
+    """Scores of a run. `validation` chooses hyper-parameters, `test` is reported; `details`: scores per task, ...
+
+    Numbers of numpy and torch become floats; of the details, None is one that this run does not have.
+    """
 
     validation: float
     test: float
-    details: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, float | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        details = {name: None if value is None else float(value) for name, value in self.details.items()}
+        for name, value in (("validation", float(self.validation)), ("test", float(self.test)), ("details", details)):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -134,11 +150,13 @@ class Study:
     """A comparison that anyone can re-run.
 
     Args:
-        name: the method's, lower case.
+        name: the method's, lower case; of letters, digits, "-" and "_", for a folder is called so.
         title, question: what is to be found out.
         metric: what `Outcome.test` is.
         data, cases, systems, comparisons: see their classes.
         run: trains and scores one system. A function of a module, so that other processes find it.
+        check: called with a key of `data` and what was loaded for it, before anything is prepared; raises ValueError
+            for data that the study cannot use.
         prepare: makes what the runs on one data set with one seed share, once.
         protocol: the settings in words (markdown).
         seeds, quick_seeds: repetitions that are reported.
@@ -146,7 +164,7 @@ class Study:
         greater_is_better: of the metric.
 
     Raises:
-        ValueError: names that do not fit each other.
+        ValueError: names that do not fit each other, options or hyper-parameters that are no JSON values.
     """
 
     name: str
@@ -158,6 +176,7 @@ class Study:
     systems: tuple[System, ...]
     comparisons: tuple[Comparison, ...]
     run: Callable[[Run], Outcome]
+    check: Callable[[str, DatasetDict], None] | None = None
     prepare: Callable[[Preparation], None] | None = None
     protocol: str = ""
     seeds: int = 5
@@ -166,16 +185,27 @@ class Study:
     greater_is_better: bool = True
 
     def __post_init__(self) -> None:
-        names = [system.name for system in self.systems]
-        if len(set(names)) < len(names):
-            raise ValueError(f"systems: found the names {names}, allowed are different ones")
+        if not re.fullmatch(r"[\w-]+", self.name) or self.name in RESERVED:
+            raise ValueError(f"name: found {self.name!r}, allowed are letters, digits, - and _, but not {RESERVED}")
+        if not inspect.isfunction(self.run):  # what its code is has to be clear
+            raise ValueError(f"run: found {self.run!r}, allowed is a function of a module")
+        systems = _different("systems", [system.name for system in self.systems])
+        cases = _different("cases", [case.name for case in self.cases])
         for case in self.cases:
-            if case.data not in self.data:
-                raise ValueError(f"cases: found data {case.data!r} in {case.name!r}, allowed are {sorted(self.data)}")
+            _known(f"cases: data of {case.name!r}", [case.data], self.data)
+            _json(f"cases: options of {case.name!r}", case.options)
+        for system in self.systems:
+            _known(f"systems: excluded of {system.name!r}", system.excluded, self.data)
+            _json(f"systems: options of {system.name!r}", system.options)
         for comparison in self.comparisons:
-            for name in (comparison.method, comparison.baseline):
-                if name not in names:
-                    raise ValueError(f"comparisons: found {name!r}, allowed are {names}")
+            _known("comparisons", [comparison.method, comparison.baseline], systems)
+            _known("comparisons: cases", comparison.cases or (), cases)
+        for case in self.cases:
+            for system in self.systems_of(case):
+                points = system.points(case)
+                if not points:
+                    raise ValueError(f"systems: found an empty grid of {system.name!r}, allowed is one value or more")
+                _json(f"systems: grid of {system.name!r}", points)
 
     def systems_of(self, case: Case) -> list[System]:
         """The systems that are run in a case."""
@@ -193,6 +223,32 @@ class Study:
 
 
 def studies_of(methods: Iterable[str]) -> list[Study]:
-    """The studies in the modules that these methods name in the registry."""
+    """The studies in the modules that these methods name in the registry.
+
+    Raises:
+        ValueError: two of one name, whose results would share a folder.
+    """
     modules = [METHODS[name].studies for name in methods]
-    return [study for module in modules if module for study in importlib.import_module(module).STUDIES]
+    found = [study for module in modules if module for study in importlib.import_module(module).STUDIES]
+    _different("STUDIES", [study.name for study in found])
+    return found
+
+
+def _different(what: str, names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what}: found the names {names}, allowed are different ones")
+    return names
+
+
+def _known(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"{what}: found {name!r}, allowed are {sorted(allowed)}")
+
+
+def _json(what: str, values: Any) -> None:
+    """Runs are kept under what these values say; of a function, for one, that would be an address."""
+    try:
+        json.dumps(values, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: found {values!r}, allowed are JSON values ({error})") from error

@@ -1,12 +1,15 @@
 """Benchmarks: turns, medians of ratios, operations and memory; with a clock of the test's own."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from hf_ext._environment import hardware, usable_cores
 from hf_ext.benchmarks import Bar, Benchmark, BenchmarkResult, Contender, measure
 from hf_ext.benchmarks.engine import Step
 from hf_ext.benchmarks.results import bars_table, load_results, times_table, write_report
@@ -88,6 +91,56 @@ def test_operations_and_memory_are_counted() -> None:
     assert half.is_method and not whole.is_method
 
 
+def test_a_floor_is_that_of_the_work_and_not_of_its_implementation() -> None:
+    contenders = [replace(_product(name, rows), work=work) for name, rows, work in _WORKS]
+    result = measure(_benchmark(*contenders, bars=(Bar("wasteful", "peer", 9e9),)), device="cpu", rounds=1)
+    assert [row.floor for row in result.rows] == [0.25, 0.25, 2.0, 1.0]
+    assert [row.operations_ratio for row in result.rows] == [0.5, 0.25, 2.0, 1.0]
+    (bar,) = result.bars
+    assert bar.floor == 0.25
+    assert bars_table([result]).endswith(f"| met | 0.25 | {bar.ratio / 0.25:.2f} |")
+    assert f"| {result.rows[0].ratio / 0.25:.2f} |" in times_table(result)
+
+
+_WORKS = (("wasteful", 512, "sum"), ("frugal", 256, "sum"), ("other", 2048, None), ("peer", 1024, None))
+
+
+@pytest.mark.parametrize(
+    ("at_most", "verdict"), [(1.0, "not met"), (1.19, "not met"), (1.25, "unclear"), (1.3, "unclear"), (1.41, "met")]
+)
+def test_an_aim_within_the_spread_is_neither_met_nor_missed(clock: Clock, at_most: float, verdict: str) -> None:
+    a = clock.contender("a", lambda count: 1 + count / 10 - 0.1)  # after the warm-up 1.1, 1.2, 1.3, 1.4, 1.5
+    b = clock.contender("b", lambda _: 1.0)
+    result = measure(_benchmark(a, b, bars=(Bar("a", "b", at_most),)), device="cpu", rounds=5)
+    (bar,) = result.bars
+    assert (bar.low, bar.ratio, bar.high) == (pytest.approx(1.2), pytest.approx(1.3), pytest.approx(1.4))
+    assert bar.verdict == verdict
+    assert f"| 1.30 (1.20 to 1.40) | <= {at_most:g} | {verdict} |" in bars_table([result])
+    assert result.rows[0].times == pytest.approx([1.1, 1.2, 1.3, 1.4, 1.5])
+
+
+def test_results_of_before_quartiles_are_still_shown(clock: Clock, tmp_path: Path) -> None:
+    benchmark = _benchmark(*(clock.contender(name, lambda _: 1.0) for name in ("a", "b")))
+    result = measure(benchmark, device="cpu", rounds=1)
+    values = asdict(result)
+    for row in values["rows"]:
+        del row["low"], row["high"], row["floor"], row["times"]
+    for bar in values["bars"]:
+        del bar["low"], bar["high"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    old = BenchmarkResult.load(tmp_path / "old.json")
+    assert bars_table([old]) == bars_table([result]) and times_table(old) == times_table(result)
+
+
+def test_the_cpu_is_not_called_by_the_gpus_name(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Big GPU")
+    assert hardware() == hardware("cuda") == "2 x Big GPU"
+    result = measure(_benchmark(clock.contender("a", lambda _: 1.0)), device="cpu", rounds=1)
+    assert result.environment["hardware"] == hardware("cpu") and hardware("cpu").endswith(f"{usable_cores()} cores")
+
+
 def test_one_thread_and_back_again() -> None:
     seen = []
 
@@ -135,6 +188,8 @@ def test_names_have_to_fit() -> None:
     for changes in ({"reference": "z"}, {"bars": (Bar("a", "z", 1.0),)}, {"bars": (Bar("z", "a", 1.0),)}):
         with pytest.raises(ValueError, match="contenders: found no 'z'"):
             _benchmark(_product("a", 1), **changes)
+    with pytest.raises(ValueError, match=r"contenders: found the names \['a', 'a'\], allowed are different ones"):
+        _benchmark(_product("a", 1), _product("a", 2))
 
 
 def test_results_come_back_and_are_shown(clock: Clock, tmp_path: Path) -> None:
@@ -143,8 +198,8 @@ def test_results_come_back_and_are_shown(clock: Clock, tmp_path: Path) -> None:
     result.save(tmp_path / "toy-cpu.json")
     assert BenchmarkResult.load(tmp_path / "toy-cpu.json") == result
     assert load_results(tmp_path) == [result]
-    assert "| a \\| b | 1000.0 | 1.00 |" in times_table(result)
-    assert "| toy, cpu | a \\| b vs c | 1.00 | <= 1.05 | 0.00 | met |" in bars_table([result])
+    assert "| a \\| b | 1000.0 | 1.00 | 0.00 | - |" in times_table(result)
+    assert "| toy, cpu | a \\| b vs c | 1.00 | <= 1.05 | met | 0.00 | - |" in bars_table([result])
     text = write_report(tmp_path).read_text()
     for part in ("## Toy", "nothing. 2 rounds on cpu.", "`hf-ext bench toy`", times_table(result), "threads 1"):
         assert part in text

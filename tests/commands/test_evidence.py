@@ -1,6 +1,7 @@
 """`hf-ext reproduce` and `hf-ext bench` of a method that only its entry in the registry makes known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hf_ext.benchmarks import BenchmarkResult
 from hf_ext.commands import readme
 from hf_ext.commands.cli import main
 from hf_ext.commands.reproduce import named_methods
-from hf_ext.hub_cards import METHODS
+from hf_ext.hub_cards import METHODS, Method, register_method
 from hf_ext.studies import StudyResult
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -66,7 +67,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [bar.verdict for bar in result.bars] == ["met", "not met"]
     assert result.bars[0].floor == 0.5
     for where in (text.read_text(), (tmp_path / "bench" / "report.md").read_text()):
-        assert "toy-products, cpu" in where and "| <= 1e+09 | 0.50 | met |" in where
+        assert "toy-products, cpu" in where and "| <= 1e+09 | met | 0.50 |" in where
     assert "64 rows" in capsys.readouterr().out
 
 
@@ -123,15 +124,46 @@ def test_a_quick_run_is_named_in_the_file(table: Path, tmp_path: Path) -> None:
     assert text.read_text().count("(a quick run: it shows nothing but that everything works)") == 2
 
 
-def test_results_of_no_known_study_are_refused(table: Path, tmp_path: Path) -> None:
+def test_tables_need_nothing_but_the_results(table: Path, tmp_path: Path) -> None:
     text = tmp_path / "README.md"
     text.write_text(README)
-    words = ["reproduce", "toy", "--quick", "--data", f"first={table}", "--jobs", "1", "--out", str(tmp_path)]
+    words = ["reproduce", "toy", "--data", f"first={table}", "--jobs", "1", "--out", str(tmp_path)]
     assert main(words) == 0
-    del METHODS["toy"]
-    with pytest.raises(ValueError, match="--readme: found a block of 'toy', allowed are mola, mola-twd and bench"):
-        readme.update_readme(text, tmp_path)
-    assert text.read_text() == README
+    METHODS["toy"] = replace(METHODS["toy"], studies="no_such_module")
+    readme.update_readme(text, tmp_path)
+    assert "| tuned vs plain | **+3.000 ± 0.000 shown** |" in text.read_text()
+
+
+def test_what_another_method_lacks_is_no_obstacle(table: Path, tmp_path: Path, toy: Method) -> None:
+    register_method(replace(toy, name="another", studies="no_such_module", benchmarks=None))
+    try:
+        words = ["--data", f"first={table}", "--jobs", "1", "--seeds", "1", "--out", str(tmp_path / "out")]
+        assert main(["reproduce", "toy", *words]) == 0
+        assert main(["reproduce", "another", *words]) == 2
+    finally:
+        del METHODS["another"]
+
+
+def test_studies_of_one_name_are_refused(toy: Method, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register_method(replace(toy, name="twin"))
+    try:
+        assert main(["reproduce", "toy", "twin", "--out", str(tmp_path / "out")]) == 2
+    finally:
+        del METHODS["twin"]
+    assert "STUDIES: found the names ['toy', 'toy'], allowed are different ones" in capsys.readouterr().err
+
+
+def test_quick_runs_replace_nothing(table: Path, tmp_path: Path) -> None:
+    study = ["reproduce", "toy", "--data", f"first={table}", "--jobs", "1", "--out", str(tmp_path)]
+    bench = ["bench", "toy", "--rounds", "3", "--device", "cpu", "--out", str(tmp_path)]
+    files = ["toy/results.json", "bench/toy-products-cpu.json"]
+    for words in (study, bench):
+        assert main(words) == 0
+    before = [(tmp_path / file).read_bytes() for file in files]
+    for words in (study, bench):
+        assert main([*words, "--quick"]) == 0
+    assert [(tmp_path / file).read_bytes() for file in files] == before
+    assert all(json.loads((tmp_path / "quick" / file).read_text())["quick"] for file in files)
 
 
 def test_as_many_processes_as_cores(table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +188,6 @@ def test_all_means_all() -> None:
 
 def test_results_are_json(tmp_path: Path) -> None:
     assert main(["bench", "toy", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
-    values = json.loads((tmp_path / "bench" / "toy-products-cpu.json").read_text())
+    values = json.loads((tmp_path / "quick" / "bench" / "toy-products-cpu.json").read_text())
     assert values["quick"] and values["rounds"] == 2
-    assert "Quick runs" in (tmp_path / "bench" / "report.md").read_text()
+    assert "Quick runs" in (tmp_path / "quick" / "bench" / "report.md").read_text()

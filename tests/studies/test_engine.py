@@ -1,20 +1,24 @@
 """The engine of studies: choice on validation data, pairs, resumption, errors before any run."""
 
+import importlib
 import json
 import math
+import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import are_progress_bars_disabled
 from PIL import Image
 from transformers.utils import logging
 
-from hf_ext.studies import Case, Comparison, Source, StudyResult, System, reproduce
-from hf_ext.studies.engine import describe
+from hf_ext.studies import Case, Comparison, Outcome, Source, Study, StudyResult, System, reproduce
+from hf_ext.studies.identity import code_of, describe, shown
 from hf_ext.studies.report import write_report
 
 
@@ -60,11 +64,12 @@ def test_a_smaller_metric_can_be_better(toy: ModuleType, given: dict[str, str], 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_an_interrupted_study_goes_on_where_it_stopped(
-    toy: ModuleType, given: dict[str, str], tmp_path: Path, jobs: int
+    toy: ModuleType, given: dict[str, str], tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = toy.make(run=toy.run_but_not_every_one)
+    monkeypatch.setenv("TOY_FAILING_SEED", "1")
     with pytest.raises(ArithmeticError, match="seed 1 diverged"):
-        reproduce(broken, out=tmp_path, data=given, jobs=jobs)
+        reproduce(toy.make(), out=tmp_path, data=given, jobs=jobs)
+    monkeypatch.delenv("TOY_FAILING_SEED")
     kept = _runs(tmp_path)
     assert kept
     assert not (tmp_path / "results.json").exists()
@@ -108,17 +113,19 @@ def test_another_question_is_not_answered_from_old_runs(
 
 
 def test_half_written_runs_and_preparations_do_not_count(
-    toy: ModuleType, given: dict[str, str], tmp_path: Path
+    toy: ModuleType, given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
 
-    def die(ready: Any) -> None:
-        (ready.folder / "level").write_text("half")
-        raise Killed
+    class Deadly(list[Any]):
+        def append(self, ready: Any) -> None:
+            (ready.folder / "level").write_text("half")
+            raise Killed
 
-    with pytest.raises(Killed):
-        reproduce(toy.make(prepare=die), out=tmp_path, data=given)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(toy, "PREPARED", Deadly())
+        reproduce(toy.make(), out=tmp_path, data=given)
     reproduce(toy.make(), out=tmp_path, data=given)
     assert all(path.suffix == ".json" for path in (tmp_path / "runs").iterdir())
     (tmp_path / "runs" / f".{min(_runs(tmp_path))}.part").write_text("{")
@@ -173,13 +180,23 @@ def test_mistakes_are_found_before_any_run(
     ("changes", "message"),
     [
         ({"systems": (System("a"), System("a"))}, "systems: found the names"),
-        ({"cases": (Case("c", "nowhere"),)}, "cases: found data 'nowhere'"),
+        ({"cases": (Case("c", "nowhere"),)}, "cases: data of 'c': found 'nowhere'"),
+        ({"cases": (Case("c", "first"), Case("c", "second"))}, "cases: found the names"),
         ({"comparisons": (Comparison("tuned", "nobody"),)}, "comparisons: found 'nobody'"),
+        ({"comparisons": (Comparison("tuned", "plain", ("typo",)),)}, "comparisons: cases: found 'typo', allowed are"),
+        ({"systems": (System("a", excluded={"typo": "why"}),)}, "systems: excluded of 'a': found 'typo', allowed are"),
+        ({"systems": (System("a", {"f": print}),)}, "systems: options of 'a': found .*, allowed are JSON values"),
+        ({"systems": (System("a", grid={"f": (print,)}),)}, "systems: grid of 'a': found .*, allowed are JSON values"),
+        ({"systems": (System("a", grid={"x": ()}),)}, "systems: found an empty grid of 'a'"),
+        ({"cases": (Case("c", "first", {"f": print}),)}, "cases: options of 'c': found .*, allowed are JSON values"),
+        ({"name": "bench"}, "name: found 'bench', allowed are"),
+        ({"name": "../up"}, "name: found '../up', allowed are"),
+        ({"run": print}, "run: found .*, allowed is a function of a module"),
     ],
 )
 def test_names_have_to_fit(toy: ModuleType, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        toy.make(**changes)
+        toy.make(**({"comparisons": ()} | changes))
     with pytest.raises(ValueError, match="embedded: found 'nowhere'"):
         Source("x", embedded="nowhere")
 
@@ -254,3 +271,84 @@ def test_a_quick_run_is_short_and_says_so(toy: ModuleType, given: dict[str, str]
     assert result.quick and result.seeds == [0, 1]
     assert all(run.quick for run in toy.RUNS)
     assert {run.hyper_parameters.get("x") for run in toy.RUNS} == {None, 1}  # the middle of the grid, nothing tuned
+
+
+_STUDY = """
+from hf_ext.studies import Case, Outcome, Run, Source, Study, System
+
+def run(run: Run) -> Outcome:
+    return Outcome(0.5, 0.5 {change})
+
+STUDY = Study("changing", "t", "q?", "m", {{"first": Source("x")}}, (Case("c", "first"),), (System("s"),), (), run)
+"""
+
+
+def _changing(folder: Path, change: str) -> Study:
+    """The study as it is after an edit of its file."""
+    (folder / "changing_study.py").write_text(_STUDY.format(change=change))
+    sys.modules.pop("changing_study", None)
+    study: Study = importlib.import_module("changing_study").STUDY
+    return study
+
+
+def test_runs_of_other_code_are_not_reused(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    out, data = tmp_path / "out", {"first": table}
+    before = reproduce(_changing(tmp_path, "+ 0.25"), out=out, data=data, seeds=1)
+    again = reproduce(_changing(tmp_path, "+ 0.25"), out=out, data=data, seeds=1)
+    after = reproduce(_changing(tmp_path, "- 0.25"), out=out, data=data, seeds=1)
+    assert [result.cases["c"]["s"].test for result in (before, after)] == [[0.75], [0.25]]
+    assert before.environment["code"] == again.environment["code"] != after.environment["code"]
+    assert len(_runs(out)) == 2
+
+
+def test_the_code_is_that_of_hf_ext_too(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, read = toy.make(), set()
+    before, whole = code_of(study), Path.read_bytes
+    trainers = str(Path("trainers", "__init__.py"))
+
+    def changed(path: Path) -> bytes:
+        read.add("/".join(path.parts[-2:]))
+        return whole(path) + b"# changed" * str(path).endswith(trainers)
+
+    monkeypatch.setattr(Path, "read_bytes", changed)
+    assert code_of(study) != before
+    assert {"toys/toy_study.py", "studies/engine.py", "mola/model.py", "trainers/mola.py"} <= read
+    assert not {"studies/report.py", "toys/toy_benchmark.py"} & read
+
+
+def test_functions_of_one_file_are_told_apart(toy: ModuleType) -> None:
+    assert code_of(toy.make()) != code_of(toy.make(run=lambda run: toy.run(run)))
+
+
+def test_runs_do_not_carry_the_grid(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    """Which may be what no process can be sent, such as a lambda."""
+    tuned = System("tuned", {"scores": [(1.0, 2.0), (3.0, 4.0)]}, lambda case: {"x": (0, 1)})
+    reproduce(toy.make(systems=(tuned,), comparisons=()), out=tmp_path, data=given)
+    assert {run.hyper_parameters["x"] for run in toy.RUNS} == {0, 1}
+    for run in toy.RUNS:
+        pickle.dumps(run)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(toy: ModuleType, table: str, tmp_path: Path) -> None:
+    def run(run: Any) -> Outcome:
+        return Outcome(np.float32(0.5), torch.tensor(0.25), {"a": np.float32(0.5), "b": None})
+
+    result = reproduce(toy.make(run=run), out=tmp_path, data={"first": table}, seeds=1)
+    plain = result.cases["one"]["plain"]
+    assert (plain.validation, plain.test, plain.details) == ([0.5], [0.25], {"a": [0.5], "b": [None]})
+
+
+def test_reported_seeds_are_never_tuned_on(
+    toy: ModuleType, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_ext.studies.engine._FIRST_TUNING_SEED", 2)
+    reproduce(toy.make(tuning_seeds=2), out=tmp_path, data={"first": table}, seeds=4)
+    assert {run.seed for run in toy.RUNS if run.hyper_parameters.get("x") == 2} == {4, 5}
+
+
+def test_the_home_folder_may_be_a_tilde(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(table).parent))
+    assert describe("~/table.csv") == describe(table)
+    assert (shown("~/table.csv"), shown("owner/name")) == ("table.csv", "owner/name")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
+from hf_ext.data import load
 from hf_ext.studies import Preparation, reproduce
 from hf_ext.studies.mola import COMPARISON, STUDIES, TWD
-from hf_ext.studies.mola_data import BUILDERS
+from hf_ext.studies.mola_data import BUILDERS, check
 
 NAMES = {"digits": "digits-rotated", "digits8": "digits-rotated-inverted", "domains": "digits-domains"}
 
@@ -87,6 +88,49 @@ def test_a_table_without_a_column_is_refused(name: str, column: str, tmp_path: P
     given = Preparation(name, 0, str(tmp_path / "table.parquet"), tmp_path)
     with pytest.raises(ValueError, match=rf"--data: found the columns image, text, label in {name}.*{column}"):
         BUILDERS[name](given)
+
+
+def test_data_are_checked_before_anything_is_trained(images: str, text: str, tmp_path: Path) -> None:
+    for name, given in {**NAMES, "images": images, "text": text}.items():
+        check(name, load(given))
+    pictures, digits = load(images), load("digits-rotated")
+    plain = pictures.cast_column("domain", Value("int64"))
+    train = pictures.filter(lambda row: row["split"] == "train")
+    mixed = DatasetDict({**digits, "train": digits["train"].shuffle(seed=0)})
+    for name, data, message in (
+        ("digits", load(text), "found no rows in the split pretrain of digits, allowed are pixel_values"),
+        ("digits", DatasetDict({**digits, "test": load(text)["train"]}), "found text, .* in the split test of digits"),
+        ("digits8", digits.cast_column("task_ids", Value("int64")), "as the column task_ids of digits8, allowed are"),
+        ("digits", mixed, "found other task_ids in the split train of digits"),
+        ("images", plain, "as the column domain of images, allowed are class labels"),
+        ("images", train, r"found the splits \['train'\] in images, allowed are both train and test"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(name, data)
+    with pytest.raises(ValueError, match="found the columns text, task, label_name, split in images"):
+        reproduce(COMPARISON, out=tmp_path / "out", data={"images": text})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["images", "text"])
+def test_splits_may_be_splits(name: str, images: str, text: str, tmp_path: Path) -> None:
+    """In place of a column `split`, as is usual on the Hub. (Word pieces are learned anew: their ids may differ.)"""
+    given = {"images": images, "text": text}[name]
+    whole = load(given)["train"]
+    parts = {
+        part: whole.filter(lambda row, part=part: row["split"] == part).remove_columns("split")
+        for part in ("train", "test")
+    }
+    DatasetDict(parts).save_to_disk(str(tmp_path / "split"))
+    check(name, load(str(tmp_path / "split")))
+    one, two = (
+        BUILDERS[name](Preparation(name, 3, place, tmp_path, quick=True)).data
+        for place in (given, str(tmp_path / "split"))
+    )
+    assert set(one) == set(two)
+    for split, rows in one.items():
+        assert (rows["labels"][:] == two[split]["labels"][:]).all()
+        assert (rows["task_ids"][:] == two[split]["task_ids"][:]).all()
 
 
 @pytest.mark.slow

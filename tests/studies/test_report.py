@@ -8,7 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from hf_ext.studies import Case, Study, StudyResult, reproduce
-from hf_ext.studies.report import score_table, verdict_table, write_report
+from hf_ext.studies.report import report, score_table, verdict_table, write_report
 from hf_ext.studies.statistics import Difference
 
 
@@ -38,12 +38,12 @@ def _cells(markdown: str) -> list[list[str]]:
 
 
 def test_verdicts_and_scores(study: Study, result: StudyResult) -> None:
-    assert _cells(verdict_table(study, result)) == [
+    assert _cells(verdict_table(result)) == [
         ["toy", "one"],
         ["tuned vs plain", "+3.000 ± 0.000 shown"],
-        ["tuned vs noisy", _cells(verdict_table(study, result))[2][1]],
+        ["tuned vs noisy", _cells(verdict_table(result))[2][1]],
     ]
-    assert _cells(verdict_table(study, result))[2][1].endswith("not shown")
+    assert _cells(verdict_table(result))[2][1].endswith("not shown")
     assert _cells(score_table(study, result))[1:3] == [
         ["plain", "167.667 ± 208.167"],  # the levels of the seeds: 0, 100, 400
         ["tuned", "170.667 ± 208.167"],
@@ -60,7 +60,7 @@ def test_verdicts_and_scores(study: Study, result: StudyResult) -> None:
 )
 def test_the_words_of_verdicts(study: Study, result: StudyResult, low: float, high: float, words: str) -> None:
     result.judged[0].difference = Difference((low + high) / 2, low, high, 3)
-    assert _cells(verdict_table(study, result))[1][1] == words
+    assert _cells(verdict_table(result))[1][1] == words
 
 
 def test_the_report_has_all_that_is_needed_to_do_it_again(study: Study, result: StudyResult, tmp_path: Path) -> None:
@@ -104,9 +104,18 @@ def test_a_quick_run_is_no_evidence(study: Study, result: StudyResult, tmp_path:
     assert "A quick run: it shows that everything works, not how well anything works." in text
 
 
+def test_what_was_not_chosen_is_not_called_chosen(
+    study: Study, result: StudyResult, table: str, tmp_path: Path
+) -> None:
+    words = "Chosen on validation data"
+    assert words in report(study, result)
+    quick = report(study, reproduce(study, out=tmp_path / "quick", data={"first": table}, quick=True))
+    assert words not in quick and "Not chosen: of several values the one in the middle was taken." in quick
+
+
 def test_a_single_seed_has_no_interval(study: Study, table: str, tmp_path: Path) -> None:
     result = reproduce(study, out=tmp_path / "out", data={"first": table}, seeds=1)
-    assert _cells(verdict_table(study, result))[1][1] == "+3.000, not shown"
+    assert _cells(verdict_table(result))[1][1] == "+3.000, not shown"
     text = write_report(study, result, tmp_path).read_text()
     assert "1 seed" in text and "nan" not in text
 
@@ -115,4 +124,4 @@ def test_names_do_not_break_tables(study: Study, table: str, tmp_path: Path) -> 
     odd = replace(study, cases=(Case("a | b $\\bad{$", "first"),))
     result = reproduce(odd, out=tmp_path / "out", data={"first": table})
     write_report(odd, result, tmp_path)
-    assert _cells(verdict_table(odd, result))[0] == ["toy", "a | b $\\bad{$"]
+    assert _cells(verdict_table(result))[0] == ["toy", "a | b $\\bad{$"]
