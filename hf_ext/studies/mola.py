@@ -209,10 +209,16 @@ PROTOCOL = """
   task as many updates, of 32 / E of its own samples (rounded down: with five tasks 30 in place of 32), on a copy of
   the base model.
 - **Poly** as in peft: E skills, one split, a learned task-skill matrix; its update is scaled by 1 / r, so its
-  learning rates are larger. It is left out for images, since it knows no convolutions.
+  learning rates are larger. With a joint backbone one rate serves both, and the best for the backbone is too small
+  for Poly's adapters: there it hardly differs from full fine-tuning, and with a rate of its own it would be stronger.
+  It is left out for images, since it knows no convolutions.
 - **Hyper-parameters**: only the learning rate, of four values (three for Poly with a joint backbone), by the mean
   validation accuracy of runs with two other seeds, 1000 and 1001. Validation rows are a sixth of the training rows,
   drawn by the seed, and are trained on by no run; a validation digit is one in all its turns.
+  The embedded digits are few, and every seed draws its own test images from them: the test sets of two seeds share a
+  third of their images, and images that chose a learning rate in the runs of seeds 1000 and 1001 are test images of
+  other seeds. Images and texts have test sets of their own; of the texts, 152 of SST-2's and SUBJ's test sentences
+  are training sentences of the other task, since both come from the same reviews.
 - A seed draws base model, validation rows and order of batches; for the embedded digits the test images too. It is
   shared by all systems, so that differences are taken within a seed.
 """.strip()
