@@ -53,7 +53,7 @@ SHOWN = "TARF"
 EPOCHS = 10
 #: of the unlearning methods
 METHODS: dict[str, dict[str, Any]] = {
-    "gradient ascent": {"tarf_method": "ga", "learning_rate": 5e-3, "num_train_epochs": 2},
+    "gradient ascent": {"tarf_method": "ga", "learning_rate": 2e-3, "num_train_epochs": 2},
     "fine-tuning": {"tarf_method": "ft"},
     "ascent and fine-tuning": {"tarf_method": "ga_ft", "tarf_k": 0.05},
     SHOWN: {"tarf_k": 0.02, "tarf_t0": 7.0, "tarf_max_forget_loss": 7.0},

@@ -30,7 +30,7 @@ def test_train_leaves_a_folder_that_loads(options: list[str], tmp_path: Path) ->
     assert AutoModelForImageClassification.from_pretrained(out).config.num_labels == 10
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "transformers" and "machine-unlearning" in card.data.tags
-    assert "| tarf_forget_value | ['8'] |" in card.text and "rows to forget" in card.text
+    assert "tarf_forget_value" in card.text and "rows to forget" in card.text
     assert "eval_forgotten_accuracy" in json.loads((out / "forget_results.json").read_text())
 
 
