@@ -209,11 +209,22 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: C
     assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
 
 
-def test_demo_of_divbs(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: Callable[..., str]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "systems"),
+    [("divbs", ["DivBS", "uniform", "all 160 candidates"]), ("disam", ["DISAM", "SAM", "plain Trainer"])],
+)
+def test_demos_of_trainers(
+    method: str,
+    systems: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    run_snippet: Callable[..., str],
+) -> None:
     out = tmp_path / "demo"
-    assert main(["demo", "divbs", "--out", str(out), "--seeds", "1", "--steps", "3"]) == 0
+    assert main(["demo", method, "--out", str(out), "--seeds", "1", "--steps", "3"]) == 0
     text = capsys.readouterr().out
-    assert "DivBS" in text and "uniform" in text and "all 160 candidates" in text
+    assert all(system in text for system in systems)
     assert {"README.md", "config.json", "model.safetensors", "results.png"} <= {path.name for path in out.iterdir()}
     card = ModelCard.load(out / "README.md")
     assert card.data.eval_results[0].metric_type == "accuracy"

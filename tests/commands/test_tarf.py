@@ -31,7 +31,7 @@ def test_train_leaves_a_folder_that_loads(options: list[str], tmp_path: Path) ->
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "transformers" and "machine-unlearning" in card.data.tags
     assert "tarf_forget_value" in card.text and "rows to forget" in card.text
-    assert "eval_forgotten_accuracy" in json.loads((out / "forget_results.json").read_text())
+    assert "eval_forgotten_accuracy" in json.loads((out / "forgotten_results.json").read_text())
 
 
 def test_what_to_forget_has_to_be_said(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
