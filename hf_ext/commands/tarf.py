@@ -53,7 +53,7 @@ SHOWN = "TARF"
 EPOCHS = 10
 #: of the unlearning methods
 METHODS: dict[str, dict[str, Any]] = {
-    "gradient ascent": {"tarf_method": "ga", "learning_rate": 2e-3, "num_train_epochs": 2},
+    "gradient ascent": {"tarf_method": "ga", "learning_rate": 1e-3, "num_train_epochs": 2},
     "fine-tuning": {"tarf_method": "ft"},
     "ascent and fine-tuning": {"tarf_method": "ga_ft", "tarf_k": 0.05},
     SHOWN: {"tarf_k": 0.02, "tarf_t0": 7.0, "tarf_max_forget_loss": 7.0},
@@ -166,8 +166,8 @@ def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]
             "TA, on test images outside the concept; MIA, share of the concept's training images that a confidence "
             "attack takes for never trained on; gap, mean absolute difference of the four to those of a model that "
             f"was trained without the concept for as long as the original one ({steps} steps of 64 images). "
-            f"Unlearning takes {EPOCHS} epochs, gradient ascent 2. TARF's settings were chosen on data of another "
-            "seed, those of the others were not searched for."
+            f"Unlearning takes {EPOCHS} epochs, gradient ascent 2. The settings of these two were chosen after "
+            "looking at such runs, those of the others were not searched for."
         ),
         "results": results,
         "example": f"import hf_ext\n{EXAMPLE}",
