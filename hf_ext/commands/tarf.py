@@ -166,8 +166,8 @@ def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]
             "TA, on test images outside the concept; MIA, share of the concept's training images that a confidence "
             "attack takes for never trained on; gap, mean absolute difference of the four to those of a model that "
             f"was trained without the concept for as long as the original one ({steps} steps of 64 images). "
-            f"Unlearning takes {EPOCHS} epochs, gradient ascent 2. The settings of these two were chosen after "
-            "looking at such runs, those of the others were not searched for."
+            f"Unlearning takes {EPOCHS} epochs, gradient ascent 2. The settings of TARF and of gradient "
+            "ascent were chosen after looking at such runs, those of the others were not searched for."
         ),
         "results": results,
         "example": f"import hf_ext\n{EXAMPLE}",
