@@ -1,8 +1,8 @@
 from .base import MethodMixin as MethodMixin
-from .disam import DISAMArguments as DISAMArguments
 from .disam import DISAMConfig as DISAMConfig
 from .disam import DISAMMixin as DISAMMixin
 from .disam import DISAMTrainer as DISAMTrainer
+from .disam_arguments import DISAMArguments as DISAMArguments
 from .divbs import DivBSArguments as DivBSArguments
 from .divbs import DivBSConfig as DivBSConfig
 from .divbs import DivBSMixin as DivBSMixin

@@ -3,15 +3,11 @@
 DISAM, domain-inspired sharpness-aware minimization (Zhang et al., ICLR 2024, arXiv:2405.18861).
 """
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from transformers import Trainer, TrainingArguments
@@ -21,73 +17,12 @@ from hf_ext.data.columns import holds_text
 from hf_ext.data.samplers import BalancedSampler
 from hf_ext.functional import domain_sums, domain_variance_weights, sam_perturbation
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.disam_arguments import DISAMArguments
+from hf_ext.trainers.domains import Domains, domains_of_rows
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
+from hf_ext.trainers.passes import average_over_processes, same_randomness
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class DISAMArguments:
-    """Arguments of `DISAMMixin`, to be mixed with any TrainingArguments.
-
-    Args:
-        disam_rho: length of the perturbation; 0 is the plain Trainer.
-        disam_lambda: weight of the variance of the domains' losses in the ascent; 0 is SAM, which needs no domains.
-        disam_adaptive: measure the perturbation relative to the weights (ASAM).
-        disam_domain_column: data set column of the domains, integers or names.
-        disam_domain_weights: `"global"`, from the domains' losses in the whole batch of the update, which takes one
-            more forward pass of all micro-batches but the last; `"running"`, from a running mean, without that.
-        disam_running_decay: of that mean.
-        disam_num_domains: number of domains, where the data cannot tell (streams).
-        disam_sync_perturbation: one perturbation for all processes, as in one process; otherwise each has its own.
-        disam_domain_sampler: `"balanced"`, as many samples of every domain in each batch.
-    """
-
-    disam_rho: float = field(default=0.05, metadata={"help": "Length of the perturbation; 0 is the plain Trainer."})
-    disam_lambda: float = field(
-        default=0.1, metadata={"help": "Weight of the variance of the domains' losses in the ascent; 0 is SAM."}
-    )
-    disam_adaptive: bool = field(
-        default=False, metadata={"help": "Measure the perturbation relative to the weights (ASAM)."}
-    )
-    disam_domain_column: str = field(
-        default="domain_ids", metadata={"help": "Data set column of the domains, integers or names."}
-    )
-    disam_domain_weights: Literal["global", "running"] = field(
-        default="global",
-        metadata={
-            "help": "'global': weights from the update's whole batch (one more forward pass of all micro-batches but "
-            "the last); 'running': from a running mean of the domains' losses."
-        },
-    )
-    disam_running_decay: float = field(default=0.9, metadata={"help": "Decay of that running mean."})
-    disam_num_domains: int | None = field(
-        default=None, metadata={"help": "Number of domains, where the data cannot tell (streams)."}
-    )
-    disam_sync_perturbation: bool = field(
-        default=True, metadata={"help": "One perturbation for all processes; otherwise each has its own."}
-    )
-    disam_domain_sampler: Literal["random", "balanced"] = field(
-        default="random", metadata={"help": "'balanced': as many samples of every domain in each batch."}
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("disam_rho", "disam_lambda"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are numbers >= 0")
-        if not 0 <= self.disam_running_decay < 1:
-            raise ValueError(f"disam_running_decay: found {self.disam_running_decay}, allowed are numbers in [0, 1)")
-        if self.disam_num_domains is not None and self.disam_num_domains < 1:
-            raise ValueError(f"disam_num_domains: found {self.disam_num_domains}, allowed are integers >= 1")
-        choices = {"disam_domain_weights": ("global", "running"), "disam_domain_sampler": ("random", "balanced")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r}, allowed are {allowed[0]!r} and {allowed[1]!r}"
-                )
-        parent = getattr(super(), "__post_init__", None)
-        if parent is not None:
-            parent()
 
 
 @dataclass
@@ -147,7 +82,7 @@ class DISAMMixin(MethodMixin):
         self._clean: list[tuple[Tensor, Tensor]] = []
         self._running: Tensor | None = None
         self._logged: dict[str, Tensor] = {}
-        self._domain_count: int | None = None
+        self._known_domains: Domains | None = None
         super().__init__(*args, **kwargs)
 
     # ---------------------------------------------------------------------------------------------- arguments
@@ -183,7 +118,7 @@ class DISAMMixin(MethodMixin):
             self._check_two_passes()
         if args.disam_rho and args.disam_lambda and self.train_dataset is not None:
             self._check_sample_losses()
-            _ = self._num_domains
+            _ = self._domains
 
     def _check_two_passes(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -207,33 +142,12 @@ class DISAMMixin(MethodMixin):
             )
 
     @property
-    def _num_domains(self) -> int:
-        """Number of domains in the training data."""
-        if self._domain_count is None:
-            self._domain_count = self.args.disam_num_domains or self._count_domains()
-        return self._domain_count
-
-    def _count_domains(self) -> int:
-        dataset, column = self.train_dataset, self.args.disam_domain_column
-        if names := self.column_names(column):
-            return len(names)
-        feature: Any = (getattr(dataset, "features", None) or {}).get(column)
-        if hasattr(feature, "num_classes"):
-            return int(feature.num_classes)
-        if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
-            raise ValueError(
-                f"disam_num_domains: found None and no class labels in {column!r} of train_dataset, allowed is the "
-                "number of domains"
-            )
-        ids = self._domain_ids(dataset)
-        return int(ids.max(initial=0)) + 1
-
-    def _domain_ids(self, dataset: Any) -> np.ndarray:
-        column = self.args.disam_domain_column
-        ids = np.asarray(dataset[column][:])
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or ids.min(initial=0) < 0:
-            raise ValueError(f"{column}: found {ids.dtype} values, allowed are names or integers >= 0, one per sample")
-        return ids
+    def _domains(self) -> Domains:
+        if self._known_domains is None:
+            column = self.args.disam_domain_column
+            names, number = self.column_names(column), self.args.disam_num_domains
+            self._known_domains = Domains(self.train_dataset, column, names, number)
+        return self._known_domains
 
     @property
     def column_bounds(self) -> dict[str, int]:
@@ -243,21 +157,15 @@ class DISAMMixin(MethodMixin):
         # data to evaluate on may have further domains
         return super().column_bounds | ({column: 2**31} if known else {})
 
-    def _domain_name(self, domain: int) -> str:
-        names = self.column_names(self.args.disam_domain_column)
-        feature: Any = (getattr(self.train_dataset, "features", None) or {}).get(self.args.disam_domain_column)
-        if names is None and hasattr(feature, "names"):
-            names = feature.names
-        return names[domain] if names else str(domain)
-
     # ---------------------------------------------------------------------------------------------- data
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.disam_domain_sampler != "balanced":
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        # the sampler is reached by no `set_epoch` when a resumed run skips batches
+        ids = domains_of_rows(dataset, self.args.disam_domain_column)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return BalancedSampler(self._domain_ids(dataset), seed=seed, epoch=lambda: int(self.state.epoch or 0))
+        # asked for its epoch, since `set_epoch` does not reach it when a resumed run skips batches
+        return BalancedSampler(ids, seed=seed, epoch=lambda: int(self.state.epoch or 0))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         samples, num_items = super().get_batch_samples(*args, **kwargs)
@@ -296,9 +204,9 @@ class DISAMMixin(MethodMixin):
         norms = [buffer for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()]
         try:
             # the gradients are averaged over processes in the end, whichever micro-batch Trainer would do it for
-            with _same_randomness(self.args.device), self.accelerator.no_sync(model):
+            with same_randomness(self.args.device), self.accelerator.no_sync(model):
                 if self._ascent is not None and self._ascent.weights is None:
-                    with _same_randomness(self.args.device):
+                    with same_randomness(self.args.device):
                         for inputs in micro_batches[:-1]:
                             self._note_losses(model, inputs, num_items_in_batch)
                         step(model, micro_batches[-1], num_items_in_batch)
@@ -327,7 +235,7 @@ class DISAMMixin(MethodMixin):
         params: list[Tensor] = [p for p in model.parameters() if p.requires_grad and (shared or p.grad is not None)]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if shared:
-            _average(grads)
+            average_over_processes(grads)
         steps = sam_perturbation(params, grads, rho=self.args.disam_rho, adaptive=self.args.disam_adaptive)
         self._clean += [(param, param.detach().clone()) for param in params]
         if params:
@@ -353,7 +261,7 @@ class DISAMMixin(MethodMixin):
                     f"disam_domain_column: found no {column!r} in a batch, allowed are batches with domains"
                 )
             return None
-        zeros = torch.zeros(self._num_domains, device=self.args.device)
+        zeros = torch.zeros(self._domains.number, device=self.args.device)
         ascent = _Ascent(zeros, zeros, pending=len(self._window))
         if not self.args.disam_lambda:
             ascent.weights = zeros
@@ -445,7 +353,7 @@ class DISAMMixin(MethodMixin):
         table = torch.stack([logged["sums"], logged["counts"], logged["ascent_weights"]]).tolist()
         for domain, (total, count, weight) in enumerate(zip(*table, strict=True)):
             if count:
-                name = self._domain_name(domain)
+                name = self._domains.name(domain)
                 terms[f"domain_loss/{name}"] = total / count
                 terms[f"ascent_weight/{name}"] = weight / updates
                 if weight < 0:
@@ -465,7 +373,7 @@ class DISAMMixin(MethodMixin):
         super().load_checkpoint_state(state)
         column = self.args.disam_domain_column
         saved, found = state.get("disam_domains"), self.column_names(column)
-        if saved and found and saved[: self._num_domains] != found[: self._num_domains]:
+        if saved and found and saved[: self._domains.number] != found[: self._domains.number]:
             raise ValueError(f"{column}: found domains {found}, allowed are those of the checkpoint, {saved}")
         if (running := state.get("disam_running")) is not None:
             self._running = running.to(self.args.device)
@@ -473,27 +381,3 @@ class DISAMMixin(MethodMixin):
 
 class DISAMTrainer(DISAMMixin, Trainer):
     """`Trainer` with DISAM; see `DISAMMixin`. Takes `DISAMConfig` as `args`."""
-
-
-@contextmanager
-def _same_randomness(device: torch.device) -> Iterator[None]:
-    """What is drawn inside is drawn again afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [] if device.type == "cpu" else [device]
-    try:
-        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _average(tensors: list[Tensor]) -> None:
-    """In place, over processes; one message per dtype."""
-    for dtype in {tensor.dtype for tensor in tensors}:
-        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
-        for tensor, part in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
-            tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,68 @@
+"""Arguments of DISAM."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class DISAMArguments:
+    """Arguments of `DISAMMixin`, to be mixed with any TrainingArguments.
+
+    Args:
+        disam_rho: length of the perturbation; 0 is the plain Trainer.
+        disam_lambda: weight of the variance of the domains' losses in the ascent; 0 is SAM, which needs no domains.
+        disam_adaptive: measure the perturbation relative to the weights (ASAM).
+        disam_domain_column: data set column of the domains, integers or names.
+        disam_domain_weights: `"global"`, from the domains' losses in the whole batch of the update, which takes one
+            more forward pass of all micro-batches but the last; `"running"`, from a running mean, without that.
+        disam_running_decay: of that mean.
+        disam_num_domains: number of domains, where the data cannot tell (streams).
+        disam_sync_perturbation: one perturbation for all processes, as in one process; otherwise each has its own.
+        disam_domain_sampler: `"balanced"`, as many samples of every domain in each batch.
+    """
+
+    disam_rho: float = field(default=0.05, metadata={"help": "Length of the perturbation; 0 is the plain Trainer."})
+    disam_lambda: float = field(
+        default=0.1, metadata={"help": "Weight of the variance of the domains' losses in the ascent; 0 is SAM."}
+    )
+    disam_adaptive: bool = field(
+        default=False, metadata={"help": "Measure the perturbation relative to the weights (ASAM)."}
+    )
+    disam_domain_column: str = field(
+        default="domain_ids", metadata={"help": "Data set column of the domains, integers or names."}
+    )
+    disam_domain_weights: Literal["global", "running"] = field(
+        default="global",
+        metadata={
+            "help": "'global': weights from the update's whole batch (one more forward pass of all micro-batches but "
+            "the last); 'running': from a running mean of the domains' losses."
+        },
+    )
+    disam_running_decay: float = field(default=0.9, metadata={"help": "Decay of that running mean."})
+    disam_num_domains: int | None = field(
+        default=None, metadata={"help": "Number of domains, where the data cannot tell (streams)."}
+    )
+    disam_sync_perturbation: bool = field(
+        default=True, metadata={"help": "One perturbation for all processes; otherwise each has its own."}
+    )
+    disam_domain_sampler: Literal["random", "balanced"] = field(
+        default="random", metadata={"help": "'balanced': as many samples of every domain in each batch."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("disam_rho", "disam_lambda"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are numbers >= 0")
+        if not 0 <= self.disam_running_decay < 1:
+            raise ValueError(f"disam_running_decay: found {self.disam_running_decay}, allowed are numbers in [0, 1)")
+        if self.disam_num_domains is not None and self.disam_num_domains < 1:
+            raise ValueError(f"disam_num_domains: found {self.disam_num_domains}, allowed are integers >= 1")
+        choices = {"disam_domain_weights": ("global", "running"), "disam_domain_sampler": ("random", "balanced")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, allowed are {allowed[0]!r} and {allowed[1]!r}"
+                )
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
