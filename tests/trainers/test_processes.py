@@ -65,7 +65,7 @@ KILLED = {
         {"divbs_ratio": 0.25, "divbs_draw": "sample", "per_device_train_batch_size": 2},
         kills=({"kill_at": 5}, {"kill_scoring": 4}),
     ),
-    "tarf groups": Case("tarf", kills=({"kill_while_identifying": True},)),
+    "tarf groups": Case("tarf", {"per_device_train_batch_size": 8}, kills=({"kill_while_identifying": True},)),
     "tarf samples": Case("tarf", _SAMPLES, kills=({"kill_at": 5},)),
 }
 
