@@ -141,10 +141,17 @@ def _trained(data: Dataset, steps: int, seed: int, view: Demo, name: str) -> Tra
 
 
 def _unlearner(model: Any, split: MismatchSplit, seed: int, options: dict[str, Any], test: Dataset) -> TARFTrainer:
-    optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"}
-    shared = {**optimizer, "num_train_epochs": EPOCHS, "logging_steps": 10}
-    settings = {**shared, "tarf_n_hidden_groups": split.num_hidden_groups, **options}
-    args = demo_arguments(TARFConfig, -1, 0.05, seed, per_device_train_batch_size=64, **settings)
+    settings: dict[str, Any] = {
+        "optim": "sgd",
+        "optim_args": "momentum=0.9",
+        "learning_rate": 0.05,
+        "num_train_epochs": EPOCHS,
+        "per_device_train_batch_size": 64,
+        "logging_steps": 10,
+        "tarf_n_hidden_groups": split.num_hidden_groups,
+        **options,
+    }
+    args = demo_arguments(TARFConfig, -1, settings.pop("learning_rate"), seed, **settings)
     trainer = TARFTrainer(
         model,
         args,
