@@ -364,7 +364,8 @@ class MethodMixin(_Base):
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Predict, and note the batch's groups."""
         result = super().prediction_step(model, inputs, *args, **kwargs)
-        for column in set(self.groups.values()) & self.batch_columns.keys():
+        # in one order in all processes, which gather together
+        for column in dict.fromkeys(column for column in self.groups.values() if column in self.batch_columns):
             gathered = self.accelerator.gather_for_metrics(self.batch_columns[column])
             self._evaluated_groups.setdefault(column, []).append(gathered)
         return result
