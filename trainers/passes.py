@@ -25,7 +25,7 @@ def same_randomness(device: torch.device) -> Iterator[None]:
 
 def average_over_processes(tensors: list[Tensor]) -> None:
     """In place, over processes; one message per dtype."""
-    for dtype in {tensor.dtype for tensor in tensors}:
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order in all processes
         alike = [tensor for tensor in tensors if tensor.dtype == dtype]
         flat = torch.cat([tensor.reshape(-1) for tensor in alike])
         dist.all_reduce(flat)
