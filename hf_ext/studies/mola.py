@@ -21,7 +21,7 @@ from hf_ext.adapters import MoLAConfig
 from hf_ext.adapters.mola.router import ImageRouter
 from hf_ext.studies.mola_data import BUILDERS, DIGITS_NEED, check
 from hf_ext.studies.study import Case, Comparison, Outcome, Preparation, Run, Source, Study, System
-from hf_ext.studies.training import arguments, group_accuracies, logits, quiet
+from hf_ext.studies.training import Rows, arguments, group_accuracies, logits, quiet
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
 RANK = 4
@@ -69,7 +69,16 @@ def run(run: Run) -> Outcome:
 def _load(run: Run) -> PreTrainedModel:
     auto = AutoModelForSequenceClassification if run.case.data == "text" else AutoModelForImageClassification
     model: PreTrainedModel = auto.from_pretrained(run.folder / "base")
+    if run.case.options["backbone"] == "frozen" and run.system.options["kind"] != "full":
+        _freeze_statistics(model)
     return model
+
+
+def _freeze_statistics(model: nn.Module) -> None:
+    """Keep BatchNorms in evaluation mode: a frozen backbone's statistics are frozen too, for every system alike."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval().train = lambda mode=True, module=module: module  # type: ignore[method-assign]
 
 
 def _adapted(run: Run, base: PreTrainedModel, tasks: int) -> nn.Module:
@@ -131,7 +140,24 @@ def _trainer(run: Run, model: nn.Module, data: Any, *, batch_size: int = 32) -> 
         remove_unused_columns=not isinstance(model, PolyModel),
         label_names=["labels"],
     )
-    return quiet(kind[0](model=model, args=args, train_dataset=data))
+    trainer = quiet(kind[0](model=model, args=args, train_dataset=_rows(data)))
+    if "adapter_rate" in run.hyper_parameters:
+        trainer.optimizer = _two_rates(trainer, model, run.hyper_parameters["adapter_rate"])
+    return trainer
+
+
+def _two_rates(trainer: Trainer, model: nn.Module, adapter_rate: float) -> torch.optim.Optimizer:
+    """The Trainer's optimiser with another learning rate for the adapters than for all else."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args)
+    adapters = {"params": [parameter for name, parameter in named if "poly" in name], "lr": adapter_rate}
+    others = {"params": [parameter for name, parameter in named if "poly" not in name]}
+    optimizer: torch.optim.Optimizer = kind([others, adapters], **options)
+    return optimizer
+
+
+def _rows(data: Any) -> Rows:
+    return Rows(data, [name for name in data.column_names if name != "domain_ids"])
 
 
 def _one_model_per_task(run: Run, base: PreTrainedModel, data: DatasetDict) -> Outcome:
@@ -153,7 +179,7 @@ def _one_model_per_task(run: Run, base: PreTrainedModel, data: DatasetDict) -> O
 def _accuracies(trainer: Trainer, data: Any) -> dict[str, float]:
     names = data.features["task_ids"].names
     plain = data.with_format("numpy")
-    return group_accuracies(logits(trainer, data), plain["labels"][:], plain["task_ids"][:], names)
+    return group_accuracies(logits(trainer, _rows(data)), plain["labels"][:], plain["task_ids"][:], names)
 
 
 def _mean(scores: Mapping[str, float]) -> float:
@@ -177,8 +203,10 @@ def _twd_grid(case: Case) -> Mapping[str, tuple[float, ...]]:
 
 
 def _poly_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
-    joint = case.options["backbone"] == "joint"  # Poly scales its update by 1 / r, the others by 4
-    return {"learning_rate": (1e-3, 2e-3, 5e-3) if joint else (5e-3, 2e-2, 5e-2, 1e-1)}
+    if case.options["backbone"] == "frozen":
+        return {"learning_rate": (5e-3, 2e-2, 5e-2, 1e-1)}
+    # its update is scaled by 1 / r in place of 4
+    return {"learning_rate": (1e-3, 2e-3), "adapter_rate": (5e-3, 2e-2, 5e-2)}
 
 
 def _full_rates(case: Case) -> Mapping[str, tuple[float, ...]]:
@@ -193,15 +221,14 @@ PROTOCOL = """
 - **Base models**, made anew for every seed with the optimiser below. Digits: a ViT (2 blocks, width 48), 500 steps
   at 2e-3 on 597 other images, upright and with their own labels. Images: a ResNet for 32 x 32 pixels (3 blocks, up
   to 128 channels), 300 steps at 1e-3 on the first style's training rows, which are trained on again. Text: a
-  ModernBERT (2 blocks, width 64, 32 tokens; its word pieces are learned from all texts, without labels), 400 steps
+  ModernBERT (2 blocks, width 64, 32 tokens; its byte pairs are learned from all texts, without labels), 400 steps
   at 3e-3 on a third of the training rows of all tasks, which are not used again.
 - **Adapters** are in all linear layers of the blocks (in all convolutions of the ResNet), r = 4, scaled by 4,
   without dropout; E is the number of tasks. The classifier (with ModernBERT's head) is trained in full, one for all
   tasks; only one LoRA per task has one per task.
-- **Frozen backbone**: nothing else is trained, routers apart, except by full fine-tuning; but the running statistics
-  of the ResNet's BatchNorms follow the data in all systems other than MoLA, which keeps the base model's. **Joint
-  backbone**: the base model is trained along with the adapters, as in the paper. Full fine-tuning is the same in
-  both.
+- **Frozen backbone**: nothing else is trained, routers apart, except by full fine-tuning; the ResNet's BatchNorms
+  keep the base model's running statistics. **Joint backbone**: the base model is trained along with the adapters, as
+  in the paper. Full fine-tuning is the same in both.
 - **MoLA-Router** mixes softly, by a network of the input: the paper's residual network for digits and images (these
   at 16 x 16 pixels), a small perceptron on the mean embedding for text. TwD has weight 0.1 and temperature 1.
 - **Budget**: 300 updates (200 for images and text) of 32 samples of all tasks as they come, with the Trainer's AdamW
@@ -209,18 +236,16 @@ PROTOCOL = """
   task as many updates, of 32 / E of its own samples (rounded down: with five tasks 30 in place of 32), on a copy of
   the base model.
 - **Poly** as in peft: E skills, one split, a learned task-skill matrix; its update is scaled by 1 / r, so its
-  learning rates are larger. With a joint backbone one rate serves both, and the best for the backbone is too small
-  for Poly's adapters: there it hardly differs from full fine-tuning, and with a rate of its own it would be stronger.
-  It is left out for images, since it knows no convolutions.
-- **Hyper-parameters**: only the learning rate, of four values (three for Poly with a joint backbone), by the mean
+  learning rates are larger: with a joint backbone its adapters have one of their own, chosen along with the
+  backbone's, of six combinations. It is left out for images, since it knows no convolutions.
+- **Hyper-parameters**: only the learning rate, of four values (but Poly with a joint backbone), by the mean
   validation accuracy of runs with two other seeds, 1000 and 1001. Validation rows are a sixth of the training rows,
   drawn by the seed, and are trained on by no run; a validation digit is one in all its turns.
-  The embedded digits are few, and every seed draws its own test images from them: the test sets of two seeds share a
-  third of their images, and images that chose a learning rate in the runs of seeds 1000 and 1001 are test images of
-  other seeds. Images and texts have test sets of their own; of the texts, 152 of SST-2's and SUBJ's test sentences
-  are training sentences of the other task, since both come from the same reviews.
-- A seed draws base model, validation rows and order of batches; for the embedded digits the test images too. It is
-  shared by all systems, so that differences are taken within a seed.
+  Test rows are the same for all seeds, and neither trained on nor chosen by. Of the texts, 152 of SST-2's and SUBJ's
+  test sentences are training sentences of the other task, since both come from the same reviews.
+- A seed draws base model, validation rows and order of batches; of the embedded digits also which of those that are
+  not in the test set the base model is trained on. It is shared by all systems, so that differences are taken
+  within a seed.
 """.strip()
 
 COMPARISON = Study(

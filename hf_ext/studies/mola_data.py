@@ -111,7 +111,7 @@ def text(ready: Preparation) -> Problem:
     tasks = list(dict.fromkeys(raw["task"][:]))
     names = [f"{task}: {label}" for task, label in zip(raw["task"][:], raw["label_name"][:], strict=True)]
     classes = sorted(set(names))
-    tokenizer = _word_pieces(raw["text"][:])
+    tokenizer = _tokenizer(raw["text"][:])
     encoded = tokenizer(raw["text"][:], truncation=True, max_length=TOKENS, padding="max_length")
     table = Dataset.from_dict(
         {
@@ -238,16 +238,21 @@ def _split_indices(indices: NDArray[np.int64], seed: int) -> tuple[NDArray[np.in
     return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])
 
 
-def _word_pieces(texts: list[str]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte pairs learned from the texts. WordPiece's trainer would number ties differently in every call."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    special = ["[PAD]", "[CLS]", "[SEP]"]
     tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=4000, special_tokens=special, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=4000,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
     )
     ids = {name: tokenizer.token_to_id(name) or 0 for name in special}
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset as MapDataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -41,7 +43,20 @@ def quiet(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def logits(trainer: Trainer, data: Dataset) -> NDArray[np.float32]:
+class Rows(MapDataset[dict[str, Tensor]]):
+    """Columns of a data set in memory: reading Arrow rows takes a fifth of a step of the small models of studies."""
+
+    def __init__(self, data: Dataset, columns: Sequence[str]) -> None:
+        self.columns: dict[str, Tensor] = dict(data.with_format("torch", columns=list(columns))[:])
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+def logits(trainer: Trainer, data: MapDataset[Any]) -> NDArray[np.float32]:
     """Logits of every row, `[N, C]`."""
     predictions = trainer.predict(data).predictions
     return predictions[0] if isinstance(predictions, tuple) else predictions
