@@ -9,9 +9,8 @@ from datasets import DatasetDict
 from torch import nn
 
 from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
-from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
-from hf_ext.commands.parsing import parse
-from hf_ext.commands.training import train_and_save
+from hf_ext.commands.loading import accuracy
+from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
 from hf_ext.studies.training import group_accuracies, logits
@@ -20,21 +19,13 @@ from hf_ext.trainers import DISAMConfig, DISAMTrainer
 
 def train(argv: Sequence[str]) -> None:
     """Train all weights of a model on several domains, evaluate it per domain and leave a folder ready for the Hub."""
-    types = (ModelArguments, DataArguments, DISAMConfig)
-    description = "Train for unseen domains: domain-inspired sharpness-aware minimization (DISAM, Zhang et al. 2024)."
-    model, data, args = parse(types, argv, prog="hf-ext train disam", description=description)
-    loaded = load_model_and_data(model, data)
-    args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
-    trainer = DISAMTrainer(
-        model=loaded.model,
-        args=args,
-        data_collator=loaded.collator,
-        train_dataset=loaded.data["train"],
-        eval_dataset=loaded.data["eval"],
-        processing_class=loaded.processor,
-        compute_metrics=accuracy,
+    train_method(
+        "disam",
+        DISAMTrainer,
+        DISAMConfig,
+        argv,
+        description="For unseen domains: domain-inspired sharpness-aware minimization (DISAM, Zhang et al. 2024).",
     )
-    train_and_save(trainer, data.dataset)
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -6,9 +6,8 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
-from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
-from hf_ext.commands.parsing import parse
-from hf_ext.commands.training import train_and_save
+from hf_ext.commands.loading import accuracy
+from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
 from hf_ext.studies.training import logits
@@ -17,21 +16,13 @@ from hf_ext.trainers import DivBSConfig, DivBSTrainer
 
 def train(argv: Sequence[str]) -> None:
     """Train all weights of a model on a part of every batch, evaluate it and leave a folder ready for the Hub."""
-    types = (ModelArguments, DataArguments, DivBSConfig)
-    description = "Train on the part of every batch that represents it best (DivBS, Hong et al. 2024)."
-    model, data, args = parse(types, argv, prog="hf-ext train divbs", description=description)
-    loaded = load_model_and_data(model, data)
-    args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
-    trainer = DivBSTrainer(
-        model=loaded.model,
-        args=args,
-        data_collator=loaded.collator,
-        train_dataset=loaded.data["train"],
-        eval_dataset=loaded.data["eval"],
-        processing_class=loaded.processor,
-        compute_metrics=accuracy,
+    train_method(
+        "divbs",
+        DivBSTrainer,
+        DivBSConfig,
+        argv,
+        description="Train on the part of every batch that represents it best (DivBS, Hong et al. 2024).",
     )
-    train_and_save(trainer, data.dataset)
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -12,15 +12,15 @@ from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_ext.adapters import MoLAConfig
 from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
-from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
-from hf_ext.commands.parsing import fields_for_cli, parse
-from hf_ext.commands.training import train_and_save
+from hf_ext.commands.loading import accuracy
+from hf_ext.commands.parsing import fields_for_cli
+from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card, plot_routing
 from hf_ext.studies.training import group_accuracies, logits, quiet
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
-AdapterArguments = fields_for_cli(
+_AdapterFields: type = fields_for_cli(
     MoLAConfig,
     {
         "num_experts": int | None,
@@ -46,27 +46,28 @@ AdapterArguments = fields_for_cli(
 )
 
 
+@dataclasses.dataclass
+class AdapterArguments(_AdapterFields):
+    """The adapter."""
+
+    def adapted(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model with a MoLA adapter, in all linear layers if none are named."""
+        options = dataclasses.asdict(self)
+        if options["target_modules"] in (["all-linear"], None):
+            options["target_modules"] = "all-linear"
+        return get_peft_model(model, MoLAConfig(**options))
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a MoLA adapter on a base model, evaluate it and leave a folder that is ready for the Hub."""
-    types = (ModelArguments, DataArguments, AdapterArguments, MoLATrainingConfig)
-    description = "Train a mixture of low-rank adapters (MoLA, Zhou et al. 2024) on tasks or domains of one data set."
-    model, data, adapter, args = parse(types, argv, prog="hf-ext train mola", description=description)
-    options = dataclasses.asdict(adapter)
-    if options["target_modules"] in (["all-linear"], None):
-        options["target_modules"] = "all-linear"
-    config = MoLAConfig(**options)
-    loaded = load_model_and_data(model, data)
-    args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
-    trainer = MoLATrainer(
-        model=get_peft_model(loaded.model, config),
-        args=args,
-        data_collator=loaded.collator,
-        train_dataset=loaded.data["train"],
-        eval_dataset=loaded.data["eval"],
-        processing_class=loaded.processor,
-        compute_metrics=accuracy,
+    train_method(
+        "mola",
+        MoLATrainer,
+        MoLATrainingConfig,
+        argv,
+        description="Train a mixture of low-rank adapters (MoLA, Zhou et al. 2024) on several tasks or domains.",
+        adapter=AdapterArguments,
     )
-    train_and_save(trainer, data.dataset)
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -9,9 +9,8 @@ from datasets import ClassLabel, Dataset, concatenate_datasets
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
-from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
-from hf_ext.commands.parsing import parse
-from hf_ext.commands.training import train_and_save
+from hf_ext.commands.loading import accuracy
+from hf_ext.commands.training import train_method
 from hf_ext.data import MismatchSplit, load, mismatch_split
 from hf_ext.hub_cards import Result, create_card
 from hf_ext.metrics import gap, unlearning_metrics
@@ -25,23 +24,20 @@ def train(argv: Sequence[str]) -> None:
     Raises:
         ValueError: no column that says what to forget.
     """
-    types = (ModelArguments, DataArguments, TARFConfig)
-    description = "Unlearn a part of a model's training data by target-aware forgetting (TARF, Zhu et al. 2026)."
-    model, data, args = parse(types, argv, prog="hf-ext train tarf", description=description)
+    train_method(
+        "tarf",
+        TARFTrainer,
+        TARFConfig,
+        argv,
+        description="Unlearn a part of a model's training data by target-aware forgetting (TARF, Zhu et al. 2026).",
+        check=_check,
+        evaluated=lambda trainer: {"forgotten": trainer.forget_dataset},
+    )
+
+
+def _check(args: TARFConfig) -> None:
     if args.tarf_forget_column is None:
         raise ValueError("tarf_forget_column: found none, allowed is the column that says which rows to forget")
-    loaded = load_model_and_data(model, data)
-    args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
-    trainer = TARFTrainer(
-        model=loaded.model,
-        args=args,
-        data_collator=loaded.collator,
-        train_dataset=loaded.data["train"],
-        eval_dataset=loaded.data["eval"],
-        processing_class=loaded.processor,
-        compute_metrics=accuracy,
-    )
-    train_and_save(trainer, data.dataset, {"forgotten": trainer.forget_dataset})
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -1,23 +1,62 @@
-"""What `hf-ext train METHOD` does once there is a trainer."""
+"""What all of `hf-ext train METHOD` share: a Trainer from the command line, and what is done with it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+from transformers import Trainer, TrainingArguments
 
-def train_and_save(trainer: Any, dataset: str, further: Mapping[str, Any] | None = None) -> None:
+from hf_ext.commands.loading import DataArguments, LoraArguments, ModelArguments, accuracy, load_model_and_data
+from hf_ext.commands.parsing import parse
+
+
+def train_method(
+    method: str,
+    trainer_class: type[Trainer],
+    config_class: type[TrainingArguments],
+    argv: Sequence[str],
+    *,
+    description: str,
+    adapter: type = LoraArguments,
+    check: Callable[[Any], None] | None = None,
+    evaluated: Callable[[Any], Mapping[str, Any]] | None = None,
+) -> None:
     """Train (or resume), evaluate, and leave a folder with a card that is ready for the Hub, or send it there.
 
-    `further` are data sets to evaluate on besides, by name.
+    Args:
+        method: as in `hf-ext train METHOD`.
+        trainer_class, config_class: of the method.
+        argv: options of `ModelArguments`, `DataArguments`, `adapter` and `config_class`.
+        description: for `--help`.
+        adapter: a dataclass of options with `adapted(model)`, which gives what is trained.
+        check: called with the config before anything is loaded; raises ValueError.
+        evaluated: data sets to evaluate on besides, by name; called with the trainer.
     """
-    args = trainer.args
+    types = (ModelArguments, DataArguments, adapter, config_class)
+    model, data, options, args = parse(types, argv, prog=f"hf-ext train {method}", description=description)
+    if check is not None:
+        check(args)
+    loaded = load_model_and_data(model, data)
+    network: nn.Module = options.adapted(loaded.model)
+    args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
+    trainer: Any = trainer_class(
+        model=network,
+        args=args,
+        data_collator=loaded.collator,
+        train_dataset=loaded.data["train"],
+        eval_dataset=loaded.data["eval"],
+        processing_class=loaded.processor,
+        compute_metrics=accuracy,
+    )
     resume: str | bool | None = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "false"):
         resume = str(resume).lower() == "true"
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_metrics("eval", trainer.evaluate())
-    for name, rows in (further or {}).items():
+    for name, rows in (evaluated(trainer) if evaluated is not None else {}).items():
         trainer.save_metrics(name, trainer.evaluate(rows, metric_key_prefix=f"eval_{name}"))
     trainer.save_model()
-    trainer.create_model_card(dataset=dataset)
+    trainer.create_model_card(dataset=data.dataset)
     if args.push_to_hub:
-        trainer.push_to_hub(dataset=dataset)
+        trainer.push_to_hub(dataset=data.dataset)
+    trainer.accelerator.end_training()  # a process group that is left to the interpreter's end may abort there

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,12 @@ def _freeze_statistics(model: nn.Module) -> None:
     """Keep BatchNorms in evaluation mode: a frozen backbone's statistics are frozen too, for every system alike."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval().train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            module.eval()
+            module.__dict__["train"] = partial(_unchanged, module)
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def _adapted(run: Run, base: PreTrainedModel, tasks: int) -> nn.Module:

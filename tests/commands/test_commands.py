@@ -192,6 +192,18 @@ def test_train_on_texts(tmp_path: Path) -> None:
     assert ModelCard.load(tmp_path / "out" / "README.md").data.pipeline_tag == "text-classification"
 
 
+def test_train_a_lora_with_another_method(tmp_path: Path, vit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ["train", "divbs", "--model_name_or_path", vit, "--dataset", "digits", "--output_dir", str(out)]
+    arguments += ["--max_steps", "2", "--use_cpu", "true", "--lora_alpha", "8"]
+    assert main(arguments) == 2
+    assert "lora_r: found 0 with lora_alpha, allowed is a rank >= 1" in capsys.readouterr().err
+    assert main([*arguments, "--lora_r", "2"]) == 0
+    written = json.loads((out / "adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"], written["modules_to_save"]) == (2, 8, ["classifier"])
+    PeftModel.from_pretrained(ViTForImageClassification.from_pretrained(vit), out)
+
+
 @pytest.mark.slow
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: Callable[..., str]) -> None:
     out = tmp_path / "demo"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
@@ -107,6 +108,7 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         with open(options["result"], "w") as file:
             json.dump({"num_processes": results[0]["num_processes"], "runs": results}, file)
+    PartialState().destroy_process_group()  # left to the interpreter's end, its threads may abort the process
 
 
 if __name__ == "__main__":
