@@ -1,28 +1,15 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
 import os
-import shutil
-import warnings
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
-from huggingface_hub import CommitInfo, HfApi
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
-from transformers.trainer_utils import HubStrategy, SaveStrategy, denumpify_detensorize
-from transformers.utils import PushInProgress, logging
 
 from hf_ext.data.collators import KeepColumns
-from hf_ext.data.columns import group_label, holds_text, text_values, with_ids
-from hf_ext.hub_cards.callback import CardCallback
-from hf_ext.hub_cards.create import create_card, is_handwritten
-from hf_ext.hub_cards.push import push_folder
+from hf_ext.data.columns import holds_text, text_values, with_ids
+from hf_ext.trainers.cards import CardMixin
 from hf_ext.trainers.checkpoints import (
     is_complete,
     newest_complete_checkpoint,
@@ -30,22 +17,10 @@ from hf_ext.trainers.checkpoints import (
     restore_weights,
     write_state,
 )
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object
+from hf_ext.trainers.groups import GroupMetricsMixin
 
 
-_logger = logging.get_logger(__name__)
-#: what of a checkpoint is the model
-_MODEL_FILES = (
-    *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
-    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
-)
-
-
-class MethodMixin(_Base):
+class MethodMixin(CardMixin, GroupMetricsMixin):
     """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
 
     A method's mixin derives from this one, overrides as few methods as it can and always calls `super()`. It gets:
@@ -66,21 +41,11 @@ class MethodMixin(_Base):
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
     """
 
-    method: str | None = None
-    push_in_progress: Any  # of Trainer, which gives no type
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch_columns: dict[str, Tensor] = {}
         self._terms: dict[str, tuple[Tensor | float, int]] = {}
-        self._evaluated_groups: dict[str, list[Tensor]] = {}
         self._names: dict[str, list[str]] = {}
-        #: collects the facts of the model card; None for a mixin without `method`
-        self.card: CardCallback | None = None
-        if self.method is not None:
-            methods = [vars(kind).get("method") for kind in type(self).__mro__]
-            self.card = CardCallback(self.method, [name for name in methods if name and name != self.method])
-            self.add_callback(self.card)
         if self.own_columns:
             self.data_collator = KeepColumns(self.data_collator, self.own_columns, self.column_bounds)
         self.check_arguments()
@@ -230,196 +195,3 @@ class MethodMixin(_Base):
     def _restore_weights(self, folder: str) -> None:
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             restore_weights(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
-
-    # ---------------------------------------------------------------------------------------------- cards
-    def card_facts(self) -> dict[str, Any]:
-        """Arguments of `hub_cards.MethodCard` that this run knows. Cooperative: `super().card_facts() | {...}`."""
-        assert self.card is not None  # asked for by create_model_card alone
-        return self.card.card_facts()
-
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
-    ) -> None:
-        """Write the method's card into `output_dir`, or Trainer's own for a mixin without `method`.
-
-        Of Trainer's arguments the method's card has no use for `language`, `tasks`, `dataset_tags` and `dataset_args`.
-        A `README.md` that somebody wrote or changed is kept, with a warning.
-        """
-        if self.card is None:
-            super().create_model_card(
-                language, license, tags, model_name, finetuned_from, tasks, dataset_tags, dataset, dataset_args
-            )
-        elif self.is_world_process_zero():
-            folder = str(self.args.output_dir)
-            given: dict[str, Any] = {
-                "model_name": model_name,
-                "license": license,
-                "tags": [tags] if isinstance(tags, str) else tags,
-                "base_model": finetuned_from,
-                "dataset": ", ".join(dataset) if isinstance(dataset, list) else dataset,
-            }
-            given = {name: value for name, value in given.items() if value is not None}
-            if is_handwritten(folder):
-                warnings.warn(
-                    f"{folder}/README.md holds text of somebody's: it is kept, no card is made", stacklevel=2
-                )
-            else:
-                create_card(folder, self.method, run=self.card_facts(), **given)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Save, write the card and publish `output_dir` with `hub_cards.push_folder`; Trainer's own without `method`.
-
-        Unlike Trainer's it sends no pickle (`training_args.bin`) and tries again where the Hub fails. A `README.md`
-        that somebody wrote or changed is published as it is.
-
-        `push_to_hub=True` publishes every save in the same way, in the background, with `hub_strategy="every_save"`,
-        and only what `save_model` or this method saves with "end". "checkpoint" and "all_checkpoints" do what
-        "every_save" does: the states that a run resumes from are pickles and stay at home. Each save is a commit of
-        its own, so the repo's history has the weights of all. As with Trainer's, a save that comes while an earlier
-        one is being sent is left out; with `hub_always_push=True` training waits instead.
-
-        Returns:
-            The commit, or its future if not `blocking`; None on all processes but the first.
-        """
-        if self.card is None:
-            return super().push_to_hub(commit_message, blocking, token, revision, private, **kwargs)
-        self._finish_current_push()  # it reads the files that are written now
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        push = self._with_card(commit_message, token, revision, private, **kwargs)
-        return push() if blocking else HfApi().run_as_future(push)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.card is None:
-            super()._push_from_checkpoint(checkpoint_folder)
-            return
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if running and not self.args.hub_always_push:
-            return
-        self._finish_current_push()
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # copied, as Trainer does: saving the model again would take all processes, and checkpoints are rotated out
-        folder = str(self.args.output_dir)
-        for pattern in _MODEL_FILES:
-            for file in Path(checkpoint_folder).glob(pattern):
-                shutil.copy(file, folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
-        by_steps = self.args.save_strategy == SaveStrategy.STEPS
-        done = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
-        job = HfApi().run_as_future(self._with_card(f"Training in progress, {done}"))
-        job.add_done_callback(_warn_of_failure)  # nobody asks for its result
-        jobs: Any = [job]  # what Trainer gives, too, whatever the annotation says
-        self.push_in_progress = PushInProgress(jobs)
-
-    def _with_card(
-        self,
-        commit_message: str | None,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> Callable[[], CommitInfo]:
-        """Write the card into `output_dir`; returns the call that publishes the folder."""
-        folder = os.path.abspath(str(self.args.output_dir))
-        repo_id = self.hub_model_id or self.args.hub_model_id or os.path.basename(folder)
-        self.create_model_card(**kwargs)
-        return partial(
-            push_folder,
-            folder,
-            repo_id,
-            private=self.args.hub_private_repo if private is None else private,
-            revision=revision or self.args.hub_revision,
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-        )
-
-    # ---------------------------------------------------------------------------------------------- evaluation
-    @property
-    def groups(self) -> dict[str, str]:
-        """Columns by what they tell apart. Cooperative: `super().groups | {"task": "task_ids"}`."""
-        return {}
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Predict, and note the batch's groups."""
-        result = super().prediction_step(model, inputs, *args, **kwargs)
-        # in one order in all processes, which gather together
-        for column in dict.fromkeys(column for column in self.groups.values() if column in self.batch_columns):
-            gathered = self.accelerator.gather_for_metrics(self.batch_columns[column])
-            self._evaluated_groups.setdefault(column, []).append(gathered)
-        return result
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate; `compute_metrics` is called for all samples and then for every group.
-
-        Reports `<prefix>_<group>_<value>_<metric>` and `<prefix>_worst_<group>_<metric>`: the largest value of a
-        metric that ends in "loss", the smallest of every other.
-        """
-        self._evaluated_groups = {}
-        output = super().evaluation_loop(*args, **kwargs)
-        found, self._evaluated_groups = self._evaluated_groups, {}
-        if self.compute_metrics is not None and output.predictions is not None:
-            assert output.metrics is not None  # a loop's own always are
-            dataset = getattr(kwargs.get("dataloader", args[0] if args else None), "dataset", None)
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            for name, column in self.groups.items():
-                if column in found:
-                    ids = torch.cat(found[column]).cpu().numpy()
-                    output.metrics.update(self._group_metrics(output, name, column, ids, dataset, prefix))
-        return output
-
-    def _group_metrics(
-        self, output: Any, name: str, column: str, ids: np.ndarray, dataset: Any, prefix: str
-    ) -> dict[str, float]:
-        found: dict[str, dict[str, float]] = {}  # by metric, by label
-        for group in np.unique(ids):
-            picked = ids == group
-            prediction = EvalPrediction(_rows(output.predictions, picked), _rows(output.label_ids, picked))
-            assert self.compute_metrics is not None
-            label = group_label(dataset, column, int(group))
-            for metric, value in denumpify_detensorize(self.compute_metrics(prediction)).items():
-                found.setdefault(metric.removeprefix(f"{prefix}_"), {})[label] = value
-        metrics: dict[str, float] = {}
-        for metric, values in found.items():
-            keys = {f"{prefix}_{name}_{label}_{metric}": label for label in values}
-            metrics |= {key: values[label] for key, label in keys.items()}
-            metrics[f"{prefix}_worst_{name}_{metric}"] = (max if metric.endswith("loss") else min)(values.values())
-            if self.card is not None:
-                self.card.add_groups({key: (f"{name} {label}", metric) for key, label in keys.items()})
-        return metrics
-
-
-def _warn_of_failure(push: Future[CommitInfo]) -> None:
-    if (error := push.exception()) is not None:
-        _logger.warning(f"the model was not published while training goes on: {error}")
-
-
-def _rows(arrays: Any, picked: np.ndarray) -> Any:
-    if arrays is None:
-        return None
-    if isinstance(arrays, Mapping):
-        return {name: _rows(value, picked) for name, value in arrays.items()}
-    if isinstance(arrays, tuple | list):
-        return type(arrays)(_rows(value, picked) for value in arrays)
-    return arrays[picked]

@@ -3,24 +3,22 @@
 DISAM, domain-inspired sharpness-aware minimization (Zhang et al., ICLR 2024, arXiv:2405.18861).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from hf_ext.data.columns import holds_text
 from hf_ext.data.samplers import BalancedSampler
 from hf_ext.functional import domain_sums, domain_variance_weights, sam_perturbation
-from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.disam_arguments import DISAMArguments
 from hf_ext.trainers.domains import Domains, domains_of_rows
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
-from hf_ext.trainers.passes import average_over_processes, same_randomness
+from hf_ext.trainers.sharpness import SharpnessMixin
 
 logger = logging.get_logger(__name__)
 
@@ -46,14 +44,12 @@ class _Ascent:
     weights: Tensor | None = None
 
 
-class DISAMMixin(MethodMixin):
+class DISAMMixin(SharpnessMixin):
     """Perturbs the weights along `L_avg - lambda Var_m(L_m)` and descends from there.
 
-    Every update takes two passes over its micro-batches, with the same random numbers (dropout) in both. The first,
-    at the weights as they are, gives the ascent gradient; the second, at the perturbed weights, is the step of the
-    Trainer that this is mixed with. Then the weights are put back, bit for bit, and the optimizer steps. Statistics
-    of BatchNorm are those of the first pass. `L_avg` is whatever that Trainer minimises (with label smoothing, TwD
-    loss and so on); the domains' losses are means over their samples, for tokens over a sample's mean.
+    The two passes are `SharpnessMixin`'s; the first gives the gradient of that difference. `L_avg` is whatever the
+    Trainer minimises that this is mixed with (label smoothing, TwD loss and so on); the domains' losses are means over
+    their samples, for tokens over a sample's mean.
 
     Logged per update: "loss" at the perturbed weights, `clean_loss` at the others, `domain_loss/<name>`,
     `ascent_weight/<name>` (what a domain weighs in the ascent gradient; they add up to 1), `domain_loss_variance` and
@@ -76,10 +72,7 @@ class DISAMMixin(MethodMixin):
         self, *args: Any, per_sample_loss_func: Callable[[Any, Tensor], Tensor] | None = None, **kwargs: Any
     ) -> None:
         self.per_sample_loss_func = per_sample_loss_func
-        self._window: list[dict[str, Any]] = []
-        self._position = 0
         self._ascent: _Ascent | None = None
-        self._clean: list[tuple[Tensor, Tensor]] = []
         self._running: Tensor | None = None
         self._logged: dict[str, Tensor] = {}
         self._known_domains: Domains | None = None
@@ -114,21 +107,9 @@ class DISAMMixin(MethodMixin):
             if args.train_sampling_strategy != "random":
                 found = f"'balanced' with train_sampling_strategy={args.train_sampling_strategy!r}"
                 raise ValueError(f"disam_domain_sampler: found {found}, allowed is 'random' with that")
-        if args.disam_rho:
-            self._check_two_passes()
         if args.disam_rho and args.disam_lambda and self.train_dataset is not None:
             self._check_sample_losses()
             _ = self._domains
-
-    def _check_two_passes(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
-            raise ValueError(f"disam_rho: found {self.args.disam_rho} with {name}, allowed with sharded weights is 0")
-        if self.args.n_gpu > 1:
-            raise ValueError("disam_rho: found several GPUs in one process, allowed are one per process (accelerate)")
-        optim = str(getattr(self.args.optim, "value", self.args.optim))
-        if "lomo" in optim or "layerwise" in optim:
-            raise ValueError(f"optim: found {optim!r}, allowed are those that do not step during the backward pass")
 
     def _check_sample_losses(self) -> None:
         for option in ("packing", "padding_free"):
@@ -153,9 +134,11 @@ class DISAMMixin(MethodMixin):
     def column_bounds(self) -> dict[str, int]:
         column = self.args.disam_domain_column
         dataset: Any = self.train_dataset
-        known = column in (getattr(dataset, "column_names", None) or ()) and not holds_text(dataset, column)
-        # data to evaluate on may have further domains
-        return super().column_bounds | ({column: 2**31} if known else {})
+        listed = hasattr(dataset, "__len__") and column in (getattr(dataset, "column_names", None) or ())
+        known = listed and not holds_text(dataset, column)
+        # data to evaluate on may have further domains; of a stream, those that are named are all there are
+        bound = 2**31 if known else self.args.disam_num_domains
+        return super().column_bounds | ({column: bound} if bound else {})
 
     # ---------------------------------------------------------------------------------------------- data
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -167,106 +150,40 @@ class DISAMMixin(MethodMixin):
         # asked for its epoch, since `set_epoch` does not reach it when a resumed run skips batches
         return BalancedSampler(ids, seed=seed, epoch=lambda: int(self.state.epoch or 0))
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        samples, num_items = super().get_batch_samples(*args, **kwargs)
-        self._window, self._position = samples, 0
-        return samples, num_items
+    # ---------------------------------------------------------------------------------------------- the first pass
+    @property
+    def perturbs(self) -> bool:
+        return bool(self.args.disam_rho)
 
-    # ---------------------------------------------------------------------------------------------- training
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super()._inner_training_loop(*args, **kwargs)
-        finally:  # interrupted between the passes, or out of memory and about to start again with smaller batches
-            self._put_back()
+    @property
+    def shares_perturbation(self) -> bool:
+        return bool(self.args.disam_sync_perturbation)
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Trainer's step, at the perturbed weights; the update's first one perturbs them, its last puts them back."""
-        if not self.args.disam_rho:
-            return super().training_step(model, inputs, num_items_in_batch)
-        if self._position == 0:
-            self._perturb(model, num_items_in_batch)
-        self._position += 1
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._position == len(self._window):
-            self._put_back()
-        return loss
+    def perturbation(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        return sam_perturbation(params, grads, rho=self.args.disam_rho, adaptive=self.args.disam_adaptive)
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return super().floating_point_ops(inputs) * (2 if self.args.disam_rho else 1)
+    def begin_ascent(self, micro_batches: list[dict[str, Any]]) -> bool:
+        self._ascent = self._new_ascent(micro_batches)
+        return self._ascent is not None and self._ascent.weights is None
 
-    def _perturb(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
-        step = super().training_step
-        micro_batches = self._window
-        model.train()
-        self._ascent = self._new_ascent()
-        norms = [buffer for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()]
-        try:
-            # the gradients are averaged over processes in the end, whichever micro-batch Trainer would do it for
-            with same_randomness(self.args.device), self.accelerator.no_sync(model):
-                if self._ascent is not None and self._ascent.weights is None:
-                    with same_randomness(self.args.device):
-                        for inputs in micro_batches[:-1]:
-                            self._note_losses(model, inputs, num_items_in_batch)
-                        step(model, micro_batches[-1], num_items_in_batch)
-                    statistics = [(buffer, buffer.clone()) for buffer in norms]
-                    micro_batches = micro_batches[:-1]
-                for inputs in micro_batches:
-                    step(model, inputs, num_items_in_batch)
-                if len(micro_batches) == len(self._window):
-                    statistics = [(buffer, buffer.clone()) for buffer in norms]
-        finally:
-            self._ascent = None
-        self._clean = statistics
-        self._move_weights(model)
-        model.zero_grad()
+    def end_ascent(self) -> None:
+        self._ascent = None
 
-    @torch.no_grad()
-    def _note_losses(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
-        """A forward pass for the domains' losses alone."""
-        inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
-            self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
-
-    @torch.no_grad()
-    def _move_weights(self, model: nn.Module) -> None:
-        shared = self.accelerator.num_processes > 1 and self.args.disam_sync_perturbation
-        params: list[Tensor] = [p for p in model.parameters() if p.requires_grad and (shared or p.grad is not None)]
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        if shared:
-            average_over_processes(grads)
-        steps = sam_perturbation(params, grads, rho=self.args.disam_rho, adaptive=self.args.disam_adaptive)
-        self._clean += [(param, param.detach().clone()) for param in params]
-        if params:
-            torch._foreach_add_(params, tuple(steps))
-            norms = [norm.to(self.args.device) for norm in torch._foreach_norm(steps)]
-            self.record(perturbation_norm=torch.linalg.vector_norm(torch.stack(norms)))
-
-    @torch.no_grad()
-    def _put_back(self) -> None:
-        if self._clean:
-            changed, clean = zip(*self._clean, strict=True)
-            self._clean = []
-            for tensor, saved in zip(changed, clean, strict=True):
-                tensor.copy_(saved)
-
-    # ---------------------------------------------------------------------------------------------- ascent loss
-    def _new_ascent(self) -> _Ascent | None:
+    def _new_ascent(self, micro_batches: list[dict[str, Any]]) -> _Ascent | None:
         """None where the data has no domains, which is SAM."""
         column = self.args.disam_domain_column
-        if not all(column in inputs for inputs in self._window):
+        if not all(column in inputs for inputs in micro_batches):
             if self.args.disam_lambda:
                 raise ValueError(
                     f"disam_domain_column: found no {column!r} in a batch, allowed are batches with domains"
                 )
             return None
         zeros = torch.zeros(self._domains.number, device=self.args.device)
-        ascent = _Ascent(zeros, zeros, pending=len(self._window))
+        ascent = _Ascent(zeros, zeros, pending=len(micro_batches))
         if not self.args.disam_lambda:
             ascent.weights = zeros
         elif self.args.disam_domain_weights == "running":
-            ids = torch.cat([inputs[column] for inputs in self._window]).to(zeros.device)
+            ids = torch.cat([inputs[column] for inputs in micro_batches]).to(zeros.device)
             counts = self.accelerator.reduce(zeros.index_add(0, ids, torch.ones_like(ids, dtype=zeros.dtype)))
             ascent.weights = self._running_weights(counts)
         return ascent

@@ -319,6 +319,8 @@ def test_streams(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None
     options = {"train_sampling_strategy": "sequential", "disam_lambda": 1.0}
     _disam(trained, tmp_path, rows, **options).train()
     _disam(streamed, tmp_path, unknown, disam_num_domains=3, disam_lambda=1.0).train()
+    with pytest.raises(ValueError, match="domain_ids: found ids from 0 to 2, allowed are 0 to 1"):
+        _disam(streamed, tmp_path, unknown, disam_num_domains=2, disam_lambda=1.0).train()
     assert _difference(trained, streamed) == 0
 
 
