@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from hf_ext.benchmarks import Benchmark, measure
 from hf_ext.benchmarks.results import BenchmarkResult, bars_table, times_table, write_report
 from hf_ext.commands.readme import BENCH_FOLDER, update_readme
-from hf_ext.commands.reproduce import named_methods, results_folder
+from hf_ext.commands.reproduce import importable, named_methods, results_folder
 from hf_ext.hub_cards.methods import METHODS
 
 
@@ -24,9 +24,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: an unknown method, a device that is not there, or fewer than one round.
     """
-    methods = named_methods(arguments.methods, arguments.all, "benchmarks")
-    devices = [arguments.device] if arguments.device else ["cpu", *["cuda"] * torch.cuda.is_available()]
     console, folder = Console(), results_folder(arguments)
+    methods = named_methods(arguments.methods, arguments.all, "benchmarks")
+    methods = importable(methods, "benchmarks", arguments.all, console)
+    devices = [arguments.device] if arguments.device else ["cpu", *["cuda"] * torch.cuda.is_available()]
     out = folder / BENCH_FOLDER
     words = ["hf-ext", "bench", *methods]
     words += ["--quick"] if arguments.quick else ["--rounds", str(arguments.rounds)] if arguments.rounds != 15 else []

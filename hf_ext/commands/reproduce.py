@@ -1,6 +1,7 @@
 """`hf-ext reproduce`: the studies of methods."""
 
 import argparse
+import importlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: an unknown method, study or data set.
     """
-    chosen = _chosen(arguments)
+    console = Console()
+    chosen = _chosen(arguments, console)
     data = _data(arguments.data, [study for _, study in chosen])
     folder = results_folder(arguments)
-    console = Console()
     for method, study in chosen:
         out = folder / study.name
         console.print(f"[bold]{study.title}[/] ({study.name}): {study.question}")
@@ -72,14 +73,30 @@ def named_methods(names: Sequence[str], everything: bool, kind: str) -> list[str
     return list(dict.fromkeys(names))
 
 
+def importable(methods: Sequence[str], kind: str, everything: bool, console: Console) -> list[str]:
+    """The methods; of all of them (`--all`), those whose requirements are installed, and a line about the others."""
+    found = []
+    for name in methods:
+        try:
+            importlib.import_module(getattr(METHODS[name], kind))
+        except ImportError as error:
+            if not everything:
+                raise
+            console.print(f"{name} is left out: {error}")
+        else:
+            found.append(name)
+    return found
+
+
 def results_folder(arguments: argparse.Namespace) -> Path:
     """Where results go: those of quick runs apart, since they are no evidence."""
     return Path(arguments.out) / "quick" if arguments.quick else Path(arguments.out)
 
 
-def _chosen(arguments: argparse.Namespace) -> list[tuple[str, Study]]:
+def _chosen(arguments: argparse.Namespace, console: Console) -> list[tuple[str, Study]]:
     """Studies with their methods. No module of another method is imported: it may need what is not installed."""
     methods = named_methods(arguments.methods, arguments.all, "studies")
+    methods = importable(methods, "studies", arguments.all, console)
     names = [study.name for study in studies_of(methods)]
     for name in arguments.study:
         if name not in names:

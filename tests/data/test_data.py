@@ -50,6 +50,7 @@ def test_splits_share_no_image_and_depend_on_the_seed_only() -> None:
     for split in first:
         assert torch.equal(first[split][:]["pixel_values"], again[split][:]["pixel_values"])
     assert not torch.equal(first["train"][:]["pixel_values"], other["train"][:]["pixel_values"])
+    assert torch.equal(first["test"][:]["pixel_values"], other["test"][:]["pixel_values"])
     images = [row.tobytes() for split in ("pretrain", "train", "test") for row in _plain(first[split])]
     assert len(images) == 1797
     assert len(set(images)) >= 1797 - 5  # the source has hardly any exact copies

@@ -44,6 +44,7 @@ TWO_PROCESSES = {
     "disam running": Case("disam", {**_DISAM, "disam_domain_weights": "running"}),
     "disam accumulating": Case("disam", {**_DISAM, "gradient_accumulation_steps": 2}),
     "disam balanced": Case("disam", {**_DISAM, "disam_domain_sampler": "balanced"}),
+    "disam over mola": Case("disam", _DISAM, _ROUTER),
     "divbs": Case("divbs", _DIVBS),
     "divbs sampled": Case("divbs", {**_DIVBS, "divbs_draw": "sample", "gradient_accumulation_steps": 2}),
     "divbs uniform": Case("divbs", {**_DIVBS, "divbs_strategy": "uniform"}),

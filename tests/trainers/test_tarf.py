@@ -371,6 +371,19 @@ def test_bfloat16_autocast(vit: Callable[..., Any], data: Dataset, tmp_path: Pat
     assert all(np.isfinite(entry["loss"]) for entry in logs) and logs[-1]["retain_loss"] < logs[4]["retain_loss"]
 
 
+@pytest.mark.parametrize(
+    "extra", [{"activation_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}]
+)
+def test_options_that_change_nothing(
+    extra: dict[str, Any], vit: Callable[..., Any], data: Dataset, tmp_path: Path
+) -> None:
+    models = [vit(), vit()]
+    for model, options in zip(models, ({}, extra), strict=True):
+        arguments = _arguments(tmp_path, **options)
+        TARFTrainer(model, arguments, train_dataset=data, forget_dataset=FORGET).train()
+    assert _difference(*models) < 1e-5
+
+
 def _gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

@@ -2,11 +2,13 @@
 
 import os
 import signal
+from dataclasses import dataclass
 from typing import Any
 
+import mola
 from train import vit
 
-from hf_ext.trainers import DISAMConfig, DISAMTrainer
+from hf_ext.trainers import DISAMArguments, DISAMConfig, DISAMMixin, DISAMTrainer, MoLATrainer, MoLATrainingConfig
 
 
 class KilledInPass(DISAMTrainer):
@@ -18,6 +20,17 @@ class KilledInPass(DISAMTrainer):
         return super().compute_loss(*args, **kwargs)
 
 
-def build(options: dict[str, Any]) -> tuple[type[DISAMTrainer], type[DISAMConfig], dict[str, Any]]:
+class OverMoLA(DISAMMixin, MoLATrainer):
+    pass
+
+
+@dataclass
+class OverMoLAConfig(DISAMArguments, MoLATrainingConfig):
+    pass
+
+
+def build(options: dict[str, Any]) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Classes of the trainer and its arguments, and the trainer's keywords."""
+    if "adapter" in options:
+        return OverMoLA, OverMoLAConfig, mola.build(options)[2]
     return KilledInPass if options.get("kill_in_pass") else DISAMTrainer, DISAMConfig, {"model": vit(options)}
