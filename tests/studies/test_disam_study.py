@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 
 from hf_ext.data import load
 from hf_ext.studies import Preparation, reproduce
-from hf_ext.studies.disam import COMPARISON, LAMBDA, SPEED, STUDIES, VARIANCE, WORST, steps_to, variance
+from hf_ext.studies.disam import COMPARISON, LAMBDA, SPEED, STUDIES, VARIANCE, WORST
+from hf_ext.studies.disam_curves import steps_to, variance
 from hf_ext.studies.disam_data import BUILDERS, HARD, Problem, check, open_problem
 from hf_ext.studies.training import Rows
 
@@ -146,8 +147,12 @@ def test_data_are_checked_before_anything_is_trained(given: dict[str, str], tmp_
 
 
 def test_every_system_runs_on_all_data(given: dict[str, str], tmp_path: Path) -> None:
-    result = reproduce(COMPARISON, out=tmp_path, data=given, quick=True, seeds=1)
-    for case in COMPARISON.cases:
+    cases = tuple(
+        case for case in COMPARISON.cases if case.name in ("domains, even", "digits, hard", "features, noisy")
+    )
+    assert {case.data for case in cases} == set(COMPARISON.data)
+    result = reproduce(replace(COMPARISON, cases=cases), out=tmp_path, data=given, quick=True, seeds=1)
+    for case in cases:
         systems = result.cases[case.name]
         assert len(systems) == len(COMPARISON.systems)
         for system in systems.values():
