@@ -200,6 +200,7 @@ _DISAM = Method(
         "the training domains says little about unseen ones."
     ),
     commands="hf_ext.commands.disam",
+    studies="hf_ext.studies.disam",
     benchmarks="hf_ext.benchmarks.disam",
 )
 

@@ -2,6 +2,7 @@ from .engine import reproduce as reproduce
 from .results import StudyResult as StudyResult
 from .study import Case as Case
 from .study import Comparison as Comparison
+from .study import Detail as Detail
 from .study import Outcome as Outcome
 from .study import Preparation as Preparation
 from .study import Run as Run

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
-from numpy.typing import NDArray
+from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, List, Value
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     ModernBertConfig,
@@ -28,9 +27,9 @@ from transformers import (
 
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
+from hf_ext.studies.tables import check_classes, check_table, hold_out, one_table, rows_by_split
 from hf_ext.studies.training import arguments, quiet
 
-VALIDATION = 1 / 6  # share of the training rows that choose hyper-parameters
 TOKENS = 32  # texts are cut at this length
 
 
@@ -49,7 +48,7 @@ def digits(ready: Preparation) -> Problem:
     # the rows are the same images once per task: a validation image is one in all of them
     tasks = train.features["task_ids"].num_classes
     images = len(train) // tasks
-    kept, held = _split_indices(np.arange(images), ready.seed)
+    kept, held = hold_out(np.arange(images), ready.seed)
     rows = {"train": kept, "validation": held}
     data = DatasetDict(
         {name: train.select((ids[None] + images * np.arange(tasks)[:, None]).ravel()) for name, ids in rows.items()}
@@ -75,7 +74,7 @@ def images(ready: Preparation) -> Problem:
 
     Columns: `image`, `label` and `domain` (class labels), `split` (train, test).
     """
-    raw = _table(ready.name, load(ready.data))
+    raw = one_table(ready.name, load(ready.data), _COLUMNS[ready.name])
     size = 32
     pixels = np.stack([np.asarray(image.convert("RGB").resize((size, size))) for image in raw["image"][:]])
     pixels = (pixels.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
@@ -107,7 +106,7 @@ def text(ready: Preparation) -> Problem:
 
     Columns: `text`, `task`, `label_name`, `split` (train, test); a `text_pair` column may be there.
     """
-    raw = _table(ready.name, load(ready.data))
+    raw = one_table(ready.name, load(ready.data), _COLUMNS[ready.name])
     tasks = list(dict.fromkeys(raw["task"][:]))
     names = [f"{task}: {label}" for task, label in zip(raw["task"][:], raw["label_name"][:], strict=True)]
     classes = sorted(set(names))
@@ -158,31 +157,18 @@ DIGITS_NEED = (
 def check(name: str, data: DatasetDict) -> None:
     """Raises ValueError for data that the builder of this name cannot use."""
     if BUILDERS[name] is not digits:
-        table = _table(name, data)
-        names = set(table["split"][:])
-        if not {"train", "test"} <= names:
-            raise ValueError(f"--data: found the splits {sorted(names)} in {name}, allowed are both train and test")
-        _classes(name, table, *(("label", "domain") if BUILDERS[name] is images else ()))
+        check_table(name, data, _COLUMNS[name], ("label", "domain") if BUILDERS[name] is images else ())
         return
     for split in ("pretrain", "train", "test"):
         columns = data[split].column_names if split in data and len(data[split]) else []
         if not {"pixel_values", "labels", "task_ids"} <= set(columns):
             found = ", ".join(columns) or "no rows"
             raise ValueError(f"--data: found {found} in the split {split} of {name}, allowed are {DIGITS_NEED}")
-    _classes(name, data["train"], "task_ids")
+    check_classes(name, data["train"], "task_ids")
     tasks = data["train"].features["task_ids"].num_classes
     ids = np.asarray(data["train"].with_format("numpy")["task_ids"][:])
     if not np.array_equal(ids, np.repeat(np.arange(tasks), len(ids) // tasks)):
         raise ValueError(f"--data: found other task_ids in the split train of {name}, allowed are {DIGITS_NEED}")
-
-
-def _classes(name: str, table: Dataset, *columns: str) -> None:
-    for column in columns:
-        if not isinstance(table.features[column], ClassLabel):
-            raise ValueError(
-                f"--data: found {table.features[column]} as the column {column} of {name}, allowed are class labels "
-                f'(`class_encode_column("{column}")`)'
-            )
 
 
 BUILDERS: dict[str, Callable[[Preparation], Problem]] = {
@@ -200,19 +186,9 @@ _SPECIAL = {"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]", "bos": "[CLS]", "eos
 _COLUMNS = {"images": ("image", "label", "domain", "split"), "text": ("text", "task", "label_name", "split")}
 
 
-def _table(name: str, data: DatasetDict) -> Dataset:
-    """The one table that holds all rows; of data without a column `split` that column says which split a row is of."""
-    found = data["train"].column_names if "train" in data else []
-    table = data["train"] if found else None
-    if table is not None and "split" not in found and "test" in data:
-        parts = [data[split].add_column("split", [split] * len(data[split])) for split in ("train", "test")]
-        table = concatenate_datasets(parts)
-    if table is None or not set(_COLUMNS[name]) <= set(table.column_names):
-        raise ValueError(
-            f"--data: found the columns {', '.join(found) or 'of no split train'} in {name}, allowed is a table with "
-            f"{', '.join(_COLUMNS[name])} (or splits train and test in place of the last)"
-        )
-    return table
+def _by_split(table: Dataset, split: list[str], seed: int) -> DatasetDict:
+    rows = rows_by_split(split, seed)
+    return DatasetDict({name: table.select(chosen).with_format("torch") for name, chosen in rows.items()})
 
 
 def _pretrained(
@@ -223,19 +199,6 @@ def _pretrained(
     )
     quiet(Trainer(model=model, args=args, train_dataset=data)).train()
     return model
-
-
-def _by_split(table: Dataset, split: list[str], seed: int) -> DatasetDict:
-    names = np.asarray(split)
-    kept, held = _split_indices(np.flatnonzero(names == "train"), seed)
-    rows = {"train": kept, "validation": held, "test": np.flatnonzero(names == "test")}
-    return DatasetDict({name: table.select(chosen).with_format("torch") for name, chosen in rows.items()})
-
-
-def _split_indices(indices: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    shuffled = np.random.default_rng(seed).permutation(indices)
-    cut = int(len(shuffled) * VALIDATION)
-    return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])
 
 
 def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from hf_ext.hub_cards.plots import BASELINE, METHOD, WARNING, new_figure
 from hf_ext.studies.results import Judged, StudyResult, SystemResult
 from hf_ext.studies.statistics import Difference, spread
-from hf_ext.studies.study import Case, Study
+from hf_ext.studies.study import Case, Detail, Study
 
 REPORT_FILE, PICTURE_FILE = "report.md", "differences.png"
 _COLOURS = {"shown": METHOD, "not shown": BASELINE, "reversed": WARNING}
@@ -39,6 +39,7 @@ def report(study: Study, result: StudyResult) -> str:
         "interval (Student's t). *Shown*: the interval lies on the method's side of zero; *reversed*: on the "
         "baseline's. Intervals are not corrected for the number of comparisons.",
         verdict_table(result),
+        *(part for detail in study.details for part in _judged_detail(result, detail)),
         f"![Paired differences with 95 % intervals]({PICTURE_FILE})",
         "## Scores",
         f"{study.metric[0].upper()}{study.metric[1:]}: mean ± standard deviation over {_seeds(result)}.",
@@ -56,10 +57,14 @@ def report(study: Study, result: StudyResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def verdict_table(result: StudyResult) -> str:
-    """Comparisons by cases, as a markdown table. The results are enough for it: no method is imported."""
-    pairs = list(dict.fromkeys((row.method, row.baseline) for row in result.judged))
-    found = {(row.case, row.method, row.baseline): row.difference for row in result.judged}
+def verdict_table(result: StudyResult, detail: str | None = None) -> str:
+    """Comparisons by cases, in the metric or in a detail, as a markdown table.
+
+    The results are enough for it: no method is imported.
+    """
+    judged = [row for row in result.judged if row.detail == detail]
+    pairs = list(dict.fromkeys((row.method, row.baseline) for row in judged))
+    found = {(row.case, row.method, row.baseline): row.difference for row in judged}
     rows = [
         [f"{method} vs {baseline}", *(_difference(found.get((case, method, baseline))) for case in result.cases)]
         for method, baseline in pairs
@@ -84,12 +89,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot_differences(study: Study, result: StudyResult, path: Path) -> None:
-    """Every judged comparison as a point with its interval, one panel per case."""
-    cases = list(dict.fromkeys(row.case for row in result.judged))
-    most = max((sum(row.case == case for row in result.judged) for case in cases), default=1)
+    """Every comparison in the study's metric as a point with its interval, one panel per case."""
+    judged = [row for row in result.judged if row.detail is None]
+    cases = list(dict.fromkeys(row.case for row in judged))
+    most = max((sum(row.case == case for row in judged) for case in cases), default=1)
     figure, panels = new_figure(9, (0.32 * most + 0.9) * max(1, len(cases)), rows=max(1, len(cases)))
     for case, axes in zip(cases, panels, strict=False):
-        _panel(axes, case, [row for row in result.judged if row.case == case])
+        _panel(axes, case, [row for row in judged if row.case == case])
     title = _title(study)
     panels[-1].set_xlabel(title[0].lower() + title[1:], parse_math=False)
     figure.savefig(path, dpi=120)
@@ -113,8 +119,16 @@ def _panel(axes: Axes, case: str, rows: Sequence[Judged]) -> None:
 
 def _title(study: Study) -> str:
     """What is told apart, so that a positive number is always in the method's favour."""
-    order = "method minus baseline" if study.greater_is_better else "baseline minus method (less is better)"
-    return f"Difference in {study.metric}, {order}"
+    return f"Difference in {study.metric}, {_order(study.greater_is_better)}"
+
+
+def _order(greater_is_better: bool) -> str:
+    return "method minus baseline" if greater_is_better else "baseline minus method (less is better)"
+
+
+def _judged_detail(result: StudyResult, detail: Detail) -> list[str]:
+    name = detail.name[0].upper() + detail.name[1:]
+    return [f"**{name}**, {_order(detail.greater_is_better)}:", verdict_table(result, detail.name)]
 
 
 def _difference(difference: Difference | None) -> str:
@@ -134,7 +148,11 @@ def _score(system: SystemResult | None) -> str:
         return "-"
     if diverged := sum(map(math.isnan, system.test)):
         return f"{diverged} of {len(system.test)} diverged"
-    mean, deviation = spread(system.test)
+    return _spread(system.test)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, deviation = spread(values)
     return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
 
 
@@ -153,13 +171,13 @@ def _details(study: Study, case: Case, systems: dict[str, SystemResult]) -> list
     names = list(dict.fromkeys(name for system in systems.values() for name in system.details))
     if not names:
         return []
-    rows = [[name, *(_mean(system.details.get(detail)) for detail in names)] for name, system in systems.items()]
+    rows = [[name, *(_known(system.details.get(detail)) for detail in names)] for name, system in systems.items()]
     return [f"### {case.name}", f"Test set of {study.data[case.data].about}.", table([study.name, *names], rows)]
 
 
-def _mean(values: Sequence[float | None] | None) -> str:
+def _known(values: Sequence[float | None] | None) -> str:
     known = [value for value in values or () if value is not None]
-    return f"{spread(known)[0]:.3f}" if known else "-"
+    return _spread(known) if known else "-"
 
 
 def _hyper_parameters(study: Study, cases: Sequence[Case], result: StudyResult) -> str:

@@ -1,5 +1,6 @@
 """Results of a study: what was measured, where, on which data; saved as JSON and read back."""
 
+import itertools
 import json
 import math
 import os
@@ -35,12 +36,13 @@ class SystemResult:
 
 @dataclass
 class Judged:
-    """A comparison of a study with its outcome in one case."""
+    """A comparison of a study with its outcome in one case: in the study's metric, or in a detail of that name."""
 
     case: str
     method: str
     baseline: str
     difference: Difference
+    detail: str | None = None
 
 
 @dataclass
@@ -70,22 +72,16 @@ class StudyResult:
     judged: list[Judged] = field(default_factory=list)
 
     def judge(self, study: Study) -> None:
-        """Fill `judged` from the scores."""
-        self.judged = [
-            Judged(
-                case.name,
-                comparison.method,
-                comparison.baseline,
-                paired_difference(
-                    self.cases[case.name][comparison.method].test,
-                    self.cases[case.name][comparison.baseline].test,
-                    greater_is_better=study.greater_is_better,
-                ),
-            )
-            for case in study.cases
-            if case.name in self.cases
-            for comparison in study.compared(case)
-        ]
+        """Fill `judged` from the scores and from the details that every run of both systems has."""
+        self.judged = []
+        judged = [(None, study.greater_is_better), *((found.name, found.greater_is_better) for found in study.details)]
+        for case in (case for case in study.cases if case.name in self.cases):
+            for comparison, (detail, greater) in itertools.product(study.compared(case), judged):
+                systems = [self.cases[case.name][name] for name in (comparison.method, comparison.baseline)]
+                scores = [found.test if detail is None else _known(found, detail) for found in systems]
+                if len(scores[0]) == len(scores[1]) > 0:
+                    difference = paired_difference(*scores, greater_is_better=greater)
+                    self.judged.append(Judged(case.name, comparison.method, comparison.baseline, difference, detail))
 
     def save(self, folder: Path) -> Path:
         """Write `results.json`, complete or not at all."""
@@ -107,6 +103,12 @@ class StudyResult:
             for row in values["judged"]
         ]
         return cls(**{**values, "cases": cases, "judged": judged})
+
+
+def _known(system: SystemResult, detail: str) -> list[float]:
+    """A detail's value for every seed, or nothing where runs lack it."""
+    values = system.details.get(detail, [])
+    return [value for value in values if value is not None] if None not in values else []
 
 
 def write_json(path: Path, values: Any) -> None:

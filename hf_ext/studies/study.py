@@ -90,6 +90,19 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """A detail of outcomes that is judged beside the metric, such as the worst task's score.
+
+    Args:
+        name: a key of `Outcome.details`.
+        greater_is_better: of it.
+    """
+
+    name: str
+    greater_is_better: bool = True
+
+
+@dataclass(frozen=True)
 class Run:
     """One training of one system: all that `Study.run` may depend on.
 
@@ -162,6 +175,7 @@ class Study:
         seeds, quick_seeds: repetitions that are reported.
         tuning_seeds: other repetitions, on which hyper-parameters are chosen.
         greater_is_better: of the metric.
+        details: those in which the comparisons are judged too; they choose nothing.
 
     Raises:
         ValueError: names that do not fit each other, options or hyper-parameters that are no JSON values.
@@ -183,6 +197,7 @@ class Study:
     quick_seeds: int = 2
     tuning_seeds: int = 1
     greater_is_better: bool = True
+    details: tuple[Detail, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name) or self.name in RESERVED:
@@ -191,6 +206,7 @@ class Study:
             raise ValueError(f"run: found {self.run!r}, allowed is a function of a module")
         systems = _different("systems", [system.name for system in self.systems])
         cases = _different("cases", [case.name for case in self.cases])
+        _different("details", [detail.name for detail in self.details])
         for case in self.cases:
             _known(f"cases: data of {case.name!r}", [case.data], self.data)
             _json(f"cases: options of {case.name!r}", case.options)

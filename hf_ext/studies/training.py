@@ -49,11 +49,23 @@ class Rows(MapDataset[dict[str, Tensor]]):
     def __init__(self, data: Dataset, columns: Sequence[str]) -> None:
         self.columns: dict[str, Tensor] = dict(data.with_format("torch", columns=list(columns))[:])
 
+    @classmethod
+    def of(cls, **columns: Tensor) -> "Rows":
+        """Columns that are in memory already, all of one length."""
+        rows = cls.__new__(cls)
+        rows.columns = columns
+        return rows
+
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: column[index] for name, column in self.columns.items()}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+        """The rows of a batch, which a DataLoader asks for at once."""
+        chosen = [column[indices].unbind() for column in self.columns.values()]
+        return [dict(zip(self.columns, values, strict=True)) for values in zip(*chosen, strict=True)]
 
 
 def logits(trainer: Trainer, data: MapDataset[Any]) -> NDArray[np.float32]:

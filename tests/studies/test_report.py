@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from markdown_it import MarkdownIt
 
-from hf_ext.studies import Case, Study, StudyResult, reproduce
+from hf_ext.studies import Case, Detail, Study, StudyResult, reproduce
 from hf_ext.studies.report import report, score_table, verdict_table, write_report
 from hf_ext.studies.statistics import Difference
 
@@ -125,3 +125,32 @@ def test_names_do_not_break_tables(study: Study, table: str, tmp_path: Path) -> 
     result = reproduce(odd, out=tmp_path / "out", data={"first": table})
     write_report(odd, result, tmp_path)
     assert _cells(verdict_table(result))[0] == ["toy", "a | b $\\bad{$"]
+
+
+def test_details_are_judged_beside_the_metric(toy: ModuleType, table: str, tmp_path: Path) -> None:
+    study = toy.make(details=(Detail("level", greater_is_better=False),))
+    result = reproduce(study, out=tmp_path / "out", data={"first": table})
+    assert _cells(verdict_table(result, "level"))[1] == ["tuned vs plain", "+0.000 ± 0.000 not shown"]
+    assert _cells(verdict_table(result))[1] == ["tuned vs plain", "+3.000 ± 0.000 shown"]
+    text = report(study, result)
+    assert "**Level**, baseline minus method (less is better):" in text
+    assert "| tuned | 166.667 ± 208.167 |" in text  # the details' own table, with their spread
+    assert StudyResult.load(tmp_path / "out" / "results.json").judged == result.judged
+
+
+def test_a_detail_where_less_is_better_favours_the_smaller(toy: ModuleType, table: str, tmp_path: Path) -> None:
+    study = toy.make(details=(Detail("level", greater_is_better=False),))
+    result = reproduce(study, out=tmp_path / "out", data={"first": table})
+    result.cases["one"]["tuned"].details["level"] = [-1.0, 98.0, 397.0]  # 1, 2, 3 below the seeds' levels
+    result.judge(study)
+    assert _cells(verdict_table(result, "level"))[1][1].startswith("+2.000")
+
+
+def test_a_detail_that_a_run_lacks_is_not_judged(toy: ModuleType, table: str, tmp_path: Path) -> None:
+    study = toy.make(details=(Detail("level"),))
+    result = reproduce(study, out=tmp_path / "out", data={"first": table})
+    result.cases["one"]["noisy"].details["level"][1] = None
+    result.judge(study)
+    judged = {row.baseline for row in result.judged if row.detail == "level"}
+    assert judged == {"plain"}
+    assert len([row for row in result.judged if row.detail is None]) == 2

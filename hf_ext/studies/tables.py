@@ -1,0 +1,66 @@
+"""What studies ask of a table that a user brings, and how they split it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
+from numpy.typing import NDArray
+
+VALIDATION = 1 / 6  # share of the training rows that choose hyper-parameters
+
+
+def one_table(name: str, data: DatasetDict, columns: Sequence[str]) -> Dataset:
+    """The one table that holds all rows; its column `split` says which split a row is of.
+
+    Args:
+        name: of the data set in the study.
+        data: as loaded; in place of a column `split` there may be the splits train and test.
+        columns: those that must be there, with `split`.
+
+    Raises:
+        ValueError: no such table.
+    """
+    found = data["train"].column_names if "train" in data else []
+    table = data["train"] if found else None
+    if table is not None and "split" not in found and "test" in data:
+        parts = [data[split].add_column("split", [split] * len(data[split])) for split in ("train", "test")]
+        table = concatenate_datasets(parts)
+    if table is None or not set(columns) <= set(table.column_names):
+        raise ValueError(
+            f"--data: found the columns {', '.join(found) or 'of no split train'} in {name}, allowed is a table with "
+            f"{', '.join(columns)} (or splits train and test in place of the last)"
+        )
+    return table
+
+
+def check_table(name: str, data: DatasetDict, columns: Sequence[str], classes: Sequence[str] = ()) -> None:
+    """Raises ValueError for anything but a table with these columns, `classes` among them, and rows of both splits."""
+    table = one_table(name, data, columns)
+    splits = set(table["split"][:])
+    if not {"train", "test"} <= splits:
+        raise ValueError(f"--data: found the splits {sorted(splits)} in {name}, allowed are both train and test")
+    check_classes(name, table, *classes)
+
+
+def check_classes(name: str, table: Dataset, *columns: str) -> None:
+    """Raises ValueError for columns that are no class labels."""
+    for column in columns:
+        if not isinstance(table.features[column], ClassLabel):
+            raise ValueError(
+                f"--data: found {table.features[column]} as the column {column} of {name}, allowed are class labels "
+                f'(`class_encode_column("{column}")`)'
+            )
+
+
+def rows_by_split(split: Sequence[str], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Indices of the rows to train on, those held out of them for validation, and those of the test."""
+    names = np.asarray(split)
+    kept, held = hold_out(np.flatnonzero(names == "train"), seed)
+    return {"train": kept, "validation": held, "test": np.flatnonzero(names == "test")}
+
+
+def hold_out(indices: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What is kept for training and what is held out for validation, drawn by the seed."""
+    shuffled = np.random.default_rng(seed).permutation(indices)
+    cut = int(len(shuffled) * VALIDATION)
+    return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])
