@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset as MapDataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
@@ -41,6 +41,13 @@ def quiet(trainer: Trainer) -> Trainer:
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Keep BatchNorms in evaluation mode: whatever is trained, and on whichever rows, their statistics stay."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval().train = lambda mode=True, module=module: module  # type: ignore[method-assign]
 
 
 class Rows(MapDataset[dict[str, Tensor]]):
