@@ -28,7 +28,7 @@ from hf_ext.studies.training import arguments, freeze_statistics, quiet
 from hf_ext.trainers import TARFConfig, TARFTrainer
 
 EPOCHS = 6
-FORGET_BATCH = 16
+FORGET_BATCH = 12
 CAP = 7.0  # three times the logarithm of ten classes
 HIDDEN = ("target_mismatch", "data_mismatch")  # where a part of the concept is hidden in the remaining data
 GA, FT, RANDOM = "gradient ascent", "fine-tuning", "random labels"
@@ -95,6 +95,12 @@ def _trainer(run: Run, model: PreTrainedModel, split: MismatchSplit) -> TARFTrai
     return trainer
 
 
+def _ascent(case: Case) -> dict[str, tuple[float, ...]]:
+    """Where siblings of what is handed in are kept, forgetting has to be weaker."""
+    weights = (3.0, 10.0) if case.options["task"] in HIDDEN else (0.3, 3.0)
+    return {"learning_rate": (0.05, 0.1), "tarf_k": weights}
+
+
 # ------------------------------------------------------------------------------------------------ scores
 class Cost:
     """Rows that a model is trained on from now on; of a pass without gradients a row counts a third."""
@@ -146,14 +152,17 @@ PROTOCOL = f"""
   once. None knows which rows are hidden. *{SHORT.capitalize()}* trains a new model on the remaining data, at the
   cost of fine-tuning.
 - **The ascent's cap.** Rows whose loss is above {CAP:g} (three times the logarithm of ten classes) are not ascended on
-  any more. The paper has no such cap. Gradient ascent and ascent + descent are tried with and without it.
+  any more, in TARF, gradient ascent and ascent + descent alike. The paper has no such cap.
+- **Phases of TARF**: t1 = 0.2 epochs, three updates or so: the first ones rank what moves along, a stronger ascent
+  moves everything. t0 = 3 epochs. Time moves with every update.
 - **Hyper-parameters**: of four combinations for every system, the one with the smallest gap *to the retrained model of
   another seed*, 1000. That is more than someone has who cannot retrain at all, for every system alike. There the
   rows that were never trained on, which TA and MIA need, are a sixth of the training rows that no model is trained
   on; test rows choose nothing.
 - A seed draws the training rows (at most {ROWS}), the validation rows among them, models and batches, and is shared by
   all systems. The test rows are the same for all seeds.
-- The authors' code and settings were not available: learning rates, k, t0 and t1 are ours.
+- The authors' code and settings were not available: learning rates, k, t0 and t1 are ours, found in a few
+  runs of TARF in target and data mismatch on the digits of seed 1000; no such runs were made of the baselines.
 """.strip()
 
 STUDY = Study(
@@ -190,21 +199,21 @@ STUDY = Study(
     systems=(
         System(
             GA,
-            {"tarf_method": "ga", "num_train_epochs": 2},
-            {"learning_rate": (0.02, 0.05), "tarf_max_forget_loss": (None, CAP)},
+            {"tarf_method": "ga", "num_train_epochs": 2, "tarf_max_forget_loss": CAP},
+            {"learning_rate": (0.01, 0.02, 0.05, 0.1)},
         ),
         System(FT, {"tarf_method": "ft"}, {"learning_rate": (0.02, 0.05, 0.1, 0.2)}),
         System(RANDOM, {"tarf_method": "random_labels"}, {"learning_rate": (0.01, 0.05, 0.1, 0.2)}),
         System(
             CONSTANT,
-            {"tarf_method": "ga_ft"},
-            {"learning_rate": (0.2,), "tarf_k": (0.1, 1.0), "tarf_max_forget_loss": (None, CAP)},
+            {"tarf_method": "ga_ft", "tarf_max_forget_loss": CAP},
+            _ascent,
         ),
         System(SHORT, {"tarf_method": "ft", "from_scratch": True}, {"learning_rate": (0.02, 0.05, 0.1, 0.2)}),
         System(
             TARF,
-            {"tarf_max_forget_loss": CAP, "tarf_t0": 3.0, "tarf_t1": 1.0, "tarf_anneal_by": "step"},
-            {"learning_rate": (0.05, 0.2), "tarf_k": (1.0, 10.0)},
+            {"tarf_max_forget_loss": CAP, "tarf_t0": 3.0, "tarf_t1": 0.2, "tarf_anneal_by": "step"},
+            _ascent,
             is_method=True,
         ),
     ),
