@@ -97,8 +97,8 @@ def _trainer(run: Run, model: PreTrainedModel, split: MismatchSplit) -> TARFTrai
 
 def _ascent(case: Case) -> dict[str, tuple[float, ...]]:
     """Where siblings of what is handed in are kept, forgetting has to be weaker."""
-    weights = (3.0, 10.0) if case.options["task"] in HIDDEN else (0.3, 3.0)
-    return {"learning_rate": (0.05, 0.1), "tarf_k": weights}
+    weights = (1.0, 10.0) if case.options["task"] in HIDDEN else (0.1, 1.0)
+    return {"learning_rate": (0.05, 0.2), "tarf_k": weights}
 
 
 # ------------------------------------------------------------------------------------------------ scores
