@@ -286,6 +286,8 @@ _TARF = Method(
         ),
     ),
     commands="hf_ext.commands.tarf",
+    studies="hf_ext.studies.tarf",
+    benchmarks="hf_ext.benchmarks.tarf",
 )
 
 #: the methods by name

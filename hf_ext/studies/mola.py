@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from hf_ext.adapters import MoLAConfig
 from hf_ext.adapters.mola.router import ImageRouter
 from hf_ext.studies.mola_data import BUILDERS, DIGITS_NEED, check
 from hf_ext.studies.study import Case, Comparison, Outcome, Preparation, Run, Source, Study, System
-from hf_ext.studies.training import Rows, arguments, group_accuracies, logits, quiet
+from hf_ext.studies.training import Rows, arguments, freeze_statistics, group_accuracies, logits, quiet
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
 RANK = 4
@@ -71,20 +70,8 @@ def _load(run: Run) -> PreTrainedModel:
     auto = AutoModelForSequenceClassification if run.case.data == "text" else AutoModelForImageClassification
     model: PreTrainedModel = auto.from_pretrained(run.folder / "base")
     if run.case.options["backbone"] == "frozen" and run.system.options["kind"] != "full":
-        _freeze_statistics(model)
+        freeze_statistics(model)
     return model
-
-
-def _freeze_statistics(model: nn.Module) -> None:
-    """Keep BatchNorms in evaluation mode: a frozen backbone's statistics are frozen too, for every system alike."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-            module.__dict__["train"] = partial(_unchanged, module)
-
-
-def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
-    return module
 
 
 def _adapted(run: Run, base: PreTrainedModel, tasks: int) -> nn.Module:

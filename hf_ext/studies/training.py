@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset as MapDataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
@@ -41,6 +42,18 @@ def quiet(trainer: Trainer) -> Trainer:
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Keep BatchNorms in evaluation mode: whatever is trained, and on whichever rows, their statistics stay."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.__dict__["train"] = partial(_unchanged, module)
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 class Rows(MapDataset[dict[str, Tensor]]):
