@@ -74,8 +74,8 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["reproduce"], "METHOD: found none, allowed are mola, toy or --all"),
-        (["reproduce", "nope"], "METHOD: found 'nope', allowed are mola, toy or --all"),
+        (["reproduce"], "METHOD: found none, allowed are mola, divbs, toy or --all"),
+        (["reproduce", "nope"], "METHOD: found 'nope', allowed are mola, divbs, toy or --all"),
         (["reproduce", "--all", "toy"], "METHOD: found --all and names, allowed are"),
         (["reproduce", "toy", "--study", "nope"], "--study: found 'nope', allowed are toy"),
         (["reproduce", "toy", "--data", "first"], "--data: found 'first', allowed is NAME=PATH_OR_HUB_ID"),
@@ -83,7 +83,7 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["reproduce", "toy", "--data", "first=/no/such.csv"], "/no/such.csv"),
         (["reproduce", "toy"], "--data: found no data for toy"),
         (["reproduce", "toy", "--data", "first=/no/such.csv", "--jobs", "0"], "--jobs: found 0"),
-        (["bench"], "METHOD: found none, allowed are mola, disam, toy or --all"),
+        (["bench"], "METHOD: found none, allowed are mola, disam, divbs, toy or --all"),
         (["bench", "toy", "--rounds", "0"], "--rounds: found 0"),
         (["bench", "toy", "--device", "tpu"], "--device: found 'tpu', allowed are cpu"),
     ],
@@ -181,8 +181,8 @@ def test_as_many_processes_as_cores(table: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_all_means_all() -> None:
-    assert named_methods([], True, "studies") == ["mola", "toy"]
-    assert named_methods([], True, "benchmarks") == ["mola", "disam", "toy"]
+    assert named_methods([], True, "studies") == ["mola", "divbs", "toy"]
+    assert named_methods([], True, "benchmarks") == ["mola", "disam", "divbs", "toy"]
     assert named_methods(["toy", "toy"], False, "studies") == ["toy"]
 
 
