@@ -38,7 +38,12 @@ class Part:
 
     def rows(self) -> MapDataset[dict[str, Tensor]]:
         """As a data set that a Trainer takes."""
-        return StackDataset(pixel_values=self.pixel_values, labels=self.labels)
+        return _in_memory(pixel_values=self.pixel_values, labels=self.labels)
+
+
+def _in_memory(**columns: Any) -> MapDataset[dict[str, Tensor]]:
+    rows: Any = StackDataset(**columns)  # takes whatever has rows, unlike its annotation
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -117,5 +122,5 @@ def training_rows(part: Part, condition: str, seed: int) -> MapDataset[dict[str,
         labels[chosen] = (labels[chosen] + others) % classes
     if condition == COPIES:
         order = torch.cat([order, chosen.repeat(TIMES - 1)])
-    rows = StackDataset(pixel_values=part.pixel_values, labels=labels, marked=marked)
+    rows = _in_memory(pixel_values=part.pixel_values, labels=labels, marked=marked)
     return Subset(rows, order.tolist())

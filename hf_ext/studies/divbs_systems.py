@@ -120,6 +120,5 @@ def small_model(part: Part, seed: int) -> nn.Module:
     if channels == 1:
         return Perceptron(part.pixel_values[0].numel(), classes)
     sizes: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]}
-    return ResNetForImageClassification(
-        ResNetConfig(num_channels=channels, layer_type="basic", num_labels=classes, **sizes)
-    )
+    sizes |= {"num_channels": channels, "num_labels": classes}
+    return ResNetForImageClassification(ResNetConfig(layer_type="basic", **sizes))

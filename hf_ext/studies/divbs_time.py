@@ -85,18 +85,11 @@ def run(run: Run) -> Outcome:
 def _vit(seed: int, *, quick: bool) -> ViTForImageClassification:
     """A ViT of 0.45 million weights for digits, of which a batch takes much longer than all else in an update."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1} if quick else {"hidden_size": 96, "num_hidden_layers": 4}
-    return ViTForImageClassification(
-        ViTConfig(
-            image_size=8,
-            patch_size=4,
-            num_channels=1,
-            num_attention_heads=4,
-            intermediate_size=4 * sizes["hidden_size"],
-            num_labels=10,
-            **sizes,
-        )
-    )
+    width, depth = (16, 1) if quick else (96, 4)
+    sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
+    sizes |= {"hidden_size": width, "intermediate_size": 4 * width}
+    sizes |= {"num_hidden_layers": depth, "num_attention_heads": 4}
+    return ViTForImageClassification(ViTConfig(**sizes))
 
 
 @torch.no_grad()
