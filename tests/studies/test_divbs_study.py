@@ -93,6 +93,7 @@ def test_data_are_checked_before_anything_is_trained(images: str, tmp_path: Path
         reproduce(COMPARISON, out=tmp_path / "out", data={"digits": images})
 
 
+@pytest.mark.slow
 def test_every_system_runs_and_is_charged_what_it_does(images: str, tmp_path: Path) -> None:
     cases = tuple(case for case in COMPARISON.cases if case.name in ("digits, label noise", "images, copies"))
     study = replace(
