@@ -236,6 +236,8 @@ _DIVBS = Method(
         "do as well."
     ),
     commands="hf_ext.commands.divbs",
+    studies="hf_ext.studies.divbs",
+    benchmarks="hf_ext.benchmarks.divbs",
 )
 
 

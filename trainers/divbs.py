@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 
 from hf_ext.functional import divbs_select_with_info, gradient_norms
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.losses import shifts_labels
-from hf_ext.trainers.rows import batch_size, exchange_rows, take_rows
+from hf_ext.trainers.rows import batch_size, exchange_rows, take_rows, without_padding
 from hf_ext.trainers.scoring import Scorer, Scores, find_head, left_as_found
 
 _CHOICES = {
@@ -134,6 +135,10 @@ class DivBSMixin(MethodMixin):
     Logged beside "loss": `selected_fraction`; with a scoring pass `candidate_loss` and `kept_loss`, the mean losses
     there; with DivBS `captured_fraction`, the share of the mean gradient within the span of the selected ones, and
     `greedy_fraction`, the share of picks made before nothing was left to add (the others are drawn at random).
+    The metrics at the end count rows of both kinds: `train_candidates` and `train_kept`, each `_per_second` too;
+    Trainer's `train_samples_per_second` is of the kept ones.
+
+    Token columns that are padding in all selected rows are left out (rounded to 8, not under `torch_compile`).
 
     Random draws depend on `seed` and the step alone: a resumed run goes on bit for bit. A `get_train_dataloader` of
     your own has to make the larger batches itself.
@@ -155,6 +160,7 @@ class DivBSMixin(MethodMixin):
             sketch_dim=self.args.divbs_sketch_dim,
             seed=self.args.seed,
         )
+        self._rows = {"candidates": 0, "kept": 0}  # of this call of `train`, in this process
 
     # ---------------------------------------------------------------------------------------------- arguments
     @property
@@ -217,6 +223,8 @@ class DivBSMixin(MethodMixin):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         if self._selects:
+            if self.state.global_step == getattr(self, "_initial_global_step", 0):  # (re)started
+                self._rows = dict.fromkeys(self._rows, 0)
             epoch_iterator = self._selecting(epoch_iterator)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
@@ -225,6 +233,17 @@ class DivBSMixin(MethodMixin):
         for micro_step, batch in enumerate(candidates):
             yield self._selected(batch, micro_step)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log; the metrics at the end of the training say how many rows were candidates, and how many were kept."""
+        if self._selects and "train_runtime" in logs:
+            everyones = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
+            for name in self._rows:
+                rows = sum(counts[name] for counts in everyones)
+                logs |= {f"train_{name}": rows, f"train_{name}_per_second": round(rows / logs["train_runtime"], 3)}
+            # Trainer's number takes all of the data set for trained on
+            logs["train_samples_per_second"] = logs["train_kept_per_second"]
+        super().log(logs, *args, **kwargs)
+
     # ---------------------------------------------------------------------------------------------- selection
     def _selected(self, batch: Any, micro_step: int) -> Any:
         """The selected rows of a batch of candidates."""
@@ -232,6 +251,7 @@ class DivBSMixin(MethodMixin):
         ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
         kept = max(1, math.floor(ratio * size + 1e-9))
         self.record(selected_fraction=kept / size)
+        self._rows = {"candidates": self._rows["candidates"] + size, "kept": self._rows["kept"] + kept}
         if kept >= size:
             return batch
         processes = self.accelerator.num_processes if everywhere else 1
@@ -249,11 +269,14 @@ class DivBSMixin(MethodMixin):
             rows = self._choose(scores, kept * processes, generator)
             self.record(candidate_loss=scores.mean_loss(), kept_loss=scores.mean_loss(rows))
         if processes == 1:
-            return take_rows(batch, rows, size)
+            return self._trimmed(take_rows(batch, rows, size))
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         padding = {"labels": -100, "shift_labels": -100, "input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
         pad_first = getattr(tokenizer, "padding_side", "right") == "left"
-        return exchange_rows(batch, rows, size, self.accelerator, padding=padding, pad_first=pad_first)
+        return self._trimmed(exchange_rows(batch, rows, size, self.accelerator, padding=padding, pad_first=pad_first))
+
+    def _trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch if self.args.torch_compile else without_padding(batch)  # every length would be compiled anew
 
     def _choose(self, scores: Scores, kept: int, generator: torch.Generator) -> Tensor:
         if self.args.divbs_strategy == "divbs":

@@ -85,6 +85,25 @@ def exchange_rows(
     return _map_rows(batch, size, of_tensor, of_list)
 
 
+def without_padding(batch: dict[str, Any], *, multiple: int = 8) -> dict[str, Any]:
+    """The batch without the last token columns, where they are padding in every row: what `attention_mask` leaves out.
+
+    A number of columns that is a multiple of `multiple` stays. A batch is returned as it is if something other than
+    padding might be lost: tensors `[B, T, ...]` that are no token ids, or labels there.
+    """
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return batch
+    used = int((mask.ne(0).any(dim=0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max())
+    length = max(used + -used % multiple, multiple)
+    alike = {n: v for n, v in batch.items() if isinstance(v, Tensor) and v.shape[:2] == mask.shape}
+    if length >= mask.shape[1] or any(value.ndim > 2 or value.is_floating_point() for value in alike.values()):
+        return batch
+    if any(bool(alike[name][:, length:].ne(-100).any()) for name in ("labels", "shift_labels") if name in alike):
+        return batch
+    return {**batch, **{name: value[:, :length] for name, value in alike.items()}}
+
+
 def _map_rows(batch: Mapping[str, Any], size: int, of_tensor: _Tensors, of_list: _Lists) -> dict[str, Any]:
     taken: dict[str, Any] = {}
     for name, value in batch.items():

@@ -52,6 +52,7 @@ def update(
     made.create_optimizer()
     wrapped, optimizer = made.accelerator.prepare(made.model, made.optimizer)
     made.optimizer = optimizer
+    made.state.max_steps = args.max_steps  # for schedules; training would set it
 
     def step() -> None:
         samples, num_items = made.get_batch_samples(iter(batches), len(batches), device)

@@ -41,6 +41,7 @@ from hf_ext.trainers import (
     MoLAArguments,
     MoLAMixin,
 )
+from hf_ext.trainers.rows import without_padding
 from hf_ext.trainers.scoring import find_head
 
 ViTs = Callable[..., Any]
@@ -188,6 +189,19 @@ def test_short_last_batches_and_steps_per_epoch(vit: ViTs, data: Dataset, tmp_pa
     assert [len(batch["labels"]) for batch in trainer.offered] == [20, 20, 3]
     assert [len(batch["labels"]) for batch in trainer.trained] == [4, 4, 1]
     assert trainer.state.global_step == 3
+
+
+def test_rows_of_both_kinds_are_counted(vit: ViTs, data: Dataset, tmp_path: Path) -> None:
+    """By epochs Trainer would count the data set, by steps what is trained on."""
+    for length in ({"max_steps": -1, "num_train_epochs": 2}, {"max_steps": 6}):
+        arguments = _arguments(tmp_path, divbs_ratio=0.2, **length)
+        trainer = DivBSTrainer(vit(), arguments, train_dataset=data.select(range(43)))
+        trainer.train()
+        metrics = trainer.train().metrics  # counted anew
+        assert (metrics["train_candidates"], metrics["train_kept"]) == (86, 18)
+        assert _logged(trainer, "train_kept") == [18]
+        for name, rows in (("candidates", 86), ("kept", 18), ("samples", 18)):
+            assert metrics[f"train_{name}_per_second"] == pytest.approx(rows / metrics["train_runtime"], rel=0.1)
 
 
 def test_nested_inputs_and_lists_are_selected_too(vit: ViTs, data: Dataset, tmp_path: Path) -> None:
@@ -390,6 +404,55 @@ def test_language_models(features: str, tmp_path: Path) -> None:
     counted = int(trainer._get_num_items_in_batch([trained], "cpu"))  # as the plain Trainer counts
     assert counted in [int(trained["labels"][:, start:].ne(-100).sum()) for start in (0, 1)]
     assert logged["loss"] == pytest.approx(kept * int(trained["labels"][:, 1:].ne(-100).sum()) / counted, rel=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_of_all_selected_rows_is_left_out(side: str, tmp_path: Path) -> None:
+    """The last tokens of the longest candidates that are not selected; the loss stays the same."""
+    rng = np.random.default_rng(0)
+    lengths = [24, *rng.integers(3, 12, 31)]
+    ids = [rng.integers(3, 30, length).tolist() for length in lengths]
+
+    def padded(rows: list[list[int]], value: int) -> list[list[int]]:
+        rest = [[value] * (24 - len(row)) for row in rows]
+        pairs = zip(rows, rest, strict=True)
+        return [row + more if side == "right" else more + row for row, more in pairs]
+
+    columns = {"input_ids": padded(ids, 0), "labels": padded(ids, -100)}
+    mask = padded([[1] * len(row) for row in ids], 0)
+    rows = Dataset.from_dict({**columns, "attention_mask": mask}).with_format("torch")
+    arguments = _arguments(tmp_path, max_steps=1, divbs_ratio=0.125, divbs_strategy="uniform")
+    trainer = _Recorder(_gpt2(), arguments, train_dataset=rows)
+    trainer.train()
+    (offered,), (trained,) = trainer.offered, trainer.trained
+    assert offered["input_ids"].shape == (32, 24)
+    assert 8 < trained["attention_mask"].sum(1).max() <= 16
+    width = 16 if side == "right" else 24  # positions count from the left
+    assert {value.shape for value in trained.values()} == {(4, width)}
+    whole = {name: offered[name][offered["attention_mask"].sum(1) < 24][:4] for name in offered}
+    before = _gpt2().eval()
+    short = without_padding(whole)
+    assert before(**short).loss.item() == pytest.approx(before(**whole).loss.item(), rel=1e-5)
+
+
+def test_nothing_but_padding_is_left_out() -> None:
+    mask = torch.zeros(2, 20)
+    mask[:, :3] = 1
+    ids = torch.ones(2, 20, dtype=torch.int64)
+    labels = ids.masked_fill(mask == 0, -100)
+    assert without_padding({"input_ids": ids, "attention_mask": mask.long(), "labels": labels})["labels"].shape == (
+        2,
+        8,
+    )
+    for other in (
+        {"labels": ids},  # labels where there are no tokens
+        {"labels": mask},  # of twenty classes
+        {"inputs_embeds": torch.ones(2, 20, 4)},
+        {"attention_mask": torch.ones(2, 20)},
+        {"attention_mask": mask.view(2, 1, 1, 20)},
+    ):
+        batch = {"input_ids": ids, "attention_mask": mask.long(), **other}
+        assert without_padding(batch) is batch
 
 
 def test_sequence_classification_by_the_last_token(tmp_path: Path) -> None:
