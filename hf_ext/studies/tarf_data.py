@@ -153,16 +153,15 @@ def prepare(ready: Preparation) -> None:
 
 def _trained(data: Dataset, ready: Preparation) -> Trainer:
     set_seed(ready.seed)
-    model = ResNetForImageClassification(
-        ResNetConfig(
-            num_channels=data.features["pixel_values"].shape[0],
-            num_labels=data.features["labels"].num_classes,
-            embedding_size=16,
-            hidden_sizes=[16, 32, 64],
-            depths=[1, 1, 1],
-            layer_type="basic",
-        )
-    )
+    sizes: dict[str, Any] = {
+        "num_channels": data.features["pixel_values"].shape[0],
+        "num_labels": data.features["labels"].num_classes,
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+    }
+    model = ResNetForImageClassification(ResNetConfig(**sizes))
     args = arguments(
         TrainingArguments,
         steps=-1,
