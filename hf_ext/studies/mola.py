@@ -327,9 +327,10 @@ TWD = Study(
     protocol=(
         "As in the study `mola`, on a frozen backbone, with eight experts for eight tasks. *Tuned*: weight and "
         "temperature of the TwD loss are chosen along with the learning rate, of twelve combinations; the other two "
-        "have four learning rates to choose from. TwD is taken over the pairs of a batch of 32."
+        "have four learning rates to choose from. All are chosen by the mean validation accuracy of runs with four "
+        "other seeds, 1000 to 1003. TwD is taken over the pairs of a batch of 32."
     ),
-    tuning_seeds=2,
+    tuning_seeds=4,
 )
 
 STUDIES = (COMPARISON, TWD)
