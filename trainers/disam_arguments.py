@@ -1,7 +1,7 @@
-"""Arguments of DISAM."""
+"""Arguments of DISAM, and what they allow of the data and the loss."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -66,3 +66,37 @@ class DISAMArguments:
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
             parent()
+
+
+def check_data(args: Any, dataset: Any) -> None:
+    """Refuse training data without the domains that the arguments need, or that the sampler cannot balance."""
+    column, balanced = args.disam_domain_column, args.disam_domain_sampler == "balanced"
+    columns = getattr(dataset, "column_names", None)
+    needed = balanced or bool(args.disam_rho and args.disam_lambda)
+    if needed and isinstance(columns, list) and column not in columns:
+        raise ValueError(
+            f"disam_domain_column: found no column {column!r} in train_dataset, allowed are those of integers or "
+            f"names among {sorted(columns)}; disam_lambda=0 (SAM) needs none"
+        )
+    if balanced and not hasattr(dataset, "__len__"):
+        raise ValueError("disam_domain_sampler: found 'balanced' for a stream, allowed is 'random'")
+    if balanced and args.train_sampling_strategy != "random":
+        raise ValueError(
+            f"disam_domain_sampler: found 'balanced' with train_sampling_strategy={args.train_sampling_strategy!r}, "
+            "allowed is 'random' with that"
+        )
+
+
+def check_sample_losses(args: Any, *, own_loss: bool) -> None:
+    """Refuse what leaves no loss for every sample.
+
+    Args:
+        own_loss: whether the user's loss comes without a `per_sample_loss_func`.
+    """
+    for option in ("packing", "padding_free"):
+        if getattr(args, option, False):
+            raise ValueError(f"{option}: found True, allowed is False: a sequence that mixes samples has no domain")
+    if own_loss:
+        raise ValueError(
+            "compute_loss_func: found one without per_sample_loss_func, allowed are both, or disam_lambda=0"
+        )
