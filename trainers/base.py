@@ -53,6 +53,19 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def check_arguments(self) -> None:
         """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
 
+    def refuse_other_methods(self, reason: str) -> None:
+        """For a method that no other one can be combined with.
+
+        Raises:
+            ValueError: naming the others that this Trainer is made of.
+        """
+        others = {vars(kind).get("method") for kind in type(self).__mro__} - {None, self.method}
+        if others:
+            raise ValueError(
+                f"{self.method}: found it combined with {', '.join(sorted(map(str, others)))}, allowed is no other "
+                f"method: {reason}"
+            )
+
     # ---------------------------------------------------------------------------------------------- columns
     @property
     def own_columns(self) -> tuple[str, ...]:

@@ -41,44 +41,36 @@ class ForgetTerm:
     Args:
         args: with TARF's arguments.
         given: a loss of the user's own.
+        num_rows: how many rows there are to forget.
+        shifted: whether position i predicts label i + 1.
     """
 
-    def __init__(self, args: Any, given: ForgetLoss | None = None) -> None:
-        self.args = args
+    def __init__(self, args: Any, given: ForgetLoss | None = None, *, num_rows: int, shifted: bool) -> None:
+        self.args, self.num_rows, self.shifted = args, num_rows, shifted
         self.loss = given or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
         self.needs_original = bool(getattr(self.loss, "needs_original", False))
 
     def __call__(
-        self,
-        losses: Tensor,
-        logits: Tensor,
-        labels: Tensor,
-        rows: Tensor,
-        *,
-        original: Tensor | None,
-        num_rows: int,
-        shifted: bool,
+        self, logits: Tensor, labels: Tensor, rows: Tensor, original: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The values, `[B]`, and terms to log.
 
         Args:
-            losses: `[B]`.
-            logits, labels: as the losses were made from.
-            rows: where in the data to forget the samples stand.
+            logits, labels: as `per_sample_losses` takes them.
+            rows: where in the data to forget the samples stand, `[B]`.
             original: the original model's losses of all rows there, if they are needed.
-            num_rows: how many there are.
-            shifted: whether position i predicts label i + 1.
         """
+        losses = per_sample_losses(logits, labels, shift_labels=self.shifted)
+        terms = {"forget_loss": losses.mean()}
         if self.args.tarf_method == "random_labels":
-            others = random_labels(labels, rows, num_labels=logits.shape[-1], num_rows=num_rows, seed=self.args.seed)
-            return per_sample_losses(logits, others), {}
-        values = self.loss(
-            losses, None if original is None else original.to(rows.device)[rows], lengths(labels, shifted=shifted)
-        )
-        if self.args.tarf_max_forget_loss is None:
-            return values, {}
-        within = losses.detach() <= self.args.tarf_max_forget_loss
-        return torch.where(within, values, 0.0), {"capped_fraction": 1 - within.float().mean()}
+            size = {"num_labels": logits.shape[-1], "num_rows": self.num_rows}
+            return per_sample_losses(logits, random_labels(labels, rows, seed=self.args.seed, **size)), terms
+        before = None if original is None else original.to(rows.device)[rows]
+        values = self.loss(losses, before, lengths(labels, shifted=self.shifted))
+        if self.args.tarf_max_forget_loss is not None:
+            within = losses.detach() <= self.args.tarf_max_forget_loss
+            values, terms["capped_fraction"] = torch.where(within, values, 0.0), 1 - within.float().mean()
+        return values, terms
 
 
 def lengths(labels: Tensor, *, shifted: bool) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import Trainer
 from hf_ext.functional import gravity_by_label, gravity_threshold, retain_mask, retain_mask_by_label
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
 from hf_ext.trainers.paired import ROW, Numbered, load
+from hf_ext.trainers.tarf_arguments import Plan
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -137,7 +138,33 @@ class Identification:
         self.original = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
         self.retained, self.found = state.get("tarf_retained"), state.get("tarf_found", {})
 
-    def measure_original(self, trainer: Trainer, data: Mapping[str, Any], *, grouped: bool) -> None:
+    def keep(self, losses: Tensor, rows: Tensor | None) -> Tensor:
+        """tau times the losses, `[B]`, of these remaining rows."""
+        if self.retained is None or rows is None:
+            return losses
+        # where, not a product: the loss of what is left out may be infinite
+        return torch.where(self.retained.to(losses.device)[rows] > 0, losses, 0.0)
+
+    def follow(self, trainer: Trainer, plan: Plan, t: float, *, remaining: Any, forget: Any = None) -> bool:
+        """Measure what has to be known at time t: the original model's losses, then what is to be left out.
+
+        Args:
+            plan: of the run.
+            remaining: the remaining rows, as they should be looked at.
+            forget: the rows to forget, if their losses are needed.
+
+        Returns:
+            Whether it was decided just now what is left out.
+        """
+        selects = plan.selection != "none"
+        wanted = ({"remaining": remaining} if selects else {}) | ({} if forget is None else {"forget": forget})
+        self._measure_original(trainer, wanted, grouped=plan.selection == "groups")
+        decides = selects and plan.retains(t) and self.retained is None
+        if decides:
+            self._decide(trainer, remaining, selection=plan.selection)
+        return decides
+
+    def _measure_original(self, trainer: Trainer, data: Mapping[str, Any], *, grouped: bool) -> None:
         """Before the first step: losses of the original model on these data; nothing if they are known.
 
         Raises:
@@ -169,7 +196,7 @@ class Identification:
                 f"{present - 1}"
             )
 
-    def decide(self, trainer: Trainer, rows: Any, *, selection: str, features: Mapping[str, Any]) -> None:
+    def _decide(self, trainer: Trainer, rows: Any, *, selection: str) -> None:
         """At t1: what has moved most is left out from now on."""
         losses, groups = all_losses(trainer, rows, self.args.tarf_group_column)
         mask, self.found = identify(
@@ -181,7 +208,8 @@ class Identification:
             num_groups=self.args.tarf_n_hidden_groups,
         )
         self.retained = mask.to(losses.device)
-        feature: Any = features.get(self.args.tarf_group_column or "labels")
+        features: Any = getattr(trainer.train_dataset, "features", None) or {}
+        feature = features.get(self.args.tarf_group_column or "labels")
         for name in self.found.keys() & {"groups", "dropped"}:
             named = hasattr(feature, "int2str")
             self.found[name] = [feature.int2str(group) if named else str(group) for group in self.found[name]]

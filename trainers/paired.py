@@ -1,5 +1,6 @@
 """A second data set beside the one that a Trainer goes through: a batch of it with every micro-batch."""
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -8,8 +9,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
+from hf_ext.trainers.base import MethodMixin
+
 #: the column in which `Numbered` counts
 ROW = "row_in_dataset"
+#: the column in which a batch carries that of the other data set
+PAIRED = "paired_batch"
 
 
 class Numbered(Dataset):
@@ -124,3 +129,50 @@ def load(
     """A loader of these batches of rows that leaves the global random state alone."""
     generator = torch.Generator().manual_seed(seed)  # a loader seeds its workers from it, in the main process too
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=generator)
+
+
+class PairedMixin(MethodMixin):
+    """Knows where in their data set rows stand, and brings rows of a second data set along with every micro-batch."""
+
+    args: Any
+    _pairs: PairedBatches | None = None
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        return (*super().own_columns, ROW, PAIRED)
+
+    @property
+    def numbers_rows(self) -> bool:
+        """Whether the rows of a training batch say where they stand, as `ROW`."""
+        raise NotImplementedError
+
+    def get_train_dataloader(self) -> Any:
+        """Trainer's, over numbered rows where these are needed."""
+        data = self.train_dataset
+        if self.numbers_rows:
+            self.train_dataset = Numbered(data)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = data
+
+    def paired(self, batches: list[Any], dataset: Any, batch_size: int) -> list[dict[str, Any]]:
+        """The micro-batches of the update at hand, each with so many rows of `dataset` as `PAIRED`."""
+        epoch, update = divmod(self.state.global_step, updates_per_epoch(self))
+        if self._pairs is None:
+            self._pairs = PairedBatches.beside(self, dataset, batch_size)
+        pairs = self._pairs.take(epoch, update * self.args.gradient_accumulation_steps, len(batches))
+        return [{**batch, PAIRED: pair} for batch, pair in zip(batches, pairs, strict=True)]
+
+
+def updates_per_epoch(trainer: Any) -> int:
+    """Of a Trainer; before it has made its loader, as far as the data's length tells."""
+    args, data, loader = trainer.args, trainer.train_dataset, trainer.callback_handler.train_dataloader
+    if loader is not None and hasattr(loader.dataset, "__len__"):
+        batches = len(loader)
+    elif hasattr(data, "__len__"):
+        rows = trainer._train_batch_size * args.world_size
+        batches = len(data) // rows if args.dataloader_drop_last else math.ceil(len(data) / rows)
+    else:
+        return max(args.max_steps, 1)
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
+
 from hf_ext.functional import annealed_ascent_weight
 
 METHODS = ("tarf", "ga", "ft", "random_labels", "ga_ft")
@@ -96,6 +98,17 @@ class TARFArguments:
 
 # ------------------------------------------------------------------------------------------------ schedule
 @dataclass(frozen=True)
+class Update:
+    """What an optimiser step is made of; rows are those of all its micro-batches and processes."""
+
+    weight: float
+    retains: bool
+    phase: int
+    retain_rows: Tensor
+    forget_rows: Tensor
+
+
+@dataclass(frozen=True)
 class Plan:
     """What happens at time t, in epochs: the forget term has `weight(t)`, remaining data are trained on from t1 on.
 
@@ -131,6 +144,10 @@ class Plan:
     def phase(self, t: float) -> int:
         """1, identification (ascent only); 2, separation (both); 3, approximation of retraining (retaining only)."""
         return 1 if not self.retains(t) else 2 if self.weight(t) > 0 else 3
+
+    def update(self, t: float, *, retain_rows: Tensor, forget_rows: Tensor) -> Update:
+        """The update at time t, of so many rows."""
+        return Update(self.weight(t), self.retains(t), self.phase(t), retain_rows, forget_rows)
 
     @property
     def is_neutral(self) -> bool:
@@ -180,16 +197,3 @@ def plan_of(args: Any, epochs: float) -> Plan:
             "leave out is found by an ascent before tarf_t1"
         )
     return plan
-
-
-def updates_per_epoch(trainer: Any) -> int:
-    """Of a Trainer; before it has made its loader, as far as the data's length tells."""
-    args, data, loader = trainer.args, trainer.train_dataset, trainer.callback_handler.train_dataloader
-    if loader is not None and hasattr(loader.dataset, "__len__"):
-        batches = len(loader)
-    elif hasattr(data, "__len__"):
-        rows = trainer._train_batch_size * args.world_size
-        batches = len(data) // rows if args.dataloader_drop_last else math.ceil(len(data) / rows)
-    else:
-        return max(args.max_steps, 1)
-    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)

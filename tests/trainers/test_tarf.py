@@ -175,17 +175,18 @@ def test_npo_compares_with_the_original_model(vit: Callable[..., Any], data: Dat
 
 # ------------------------------------------------------------------------------------------------ identification
 class _Recording(TARFTrainer):
-    """Notes the losses of the remaining rows where they are asked for, by hand."""
+    """Notes the weights where the losses of the remaining rows are asked for."""
 
-    def _identify(self, plan: Any, t: float) -> None:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         before = self.identification.retained
         state, training = copy.deepcopy(self.model.state_dict()), self.model.training
-        super()._identify(plan, t)
+        found = super().get_batch_samples(*args, **kwargs)
         assert self.model.training == training
         if self.state.global_step == 0:
             self.first = state
         if before is None and self.identification.retained is not None:
             self.at_t1, self.step_of_t1 = state, self.state.global_step
+        return found
 
 
 @pytest.mark.parametrize("column", [None, "task_ids"])
@@ -538,7 +539,7 @@ def test_packing_and_other_methods_are_refused(vit: Callable[..., Any], data: Da
     class Both(TARFMixin, Other, Trainer):
         pass
 
-    with pytest.raises(ValueError, match="tarf_method: found it combined with mola"):
+    with pytest.raises(ValueError, match="tarf: found it combined with mola"):
         Both(vit(), _arguments(tmp_path), train_dataset=data, forget_dataset=FORGET)
 
 

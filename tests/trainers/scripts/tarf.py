@@ -7,7 +7,6 @@ from typing import Any
 from train import vit
 
 from hf_ext.trainers import TARFConfig, TARFTrainer
-from hf_ext.trainers.tarf_arguments import Plan
 
 
 class KilledWhileIdentifying(TARFTrainer):
@@ -16,10 +15,11 @@ class KilledWhileIdentifying(TARFTrainer):
     identifying = False
     looked_at = 0
 
-    def _identify(self, plan: Plan, t: float) -> None:
-        self.identifying = plan.retains(t) and self.identification.retained is None
-        super()._identify(plan, t)
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self.identifying = self.state.global_step > 0  # before, the losses of the original model are measured
+        found = super().get_batch_samples(*args, **kwargs)
         self.identifying = False
+        return found
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if self.identifying:
