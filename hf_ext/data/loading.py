@@ -9,9 +9,13 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from hf_ext.data.digits import VARIANTS, digits
+from hf_ext.data.facts import facts
 
 #: data sets that come with the package, by name: `(**options) -> DatasetDict`
-EMBEDDED: dict[str, Callable[..., DatasetDict]] = {name: partial(digits, name) for name in VARIANTS}
+EMBEDDED: dict[str, Callable[..., DatasetDict]] = {
+    **{name: partial(digits, name) for name in VARIANTS},
+    "facts": facts,
+}
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -22,7 +26,7 @@ def load(name: str, **options: Any) -> DatasetDict:
         name: an embedded name (`EMBEDDED`); a folder written by `save_to_disk`; a folder of csv, json or parquet files
             (each a split of its name), of images in class folders, or laid out like a Hub repository; one csv, json
             or parquet file; or else a Hub id. Only the last is looked up on the Hub.
-        **options: of the loader for embedded names (`digits`), of `load_from_disk` for saved folders, of
+        **options: of the loader for embedded names (`digits`, `facts`), of `load_from_disk` for saved folders, of
             `load_dataset` otherwise (where `split` and `streaming` change the type returned, as they do there).
 
     Returns:

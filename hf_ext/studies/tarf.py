@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_ext.data import MismatchSplit
 from hf_ext.data.mismatch import TASKS
-from hf_ext.metrics import gap
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
 from hf_ext.studies.tarf_data import (
     BATCH,
@@ -24,6 +22,8 @@ from hf_ext.studies.tarf_data import (
     prepare,
     split_of,
 )
+from hf_ext.studies.tarf_facts import FACTS
+from hf_ext.studies.tarf_scores import Cost, left_out_rows, outcome
 from hf_ext.studies.training import arguments, freeze_statistics, quiet
 from hf_ext.trainers import TARFConfig, TARFTrainer
 
@@ -50,12 +50,12 @@ def run(run: Run) -> Outcome:
     cost.stop()
     scores = judge(trainer, split, data)
     retrained = json.loads((run.folder / RETRAINED).read_text())[task]
-    gaps = {name: gap(found, retrained[name]) for name, found in scores.items()}
-    details = {name: scores["test"].get(name) for name in ("UA", "UA_forget", "UA_hidden", "RA", "TA", "MIA")}
-    details |= {f"{name}, retrained": retrained["test"][name] for name in ("UA", "RA", "TA", "MIA")}
-    details |= _left_out(trainer, split)
-    details["cost"] = 100 * cost.rows / (RETRAINING_EPOCHS * len(split.retain))
-    return Outcome(gaps["validation"], gaps["test"], details)
+    return outcome(
+        scores,
+        retrained,
+        cost=cost.rows / (RETRAINING_EPOCHS * len(split.retain)),
+        left_out=left_out_rows(trainer, split.hidden),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ systems
@@ -99,33 +99,6 @@ def _ascent(case: Case) -> dict[str, tuple[float, ...]]:
     """Where siblings of what is handed in are kept, forgetting has to be weaker."""
     weights = (1.0, 10.0) if case.options["task"] in HIDDEN else (0.1, 1.0)
     return {"learning_rate": (0.05, 0.2), "tarf_k": weights}
-
-
-# ------------------------------------------------------------------------------------------------ scores
-class Cost:
-    """Rows that a model is trained on from now on; of a pass without gradients a row counts a third."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.rows = 0.0
-        self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.rows += len(kwargs["pixel_values"]) * (1 if torch.is_grad_enabled() else 1 / 3)
-
-    def stop(self) -> None:
-        self._hook.remove()
-
-
-def _left_out(trainer: TARFTrainer, split: MismatchSplit) -> dict[str, float | None]:
-    """Percent of the hidden rows, and of the rows to be kept, that were left out of the remaining data."""
-    retained = trainer.identification.retained
-    if retained is None:
-        return {"hidden rows left out": None, "other rows left out": None}
-    left_out = (retained == 0).cpu().numpy()
-    return {
-        "hidden rows left out": 100 * float(left_out[split.hidden].mean()),
-        "other rows left out": 100 * float(left_out[~split.hidden].mean()),
-    }
 
 
 PROTOCOL = f"""
@@ -227,4 +200,4 @@ STUDY = Study(
     greater_is_better=False,
 )
 
-STUDIES = (STUDY,)
+STUDIES = (STUDY, FACTS)

@@ -12,10 +12,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from hf_ext.data import EMBEDDED, KeepColumns, digits, load
+from hf_ext.data import KeepColumns, digits, facts, load
+from hf_ext.data.digits import VARIANTS
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_embedded_splits(name: str) -> None:
     data = load(name)
     tasks = data["train"].features["task_ids"].names
@@ -61,7 +62,7 @@ def _plain(split: Dataset) -> np.ndarray:
     return rows["pixel_values"][rows["task_ids"] == 0].numpy()
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_size_repeats_pixels(name: str) -> None:
     small, large = digits(name)["test"][:]["pixel_values"], digits(name, size=16)["test"][:]["pixel_values"]
     assert torch.equal(large, small.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
@@ -71,6 +72,20 @@ def test_size_repeats_pixels(name: str) -> None:
 def test_size_is_checked(size: int) -> None:
     with pytest.raises(ValueError, match=f"size: found {size}, allowed are multiples of 8"):
         load("digits", size=size)
+
+
+def test_every_fact_has_one_answer_and_a_question_that_is_not_trained_on() -> None:
+    data, again, other = load("facts", seed=3), facts(seed=3), facts(seed=4)
+    assert {name: len(rows) for name, rows in data.items()} == {"train": 720, "test": 360}
+    train, test = (data[name].to_pandas() for name in ("train", "test"))
+    assert not set(train["question"]) & set(test["question"])
+    known = train.groupby(["person", "attribute"])["answer"]
+    assert known.nunique().eq(1).all() and known.size().eq(2).all()
+    asked = test.set_index(["person", "attribute"])["answer"]
+    assert len(asked) == 360 and asked.eq(known.first()).all()
+    assert (train["text"] == train["question"] + " " + train["answer"]).all()
+    assert data["train"].features["person"].num_classes == 60
+    assert data["train"][:] == again["train"][:] and data["train"][:] != other["train"][:]
 
 
 def test_local_sources(tmp_path: Path) -> None:

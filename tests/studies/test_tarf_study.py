@@ -10,9 +10,11 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_ext.data import load
-from hf_ext.studies import Preparation, reproduce
-from hf_ext.studies.tarf import STUDY, Cost
+from hf_ext.studies import Preparation, Study, reproduce
+from hf_ext.studies.tarf import STUDY
 from hf_ext.studies.tarf_data import LOOKS, build, check, split_of
+from hf_ext.studies.tarf_facts import FACTS, ONE, Facts, at_the_answer
+from hf_ext.studies.tarf_scores import Cost
 
 
 @pytest.fixture
@@ -89,9 +91,10 @@ def test_cost_counts_rows_with_and_without_gradients() -> None:
     assert cost.rows == 6 + 3
 
 
-def test_every_system_has_as_many_settings_to_choose_from() -> None:
-    for case in STUDY.cases:
-        assert {len(system.points(case)) for system in STUDY.systems} == {4}
+@pytest.mark.parametrize("study", [STUDY, FACTS], ids=lambda study: study.name)
+def test_every_system_has_as_many_settings_to_choose_from(study: Study) -> None:
+    for case in study.cases:
+        assert {len(system.points(case)) for system in study.systems} == {4}
 
 
 def test_every_system_runs(tmp_path: Path) -> None:
@@ -108,3 +111,42 @@ def test_every_system_runs(tmp_path: Path) -> None:
             assert (details["UA_hidden"] is not None) == ("target" in name)
         cost = {system: found.details["cost"][0] for system, found in systems.items()}
         assert cost["gradient ascent"] < cost["fine-tuning"] < cost["constant ascent + descent"]
+
+
+def test_facts_of_six_persons_are_handed_in_all_or_in_part() -> None:
+    facts = Facts(load("facts", seed=3), 3)
+    train = facts.parts["train"]
+    concept = facts.concept(train)
+    person, attribute = (np.asarray(train.with_format("numpy")[name][:]) for name in ("person", "attribute"))
+    assert len(np.unique(person[concept])) == 6 and concept.sum() == 6 * 6 * 2
+    one, two = facts.handed_in(train, ONE), facts.handed_in(train, ["town", "craft"])
+    assert np.array_equal(facts.handed_in(train, "all"), concept)
+    assert len(set(zip(person[one], attribute[one], strict=True))) == one.sum() == 36
+    assert (concept >= one).all() and (concept >= two).all() and set(attribute[two]) == {0, 1}
+    unseen = [set(facts.parts[name]["text"][:]) for name in ("validation", "test")]
+    assert not unseen[0] & unseen[1] and sum(map(len, unseen)) == 360
+
+
+def test_only_answers_are_learned_and_predicted() -> None:
+    facts = Facts(load("facts", seed=3), 3)
+    data = facts.parts["test"].select(range(5))
+    rows = facts.rows(data).columns
+    words = {number: word for word, number in facts.ids.items()}
+    for row, text in enumerate(data["text"][:]):
+        tokens, labels = rows["input_ids"][row], rows["labels"][row]
+        assert [words[int(token)] for token in tokens[rows["attention_mask"][row] > 0]] == text.split()
+        assert [words[int(label)] for label in labels[labels != -100]] == text.split()[-1:]
+    logits = torch.arange(rows["labels"].numel() * 2.0).reshape(5, -1, 2)
+    before = [len(text.split()) - 2 for text in data["text"][:]]  # where the answer comes next
+    assert torch.equal(at_the_answer(logits, rows["labels"]), logits[torch.arange(5), before])
+
+
+def test_every_system_forgets_facts(tmp_path: Path) -> None:
+    result = reproduce(replace(FACTS, cases=FACTS.cases[1:2]), out=tmp_path, quick=True, seeds=1)
+    (systems,) = result.cases.values()
+    assert len(systems) == len(FACTS.systems)
+    for name, found in systems.items():
+        details = {detail: values[0] for detail, values in found.details.items()}
+        four = [abs(details[one] - details[f"{one}, retrained"]) for one in ("UA", "RA", "TA", "MIA")]
+        assert found.test[0] == pytest.approx(np.mean(four))
+        assert (details["hidden rows left out"] is not None) == name.startswith("TARF")
