@@ -1,6 +1,6 @@
 """Which data are to be forgotten, and what is minimised on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,17 +163,27 @@ def check_arguments(args: Any, *, own_loss: bool) -> None:
         )
 
 
-def check_data(remaining: Any, forget: Any, identify: Any, selection: str) -> None:
+def check_data(remaining: Any, forget: Any, identify: Any, selection: str, inputs: Sequence[str]) -> None:
     """Refuse data that cannot work.
 
+    Args:
+        inputs: columns without which the model can do nothing.
+
     Raises:
-        ValueError: nothing to forget, or remaining data without a length where their rows are counted.
+        ValueError: nothing to forget, data to forget that lack an input which the remaining data have, or remaining
+            data without a length where their rows are counted.
     """
     if forget is None or not hasattr(forget, "__len__") or not len(forget):
         found = "none" if forget is None else "no rows" if hasattr(forget, "__len__") else type(forget).__name__
         raise ValueError(
             f"forget_dataset: found {found}, allowed are a data set with a length and rows, indices of rows of "
             "train_dataset, or tarf_forget_column"
+        )
+    columns = [getattr(data, "column_names", None) or () for data in (remaining, forget)]
+    if columns[1] and (missing := [name for name in inputs if name in columns[0] and name not in columns[1]]):
+        raise ValueError(
+            f"forget_dataset: found no {', '.join(missing)}, allowed are rows prepared as those of train_dataset; a "
+            "Trainer that prepares its data itself (SFTTrainer) does so if they are given as rows of it"
         )
     if selection == "none":
         return

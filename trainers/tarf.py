@@ -93,7 +93,8 @@ class TARFMixin(PairedMixin):
             return
         check_arguments(self.args, own_loss=self.label_smoother is not None or self.compute_loss_func is not None)
         self.refuse_other_methods("each would train on a loss of its own")
-        check_data(self.train_dataset, self.forget_dataset, self.identify_dataset, plan.selection)
+        needed = (self.model.main_input_name, *self.label_names)
+        check_data(self.train_dataset, self.forget_dataset, self.identify_dataset, plan.selection, needed)
         check_column(self.train_dataset, "tarf_group_column", self.args.tarf_group_column)
 
     @property

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,20 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
+from hf_ext.data import facts
 from hf_ext.functional import representation_gravity, retain_mask_by_label
 from hf_ext.trainers import MethodMixin, TARFArguments, TARFConfig, TARFMixin, TARFTrainer
 from hf_ext.trainers.forgetting import NPO, random_labels
@@ -21,11 +34,11 @@ from hf_ext.trainers.tarf_arguments import plan_of
 FORGET = list(range(0, 16))  # of the 48 rows; 32 remain
 
 
-def _arguments(out: Path, **extra: Any) -> TARFConfig:
+def _arguments(out: Path, kind: type[Any] = TARFConfig, **extra: Any) -> Any:
     defaults = {"num_train_epochs": 5, "learning_rate": 0.1, "optim": "sgd", "logging_steps": 1}
     quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no"}
     sizes = {"per_device_train_batch_size": 8, "tarf_t0": 2, "tarf_k": 0.5}
-    return TARFConfig(output_dir=str(out), **{**defaults, **quiet, **sizes, **extra})
+    return kind(output_dir=str(out), **{**defaults, **quiet, **sizes, **extra})
 
 
 NEUTRAL = {"tarf_k": 0.0, "tarf_selection": "none", "tarf_t1": 0}
@@ -417,6 +430,48 @@ def test_language_models(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.identification.original["remaining"], expected)
     with pytest.raises(ValueError, match="tarf_selection: found 'groups' without tarf_group_column"):
         TARFTrainer(_gpt2(), _arguments(tmp_path), train_dataset=data, forget_dataset=range(8)).train()
+
+
+def test_sft_trainer(tmp_path: Path) -> None:
+    """What is to be forgotten are rows of the data that SFTTrainer prepares; the rest is as in TARFTrainer."""
+    trl = pytest.importorskip("trl")
+
+    @dataclass
+    class Config(TARFArguments, trl.SFTConfig):
+        pass
+
+    class SFT(TARFMixin, trl.SFTTrainer):
+        pass
+
+    known = facts()["train"].select(range(96))
+    rows = known.rename_columns({"question": "prompt"}).map(lambda row: {"completion": " " + row["answer"]})
+    used = sorted({word for text in known["text"][:] for word in text.split()})
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[EOS]", *used])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[PAD]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[EOS]")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, eos_token_id=1, **sizes))
+    plain = copy.deepcopy(model)
+    options: dict[str, Any] = {"tarf_group_column": "person", "tarf_n_hidden_groups": 1, "bf16": False}
+    chosen = {"tarf_forget_column": "person", "tarf_forget_value": ["0"]}
+    sft = _arguments(tmp_path, Config, max_length=None, gradient_checkpointing=False, **options, **chosen)
+    trainer = SFT(model, sft, train_dataset=rows, processing_class=tokenizer)
+    assert len(trainer.forget_dataset) == 12 and set(trainer.forget_dataset["person"][:]) == {0}
+    trainer.train()
+    TARFTrainer(
+        plain,
+        _arguments(tmp_path, **options),
+        train_dataset=trainer.train_dataset,
+        forget_dataset=trainer.forget_dataset,
+        data_collator=trl.trainer.sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0),
+    ).train()
+    assert _difference(model, plain) == 0
+    assert len(trainer.identification.found["dropped"]) == 1
+    with pytest.raises(ValueError, match="forget_dataset: found no input_ids, labels, allowed are rows prepared"):
+        raw = _arguments(tmp_path, Config, max_length=None, **options)
+        SFT(plain, raw, train_dataset=rows, forget_dataset=known, processing_class=tokenizer)
 
 
 def test_iterable_data_without_identification(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
