@@ -1,7 +1,7 @@
 """What an ascent on the data to forget carries along: losses of all remaining rows before it and after it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,43 +19,61 @@ def logits_of(outputs: Any) -> Tensor:
     return outputs["logits"] if isinstance(outputs, dict) else outputs[1]
 
 
-def all_losses(trainer: Trainer, data: Any, group_column: str | None = None) -> tuple[Tensor, Tensor | None]:
-    """Loss of every row, `[N]`, and its group, `[N]`: by row number, the same in all processes, which share the work.
-
-    The model is in evaluation mode meanwhile, and no random state moves on.
+def row_batches(trainer: Any, data: Any) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """Batches of numbered rows, on the device, that the processes share; the model is in evaluation mode meanwhile.
 
     Args:
-        trainer: with a `MethodMixin` whose own columns are `ROW` and, if given, `group_column`.
+        trainer: a Trainer with a `MethodMixin` that has `ROW` among its own columns.
         data: with a length.
-        group_column: by default the labels are the groups; None is returned where these are not one class a sample.
+
+    Yields:
+        Whether the batch counts, and the batch. Every process gets as many, since sharded models work together; those
+        that do not count are repetitions.
     """
-    args, mixin = trainer.args, trainer
+    args, model = trainer.args, model_of(trainer)
     size, step = args.eval_batch_size, args.world_size
     batches = [list(range(first, min(first + size, len(data)))) for first in range(0, len(data), size)]
-    # as many for every process, since sharded models work together; what lies beyond the end is not written down
     places = range(args.process_index, math.ceil(len(batches) / step) * step, step)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="identification")
     loader = load(Numbered(data), [batches[place % len(batches)] for place in places], collate)
-    losses = torch.zeros(len(data), device=args.device)
-    groups = torch.zeros(len(data), dtype=torch.int64, device=args.device)
-    grouped = True
-    model: Any = trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model
     was_training = model.training
     model.eval()
     try:
         for place, batch in zip(places, loader, strict=True):
-            inputs: Any = trainer._prepare_inputs(batch)
-            rows, labels = mixin.batch_columns[ROW], inputs["labels"]  # type: ignore[attr-defined]
-            with torch.no_grad(), trainer.compute_loss_context_manager():
-                found = per_sample_losses(logits_of(model(**inputs)), labels, shift_labels=shifts_labels(trainer))
-            ids = mixin.batch_columns.get(group_column) if group_column else labels  # type: ignore[attr-defined]
-            grouped = grouped and ids is not None and ids.ndim == 1 and not ids.is_floating_point()
-            if place < len(batches):
-                losses[rows] = found.to(losses.dtype)
-                if grouped:
-                    groups[rows] = ids
+            yield place < len(batches), trainer._prepare_inputs(batch)
     finally:
         model.train(was_training)
+
+
+def model_of(trainer: Any) -> Any:
+    """The model to pass rows through besides training: bare, unless it is sharded."""
+    return trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model
+
+
+def all_losses(trainer: Any, data: Any, group_column: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Loss of every row, `[N]`, and its group, `[N]`: by row number, the same in all processes, which share the work.
+
+    No random state moves on.
+
+    Args:
+        trainer: as for `row_batches`, with `group_column` among its own columns, if given.
+        data: with a length.
+        group_column: by default the labels are the groups; None is returned where these are not one class a sample.
+    """
+    device, model = trainer.args.device, model_of(trainer)
+    losses = torch.zeros(len(data), device=device)
+    groups = torch.zeros(len(data), dtype=torch.int64, device=device)
+    grouped = True
+    for counts, inputs in row_batches(trainer, data):
+        rows, labels = trainer.batch_columns[ROW], inputs["labels"]
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            found = per_sample_losses(logits_of(model(**inputs)), labels, shift_labels=shifts_labels(trainer))
+        ids = trainer.batch_columns.get(group_column) if group_column else labels
+        grouped = grouped and ids is not None and ids.ndim == 1 and not ids.is_floating_point()
+        if counts:
+            losses[rows] = found.to(losses.dtype)
+            if grouped:
+                groups[rows] = ids
     return trainer.accelerator.reduce(losses), trainer.accelerator.reduce(groups) if grouped else None
 
 

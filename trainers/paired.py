@@ -135,6 +135,7 @@ class PairedMixin(MethodMixin):
     """Knows where in their data set rows stand, and brings rows of a second data set along with every micro-batch."""
 
     args: Any
+    model: Any
     _pairs: PairedBatches | None = None
 
     @property

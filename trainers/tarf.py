@@ -16,7 +16,8 @@ from transformers import Trainer, TrainingArguments
 from hf_ext.trainers.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_column, check_data, split_rows
 from hf_ext.trainers.identification import Identification, logits_of
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
-from hf_ext.trainers.paired import PAIRED, ROW, PairedMixin, updates_per_epoch
+from hf_ext.trainers.paired import PAIRED, ROW, updates_per_epoch
+from hf_ext.trainers.saliency import SaliencyMixin
 from hf_ext.trainers.tarf_arguments import Plan, TARFArguments, Update, plan_of
 
 
@@ -25,7 +26,7 @@ class TARFConfig(TARFArguments, TrainingArguments):
     """`TrainingArguments` with the arguments of TARF."""
 
 
-class TARFMixin(PairedMixin):
+class TARFMixin(SaliencyMixin):
     """Unlearns the forget data while training on the remaining data, `train_dataset`.
 
     Loss of an update: `k(t) * mean of (-loss) over forget rows + sum of (tau * loss) over remaining rows / their
@@ -55,7 +56,6 @@ class TARFMixin(PairedMixin):
     """
 
     args: Any  # TrainingArguments with TARFArguments mixed in
-    model: Any
     method = "tarf"
 
     def __init__(
@@ -116,13 +116,12 @@ class TARFMixin(PairedMixin):
         t = plan.time(self.state.global_step, updates_per_epoch(self))
         looked_at = self.train_dataset if self.identify_dataset is None else self.identify_dataset
         forget = self.forget_dataset if self._forget_term.needs_original else None
-        found = self.identification
-        if found.follow(self, plan, t, remaining=looked_at, forget=forget) and self.card is not None:
-            self.card.add_fact("identified", found.found)
+        if self.identification.follow(self, plan, t, remaining=looked_at, forget=forget) and self.card is not None:
+            self.card.add_fact("identified", self.identification.found)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
-            size = self.args.tarf_forget_batch_size or self._train_batch_size
-            batches = self.paired(batches, self.forget_dataset, size)
+            batch_size = self.args.tarf_forget_batch_size or self._train_batch_size
+            batches = self.paired(batches, self.forget_dataset, batch_size)
             counts[1] = sum(len(batch[PAIRED][ROW]) for batch in batches)
         rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
         self._update = plan.update(t, retain_rows=rows[0], forget_rows=rows[1])

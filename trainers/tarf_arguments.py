@@ -36,6 +36,8 @@ class TARFArguments:
             the number of classes is sensible.
         tarf_forget_loss: `"ascent"`, or `"npo"`, negative preference optimisation, which is bounded.
         tarf_npo_beta: its temperature.
+        tarf_saliency: share of the weights that may change, those with the largest gradients on the data to forget;
+            by default all. SalUn is `tarf_method="random_labels"` with 0.5.
     """
 
     tarf_method: Literal["tarf", "ga", "ft", "random_labels", "ga_ft"] = field(
@@ -63,6 +65,7 @@ class TARFArguments:
     tarf_max_forget_loss: float | None = field(default=None, metadata={"help": "Cap of the ascent, per sample."})
     tarf_forget_loss: Literal["ascent", "npo"] = field(default="ascent", metadata={"help": "What is minimised there."})
     tarf_npo_beta: float = field(default=0.1, metadata={"help": "Temperature of npo."})
+    tarf_saliency: float | None = field(default=None, metadata={"help": "Share of the weights that may change."})
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -82,13 +85,14 @@ class TARFArguments:
             ("tarf_forget_batch_size", 1, False),
             ("tarf_max_forget_loss", 0, True),
             ("tarf_npo_beta", 0, True),
-            ("tarf_top_fraction", 0, True),
         ):
             value = getattr(self, name)
             if value is not None and not (value > low if strict else value >= low):
                 raise ValueError(f"{name}: found {value!r}, allowed are values {'>' if strict else '>='} {low}")
-        if self.tarf_top_fraction > 1:
-            raise ValueError(f"tarf_top_fraction: found {self.tarf_top_fraction!r}, allowed are numbers in (0, 1]")
+        for name in ("tarf_top_fraction", "tarf_saliency"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}: found {value!r}, allowed are numbers in (0, 1]")
         if self.tarf_forget_value is not None and self.tarf_forget_column is None:
             raise ValueError("tarf_forget_column: found none with tarf_forget_value, allowed is the column's name")
         parent = getattr(super(), "__post_init__", None)

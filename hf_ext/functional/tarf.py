@@ -11,6 +11,7 @@ I_con the "representation gravity". The objective at time t (Eq. 3) is
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ __all__ = [
     "representation_gravity",
     "retain_mask",
     "retain_mask_by_label",
+    "saliency_masks",
     "tarf_loss",
     "tarf_phase",
     "unlearning_gap",
@@ -227,6 +229,29 @@ def npo_loss(losses: Tensor, original_losses: Tensor, *, beta: float = 0.1) -> T
     if beta <= 0:
         raise ValueError(f"beta: found {beta!r}, allowed are numbers > 0")
     return 2 / beta * F.softplus(beta * (_at_least_float32(original_losses) - _at_least_float32(losses)))
+
+
+def saliency_masks(gradients: Sequence[Tensor], *, share: float) -> list[Tensor]:
+    r"""Weight saliency of SalUn (Fan et al., ICLR 2024, https://arxiv.org/abs/2310.12508, Eq. 3), `1(|g| >= gamma)`.
+
+    Args:
+        gradients: of the loss on the data to forget, by parameter, at the original weights.
+        share: of all weights, those with the largest gradients, that may change; gamma follows from it.
+
+    Returns:
+        Boolean masks of the gradients' shapes. Weights whose gradient ties with the smallest one taken are in too.
+
+    Raises:
+        ValueError: no gradients, or a share outside (0, 1].
+    """
+    if not gradients or not 0 < share <= 1:
+        raise ValueError(
+            f"share: found {share!r} of {len(gradients)} gradients, allowed are numbers in (0, 1] of some"
+        )
+    sizes = torch.cat([_at_least_float32(gradient).abs().flatten() for gradient in gradients])
+    left_alone = len(sizes) - max(round(share * len(sizes)), 1)
+    gamma = sizes.kthvalue(left_alone + 1).values
+    return [_at_least_float32(gradient).abs() >= gamma for gradient in gradients]
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

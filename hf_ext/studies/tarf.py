@@ -31,7 +31,7 @@ EPOCHS = 6
 FORGET_BATCH = 12
 CAP = 7.0  # three times the logarithm of ten classes
 HIDDEN = ("target_mismatch", "data_mismatch")  # where a part of the concept is hidden in the remaining data
-GA, FT, RANDOM = "gradient ascent", "fine-tuning", "random labels"
+GA, FT, RANDOM, SALUN = "gradient ascent", "fine-tuning", "random labels", "SalUn"
 CONSTANT, SHORT, TARF = "constant ascent + descent", "retraining, cut short", "TARF"
 
 
@@ -120,6 +120,8 @@ PROTOCOL = f"""
   TARF's identification takes two such passes over the remaining data.
 - **BatchNorm** layers keep the original model's running statistics in all systems but the one from scratch: a batch of
   rows to forget has others, and the ranking at t1 would show that.
+- **SalUn** (Fan et al., ICLR 2024) is *random labels* where only the half of the weights may change that has the
+  largest gradients of the loss on what is handed in.
 - **What each system knows.** All: which rows are handed in. TARF too: whether something is hidden, and how many of the
   model's labels that is, as in the paper. Where nothing is hidden it leaves nothing out and starts retaining at
   once. None knows which rows are hidden. *{SHORT.capitalize()}* trains a new model on the remaining data, at the
@@ -180,6 +182,9 @@ STUDY = Study(
         System(FT, {"tarf_method": "ft"}, {"learning_rate": (0.02, 0.05, 0.1, 0.2)}),
         System(RANDOM, {"tarf_method": "random_labels"}, {"learning_rate": (0.01, 0.05, 0.1, 0.2)}),
         System(
+            SALUN, {"tarf_method": "random_labels", "tarf_saliency": 0.5}, {"learning_rate": (0.01, 0.05, 0.1, 0.2)}
+        ),
+        System(
             CONSTANT,
             {"tarf_method": "ga_ft", "tarf_max_forget_loss": CAP},
             _ascent,
@@ -192,7 +197,7 @@ STUDY = Study(
             is_method=True,
         ),
     ),
-    comparisons=tuple(Comparison(TARF, baseline) for baseline in (GA, FT, RANDOM, CONSTANT, SHORT)),
+    comparisons=tuple(Comparison(TARF, baseline) for baseline in (GA, FT, RANDOM, SALUN, CONSTANT, SHORT)),
     check=check,
     prepare=prepare,
     run=run,

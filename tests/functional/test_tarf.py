@@ -21,6 +21,7 @@ from hf_ext.functional import (
     representation_gravity,
     retain_mask,
     retain_mask_by_label,
+    saliency_masks,
     tarf_loss,
     tarf_phase,
     unlearning_gap,
@@ -275,3 +276,23 @@ def test_the_threshold_is_the_lowest_of_the_best(seed: int, members: int, others
     threshold, share = confidence_attack(inside, outside, targets)
     assert threshold.item() == best
     assert share.item() == pytest.approx((targets < best).float().mean().item())
+
+
+# ------------------------------------------------------------------------------------------------ saliency
+@given(st.integers(0, 10_000), st.integers(1, 40), st.floats(0.01, 1))
+def test_the_most_salient_weights_are_a_share_of_all(seed: int, size: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gradients = [torch.randn(size, 2, generator=generator), torch.randn(3, generator=generator)]
+    masks = saliency_masks(gradients, share=share)
+    assert [mask.shape for mask in masks] == [gradient.shape for gradient in gradients]
+    chosen, sizes = torch.cat([mask.flatten() for mask in masks]), torch.cat([g.abs().flatten() for g in gradients])
+    assert chosen.sum() == max(round(share * len(sizes)), 1)
+    assert chosen.all() or sizes[chosen].min() > sizes[~chosen].max()
+
+
+def test_half_of_the_weights_by_hand() -> None:
+    masks = saliency_masks([torch.tensor([[-4.0, 1.0]]), torch.tensor([2.0, 3.0])], share=0.5)
+    assert masks[0].tolist() == [[True, False]] and masks[1].tolist() == [False, True]
+    for share, gradients in ((0.0, [torch.ones(2)]), (1.5, [torch.ones(2)]), (0.5, [])):
+        with pytest.raises(ValueError, match=f"share: found {share} of {len(gradients)} gradients"):
+            saliency_masks(gradients, share=share)
