@@ -3,7 +3,7 @@
 DISAM, domain-inspired sharpness-aware minimization (Zhang et al., ICLR 2024, arXiv:2405.18861).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,11 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.data.columns import holds_text
 from hf_ext.data.samplers import BalancedSampler
-from hf_ext.functional import sam_perturbation
 from hf_ext.trainers.ascent import DomainAscent
-from hf_ext.trainers.disam_arguments import DISAMArguments, check_data, check_sample_losses
+from hf_ext.trainers.disam_arguments import DISAMArguments, check_data, check_sample_losses, sharpness_rule
 from hf_ext.trainers.domains import Domains, domains_of_rows
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
-from hf_ext.trainers.sharpness import SharpnessMixin
+from hf_ext.trainers.sharpness import SharpnessMixin, SharpnessRule
 
 
 @dataclass
@@ -108,15 +107,12 @@ class DISAMMixin(SharpnessMixin):
 
     # ---------------------------------------------------------------------------------------------- the first pass
     @property
-    def perturbs(self) -> bool:
-        return bool(self.args.disam_rho)
+    def rule(self) -> SharpnessRule | None:
+        return sharpness_rule(self.args)
 
     @property
     def shares_perturbation(self) -> bool:
         return bool(self.args.disam_sync_perturbation)
-
-    def perturbation(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-        return sam_perturbation(params, grads, rho=self.args.disam_rho, adaptive=self.args.disam_adaptive)
 
     def begin_ascent(self, micro_batches: list[dict[str, Any]]) -> bool:
         column = self.args.disam_domain_column

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hf_ext.trainers.sharpness import SharpnessRule
+
+_ALPHA = {"sam": 0.0, "gsam": 0.4, "sagm": 0.001}
+
 
 @dataclass
 class DISAMArguments:
@@ -11,6 +15,9 @@ class DISAMArguments:
     Args:
         disam_rho: length of the perturbation; 0 is the plain Trainer.
         disam_lambda: weight of the variance of the domains' losses in the ascent; 0 is SAM, which needs no domains.
+        disam_sharpness: `"sam"`; `"gsam"`, which lowers the surrogate gap too; `"sagm"`, which brings the gradients of
+            both passes into line. These two keep one more gradient.
+        disam_alpha: of GSAM, 0.4 by default, or SAGM, 0.001.
         disam_adaptive: measure the perturbation relative to the weights (ASAM).
         disam_domain_column: data set column of the domains, integers or names.
         disam_domain_weights: `"global"`, from the domains' losses in the whole batch of the update, which takes one
@@ -25,6 +32,10 @@ class DISAMArguments:
     disam_lambda: float = field(
         default=0.1, metadata={"help": "Weight of the variance of the domains' losses in the ascent; 0 is SAM."}
     )
+    disam_sharpness: Literal["sam", "gsam", "sagm"] = field(
+        default="sam", metadata={"help": "'sam', or what else is made of the two gradients: 'gsam', 'sagm'."}
+    )
+    disam_alpha: float | None = field(default=None, metadata={"help": "Of GSAM (0.4) or SAGM (0.001)."})
     disam_adaptive: bool = field(
         default=False, metadata={"help": "Measure the perturbation relative to the weights (ASAM)."}
     )
@@ -57,15 +68,30 @@ class DISAMArguments:
             raise ValueError(f"disam_running_decay: found {self.disam_running_decay}, allowed are numbers in [0, 1)")
         if self.disam_num_domains is not None and self.disam_num_domains < 1:
             raise ValueError(f"disam_num_domains: found {self.disam_num_domains}, allowed are integers >= 1")
-        choices = {"disam_domain_weights": ("global", "running"), "disam_domain_sampler": ("random", "balanced")}
+        if self.disam_alpha is not None and (self.disam_sharpness == "sam" or not self.disam_alpha >= 0):
+            raise ValueError(
+                f"disam_alpha: found {self.disam_alpha} with disam_sharpness={self.disam_sharpness!r}, allowed are "
+                "numbers >= 0 with 'gsam' and 'sagm'"
+            )
+        choices: dict[str, tuple[str, ...]] = {
+            "disam_sharpness": tuple(_ALPHA),
+            "disam_domain_weights": ("global", "running"),
+            "disam_domain_sampler": ("random", "balanced"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r}, allowed are {allowed[0]!r} and {allowed[1]!r}"
-                )
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(map(repr, allowed))}")
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
             parent()
+
+
+def sharpness_rule(args: Any) -> SharpnessRule | None:
+    """What these arguments make of the two gradients; None without a perturbation."""
+    if not args.disam_rho:
+        return None
+    alpha = _ALPHA[args.disam_sharpness] if args.disam_alpha is None else args.disam_alpha
+    return SharpnessRule(args.disam_sharpness, args.disam_rho, alpha, args.disam_adaptive)
 
 
 def check_data(args: Any, dataset: Any) -> None:

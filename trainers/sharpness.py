@@ -4,27 +4,58 @@ Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generaliza
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hf_ext.functional import gsam_descent, sagm_descent, sagm_perturbation, sam_perturbation
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.passes import average_over_processes, same_randomness
+
+
+@dataclass(frozen=True)
+class SharpnessRule:
+    """Where the weights are perturbed to, and what is descended along from there; see `hf_ext.functional.disam`.
+
+    Args:
+        kind: `"sam"`; `"gsam"` and `"sagm"` use the gradient of the first pass again, and keep it until then.
+        rho: length of the perturbation.
+        alpha: of GSAM and SAGM.
+        adaptive: measure the perturbation relative to the weights (ASAM).
+    """
+
+    kind: Literal["sam", "gsam", "sagm"]
+    rho: float
+    alpha: float = 0.0
+    adaptive: bool = False
+
+    def perturbation(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        """What is added to the weights, given the gradient of the first pass."""
+        if self.kind == "sagm":
+            return sagm_perturbation(params, grads, rho=self.rho, alpha=self.alpha, adaptive=self.adaptive)
+        return sam_perturbation(params, grads, rho=self.rho, adaptive=self.adaptive)
+
+    def descent(self, perturbed: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        """What is descended along instead of the second pass's gradient, given both."""
+        return (
+            sagm_descent(perturbed, grads) if self.kind == "sagm" else gsam_descent(perturbed, grads, alpha=self.alpha)
+        )
 
 
 class SharpnessMixin(MethodMixin):
     """Every update takes two passes over its micro-batches, with the same random numbers (dropout) in both.
 
-    The first, at the weights as they are, gives the gradient that `perturbation` makes a step of. The second, at the
-    perturbed weights, is the step of the Trainer that this is mixed with. Then the weights are put back, bit for bit,
-    and the optimizer steps. Statistics of BatchNorm are those of the first pass. A mixin says by `perturbs` and
-    `perturbation` how, and may change the loss of the first pass, which lies between `begin_ascent` and `end_ascent`.
+    The first, at the weights as they are, gives the gradient that `rule` makes a step of. The second, at the perturbed
+    weights, is the step of the Trainer that this is mixed with. Then the weights are put back, bit for bit, and the
+    optimizer steps. Statistics of BatchNorm are those of the first pass. A mixin says by `rule` how, and may change
+    the loss of the first pass, which lies between `begin_ascent` and `end_ascent`.
 
     Raises:
-        ValueError: at construction, for sharded parameters (FSDP, DeepSpeed), several GPUs in one process, and
-            optimizers that step during the backward pass.
+        ValueError: at construction, for sharded parameters (FSDP, DeepSpeed), several GPUs in one process,
+            optimizers that step during the backward pass, and SAGM with scaled losses (fp16).
     """
 
     args: Any
@@ -34,22 +65,19 @@ class SharpnessMixin(MethodMixin):
         self._window: list[dict[str, Any]] = []
         self._position = 0
         self._clean: list[tuple[Tensor, Tensor]] = []
+        self._first: list[tuple[Tensor, Tensor]] = []  # weights and their gradients in the first pass
         super().__init__(*args, **kwargs)
 
     # ---------------------------------------------------------------------------------------------- of the method
     @property
-    def perturbs(self) -> bool:
-        """Whether there is a first pass at all."""
+    def rule(self) -> SharpnessRule | None:
+        """How the weights are perturbed; None for no first pass at all."""
         raise NotImplementedError
 
     @property
     def shares_perturbation(self) -> bool:
         """Whether all processes take one perturbation, from the gradient of all."""
         return True
-
-    def perturbation(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-        """What is added to the weights, given the gradient of the first pass."""
-        raise NotImplementedError
 
     def begin_ascent(self, micro_batches: list[dict[str, Any]]) -> bool:
         """Called before the first pass; returns whether it needs all losses before it differentiates any.
@@ -63,7 +91,7 @@ class SharpnessMixin(MethodMixin):
 
     def check_arguments(self) -> None:
         super().check_arguments()
-        if not self.perturbs:
+        if self.rule is None:
             return
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
@@ -75,6 +103,8 @@ class SharpnessMixin(MethodMixin):
         optim = str(getattr(self.args.optim, "value", self.args.optim))
         if "lomo" in optim or "layerwise" in optim:
             raise ValueError(f"optim: found {optim!r}, allowed are those that do not step during the backward pass")
+        if self.rule.kind == "sagm" and self.accelerator.scaler is not None:
+            raise ValueError("fp16: found True with SAGM, whose step depends on the loss's scale, allowed is bf16")
 
     # ---------------------------------------------------------------------------------------------- training
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,20 +122,22 @@ class SharpnessMixin(MethodMixin):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Trainer's step, at the perturbed weights; the update's first one perturbs them, its last puts them back."""
-        if not self.perturbs:
+        rule = self.rule
+        if rule is None:
             return super().training_step(model, inputs, num_items_in_batch)
         if self._position == 0:
-            self._perturb(model, num_items_in_batch)
+            self._perturb(model, rule, num_items_in_batch)
         self._position += 1
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self._position == len(self._window):
+            self._set_descent(rule)
             self._put_back()
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return super().floating_point_ops(inputs) * (2 if self.perturbs else 1)
+        return super().floating_point_ops(inputs) * (1 if self.rule is None else 2)
 
-    def _perturb(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
+    def _perturb(self, model: nn.Module, rule: SharpnessRule, num_items_in_batch: Tensor | int | None) -> None:
         step = super().training_step
         micro_batches = self._window
         model.train()
@@ -128,7 +160,7 @@ class SharpnessMixin(MethodMixin):
         finally:
             self.end_ascent()
         self._clean = statistics
-        self._move_weights(model)
+        self._move_weights(model, rule)
         model.zero_grad()
 
     @torch.no_grad()
@@ -139,13 +171,22 @@ class SharpnessMixin(MethodMixin):
             self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
 
     @torch.no_grad()
-    def _move_weights(self, model: nn.Module) -> None:
-        shared = self.accelerator.num_processes > 1 and self.shares_perturbation
-        params: list[Tensor] = [p for p in model.parameters() if p.requires_grad and (shared or p.grad is not None)]
+    def _move_weights(self, model: nn.Module, rule: SharpnessRule) -> None:
+        several = self.accelerator.num_processes > 1
+        shared, kept = several and self.shares_perturbation, rule.kind != "sam"
+        everywhere = shared or (several and kept)
+        params: list[Tensor] = [
+            p for p in model.parameters() if p.requires_grad and (everywhere or p.grad is not None)
+        ]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if shared:
             average_over_processes(grads)
-        steps = self.perturbation(params, grads)
+        if kept:
+            first = [grad.clone() for grad in grads]
+            if several and not shared:
+                average_over_processes(first)
+            self._first = list(zip(params, first, strict=True))
+        steps = rule.perturbation(params, grads)
         self._clean += [(param, param.detach().clone()) for param in params]
         if params:
             torch._foreach_add_(params, tuple(steps))
@@ -153,7 +194,22 @@ class SharpnessMixin(MethodMixin):
             self.record(perturbation_norm=torch.linalg.vector_norm(torch.stack(norms)))
 
     @torch.no_grad()
+    def _set_descent(self, rule: SharpnessRule) -> None:
+        """Both passes' gradients are known: put what the rule makes of them where the optimizer looks."""
+        if not self._first:
+            return
+        params, first = zip(*self._first, strict=True)
+        self._first = []
+        perturbed = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+        for param, grad in zip(params, rule.descent(perturbed, first), strict=True):
+            if param.grad is None:
+                param.grad = grad
+            else:
+                param.grad.copy_(grad)
+
+    @torch.no_grad()
     def _put_back(self) -> None:
+        self._first = []
         if self._clean:
             changed, clean = zip(*self._clean, strict=True)
             self._clean = []

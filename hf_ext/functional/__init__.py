@@ -9,6 +9,9 @@ from hf_ext.functional.disam import (
     domain_mean_losses,
     domain_sums,
     domain_variance_weights,
+    gsam_descent,
+    sagm_descent,
+    sagm_perturbation,
     sam_perturbation,
 )
 from hf_ext.functional.divbs import (
@@ -62,6 +65,7 @@ __all__ = [
     "gradient_norms",
     "gravity_by_label",
     "gravity_threshold",
+    "gsam_descent",
     "logit_residuals",
     "lora_mixture_conv2d",
     "lora_mixture_linear",
@@ -70,6 +74,8 @@ __all__ = [
     "retain_mask",
     "retain_mask_by_label",
     "router_routing",
+    "sagm_descent",
+    "sagm_perturbation",
     "saliency_masks",
     "sam_perturbation",
     "sequence_gradients",

@@ -135,5 +135,42 @@ def sam_perturbation(
     return list(torch._foreach_mul(grads, scale.to(grads[0])))
 
 
+def sagm_perturbation(
+    params: Sequence[Tensor], grads: Sequence[Tensor], *, rho: float, alpha: float, adaptive: bool = False
+) -> list[Tensor]:
+    """That of SAGM (Wang et al., CVPR 2023, arXiv:2303.03108, Eq. 7), `eps = (rho / ||g|| - alpha) g`.
+
+    It does depend on the gradient's scale, unlike `sam_perturbation`, whose other arguments and result it has.
+
+    Args:
+        params, grads, rho, adaptive: as there.
+        alpha: step against the gradient, which brings the gradients at `w` and at `w + eps` into line.
+    """
+    steps = sam_perturbation(params, grads, rho=rho, adaptive=adaptive)
+    return [step - alpha * grad.detach() for step, grad in zip(steps, grads, strict=True)]
+
+
+def sagm_descent(perturbed: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    """What SAGM descends along: the mean of the gradients at `w + eps` and at `w`."""
+    return [(one + other) / 2 for one, other in zip(perturbed, grads, strict=True)]
+
+
+def gsam_descent(perturbed: Sequence[Tensor], grads: Sequence[Tensor], *, alpha: float) -> list[Tensor]:
+    """What GSAM (Zhuang et al., ICLR 2022, arXiv:2203.08065, Alg. 1) descends along, `p - alpha g_orthogonal`.
+
+    To first order, what is added lowers the surrogate gap, the perturbed loss minus the loss, and leaves the perturbed
+    loss as it is.
+
+    Args:
+        perturbed: gradients `p` at `w + eps`.
+        grads: gradients `g` at `w`, of which the part orthogonal to `p` is taken, over all tensors at once.
+        alpha: its weight.
+    """
+    pairs = [(at_least_float32(p), at_least_float32(g)) for p, g in zip(perturbed, grads, strict=True)]
+    along, size = sum((p * g).sum() for p, g in pairs), sum(p.square().sum() for p, _ in pairs)
+    share = torch.as_tensor(along / (size + 1e-24))
+    return [p - alpha * (g - share.to(p) * p) for p, g in zip(perturbed, grads, strict=True)]
+
+
 def _norm_dtype(grads: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(grad.dtype == torch.float64 for grad in grads) else torch.float32

@@ -18,6 +18,9 @@ from hf_ext.functional import (
     domain_mean_losses,
     domain_sums,
     domain_variance_weights,
+    gsam_descent,
+    sagm_descent,
+    sagm_perturbation,
     sam_perturbation,
 )
 
@@ -126,6 +129,26 @@ def test_the_perturbation_ignores_the_gradients_scale() -> None:
     once = sam_perturbation(params, grads, rho=0.1)
     scaled = sam_perturbation(params, [grad * 65536 for grad in grads], rho=0.1)
     torch.testing.assert_close(once, scaled)
+
+
+def test_what_gsam_adds_is_orthogonal_to_the_perturbed_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, perturbed = ([torch.randn(shape, generator=generator) for shape in ((3, 2), (4,))] for _ in range(2))
+    added = [new - old for new, old in zip(gsam_descent(perturbed, first, alpha=0.7), perturbed, strict=True)]
+    inner = sum((a * p).sum() for a, p in zip(added, perturbed, strict=True))
+    assert abs(float(inner)) < 1e-5
+    descends = sum((a * g).sum() for a, g in zip(added, first, strict=True))
+    assert float(descends) < 0  # descending along it raises the loss, so that the gap shrinks
+    for one, other in zip(gsam_descent(perturbed, first, alpha=0.0), perturbed, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_sagm_by_hand() -> None:
+    params, grads = [torch.zeros(2)], [torch.tensor([3.0, 4.0])]
+    (step,) = sagm_perturbation(params, grads, rho=0.5, alpha=0.01)
+    torch.testing.assert_close(step, torch.tensor([3.0, 4.0]) * (0.5 / 5 - 0.01))
+    (descent,) = sagm_descent([torch.tensor([1.0, 0.0])], grads)
+    assert descent.tolist() == [2.0, 2.0]
 
 
 def test_edge_cases() -> None:

@@ -57,7 +57,9 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def _by_hand(model: torch.nn.Module, rows: Dataset, *, rho: float, lambda_: float, adaptive: bool) -> None:
+def _by_hand(
+    model: torch.nn.Module, rows: Dataset, *, rho: float, lambda_: float, adaptive: bool, sharpness: str = "sam"
+) -> None:
     """One step of SGD with learning rate 0.1 on all rows, straight from the equations."""
     batch = rows[:]
     params = list(model.parameters())
@@ -66,11 +68,22 @@ def _by_hand(model: torch.nn.Module, rows: Dataset, *, rho: float, lambda_: floa
         return F.cross_entropy(model(pixel_values=batch["pixel_values"]).logits, batch["labels"], reduction="none")
 
     grads = torch.autograd.grad(disam_ascent_loss(losses(), batch["domain_ids"], lambda_=lambda_), params)
+    first = torch.cat([grad.flatten() for grad in grads])
     clean = [param.detach().clone() for param in params]
     with torch.no_grad():
         for param, step in zip(params, sam_perturbation(params, grads, rho=rho, adaptive=adaptive), strict=True):
             param += step
+        if sharpness == "sagm":
+            for param, grad in zip(params, grads, strict=True):
+                param -= 0.3 * grad
     grads = torch.autograd.grad(losses().mean(), params)
+    if sharpness != "sam":
+        second = torch.cat([grad.flatten() for grad in grads])
+        apart = first - (first @ second) / second.square().sum() * second
+        whole = (first + second) / 2 if sharpness == "sagm" else second - 0.3 * apart
+        grads = [
+            one.view_as(param) for one, param in zip(whole.split([p.numel() for p in params]), params, strict=True)
+        ]
     with torch.no_grad():
         for param, before, grad in zip(params, clean, grads, strict=True):
             param.copy_(before - 0.1 * grad)
@@ -78,10 +91,14 @@ def _by_hand(model: torch.nn.Module, rows: Dataset, *, rho: float, lambda_: floa
 
 # ------------------------------------------------------------------------------------------------ the step
 @pytest.mark.parametrize(("batch", "accumulation"), [(48, 1), (12, 4)])
-@pytest.mark.parametrize(("lambda_", "adaptive"), [(0.0, False), (2.0, False), (2.0, True)])
+@pytest.mark.parametrize(
+    ("lambda_", "adaptive", "sharpness"),
+    [(0.0, False, "sam"), (2.0, False, "sam"), (2.0, True, "sam"), (2.0, True, "gsam"), (2.0, True, "sagm")],
+)
 def test_a_step_is_the_equations(
     lambda_: float,
     adaptive: bool,
+    sharpness: str,
     batch: int,
     accumulation: int,
     vit: Callable[..., Any],
@@ -100,8 +117,10 @@ def test_a_step_is_the_equations(
         disam_rho=0.5,
         disam_lambda=lambda_,
         disam_adaptive=adaptive,
+        disam_sharpness=sharpness,
+        disam_alpha=None if sharpness == "sam" else 0.3,
     ).train()
-    _by_hand(expected, rows, rho=0.5, lambda_=lambda_, adaptive=adaptive)
+    _by_hand(expected, rows, rho=0.5, lambda_=lambda_, adaptive=adaptive, sharpness=sharpness)
     assert _difference(trained, expected) < 1e-6
     _by_hand(plain := vit(), rows, rho=0.0, lambda_=0.0, adaptive=False)
     assert _difference(trained, plain) > 1e-4
@@ -277,6 +296,8 @@ def test_the_balanced_sampler(vit: Callable[..., Any], rows: Dataset, tmp_path: 
         ({"disam_domain_sampler": "even"}, "disam_domain_sampler: found 'even'"),
         ({"disam_running_decay": 1.0}, "disam_running_decay: found 1.0"),
         ({"disam_num_domains": 0}, "disam_num_domains: found 0"),
+        ({"disam_sharpness": "asam"}, "disam_sharpness: found 'asam', allowed are 'sam', 'gsam', 'sagm'"),
+        ({"disam_alpha": 0.1}, "disam_alpha: found 0.1 with disam_sharpness='sam'"),
         ({"disam_domain_column": "style"}, "disam_domain_column: found no column 'style' in train_dataset"),
         ({"disam_domain_column": "pixel_values"}, "pixel_values: found float32 values"),
         ({"optim": "lomo"}, "optim: found 'lomo'"),
@@ -348,17 +369,18 @@ def test_a_compiled_model(vit: Callable[..., Any], rows: Dataset, tmp_path: Path
 
 def test_lora_alone_is_perturbed(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:
     model = get_peft_model(vit(), LoraConfig(target_modules=["q_proj", "fc1"], r=2, init_lora_weights=False))
-    trainer = _disam(model, tmp_path, rows, disam_rho=0.5, max_steps=2)
     perturbed: set[str] = set()
-    move = trainer._move_weights
 
-    def watching(wrapped: Any) -> None:
-        before = {name: value.clone() for name, value in model.named_parameters()}
-        move(wrapped)
-        perturbed.update(name for name, value in model.named_parameters() if not torch.equal(value, before[name]))
+    class Watching(DISAMTrainer):
+        def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+            self.before = {name: value.clone() for name, value in model.named_parameters()}
+            return super().get_batch_samples(*args, **kwargs)
 
-    trainer._move_weights = watching  # type: ignore[method-assign]
-    trainer.train()
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            perturbed.update(name for name, value in model.named_parameters() if (value != self.before[name]).any())
+            return super().compute_loss(*args, **kwargs)
+
+    Watching(model, DISAMConfig(**_options(tmp_path, disam_rho=0.5, max_steps=2)), train_dataset=rows).train()
     assert perturbed == {name for name, value in model.named_parameters() if value.requires_grad}
 
 

@@ -41,6 +41,8 @@ TWO_PROCESSES = {
     "mola router": Case("mola", options=_ROUTER),
     "mola router, sum": Case("mola", {"mola_task_reduction": "sum"}, _ROUTER),
     "disam": Case("disam", _DISAM),
+    "disam, gsam": Case("disam", {**_DISAM, "disam_sharpness": "gsam", "gradient_accumulation_steps": 2}),
+    "disam, sagm": Case("disam", {**_DISAM, "disam_sharpness": "sagm", "disam_alpha": 0.1}),
     "disam running": Case("disam", {**_DISAM, "disam_domain_weights": "running"}),
     "disam accumulating": Case("disam", {**_DISAM, "gradient_accumulation_steps": 2}),
     "disam balanced": Case("disam", {**_DISAM, "disam_domain_sampler": "balanced"}),
