@@ -41,6 +41,9 @@ class DivBSMixin(MethodMixin):
     The metrics at the end count rows of both kinds: `train_candidates` and `train_kept`, each `_per_second` too;
     Trainer's `train_samples_per_second` is of the kept ones.
 
+    A BatchNorm takes its statistics from the selected rows, which are not like those of a test: that can cost more
+    than the selection gains (study `divbs-norm`).
+
     Token columns that are padding in all selected rows are left out (rounded to 8, not under `torch_compile`).
 
     Random draws depend on `seed` and the step alone: a resumed run goes on bit for bit. A `get_train_dataloader` of

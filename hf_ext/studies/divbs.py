@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from hf_ext.studies.divbs_data import CONDITIONS, NEEDS, check, open_parts, prepare, training_rows
+from hf_ext.studies.divbs_norm import NORM
 from hf_ext.studies.divbs_systems import STRATEGIES, accuracy, costs, make_trainer, small_model
 from hf_ext.studies.divbs_time import TIME
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
@@ -111,4 +112,4 @@ COMPARISON = Study(
     tuning_seeds=2,
 )
 
-STUDIES = (COMPARISON, TIME)
+STUDIES = (COMPARISON, NORM, TIME)

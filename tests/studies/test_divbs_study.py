@@ -13,6 +13,8 @@ from hf_ext.data import load
 from hf_ext.studies import Preparation, reproduce
 from hf_ext.studies.divbs import COMPARISON, FULL, STUDIES, named
 from hf_ext.studies.divbs_data import CLEAN, COPIES, NOISE, Part, check, open_parts, prepare, training_rows
+from hf_ext.studies.divbs_norm import NORM, with_group_norm
+from hf_ext.studies.divbs_systems import small_model
 from hf_ext.studies.divbs_time import TIME, Stopwatch
 
 
@@ -122,6 +124,17 @@ def test_every_system_runs_and_is_charged_what_it_does(images: str, tmp_path: Pa
     assert pictures[FULL].details["share of marked rows"] == pytest.approx([0.7], abs=0.1)
     scores = [system.test[0] for system in digits.values()]
     assert len(set(scores)) > 5  # the systems are told apart
+
+
+def test_group_norm_in_place_of_batch_norm(images: str, tmp_path: Path) -> None:
+    part = Part(torch.rand(6, 3, 32, 32), torch.arange(6))
+    usual, other = small_model(part, 0), with_group_norm(small_model(part, 0))
+    counts = [sum(isinstance(module, torch.nn.BatchNorm2d) for module in one.modules()) for one in (usual, other)]
+    assert counts[0] > 0 == counts[1]
+    alone = other(pixel_values=part.pixel_values[:1]).logits
+    torch.testing.assert_close(other(pixel_values=part.pixel_values).logits[:1], alone)  # knows nothing of other rows
+    result = reproduce(NORM, out=tmp_path, data={"images": images}, quick=True, seeds=1)
+    assert [len(systems) for systems in result.cases.values()] == [5, 5]
 
 
 def test_time_to_an_accuracy(tmp_path: Path) -> None:
