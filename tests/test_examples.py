@@ -44,19 +44,27 @@ def test_launch(configuration: str, processes: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "batch", "shown"), [("divbs", 160, "divbs_ratio | 0.1"), ("disam", 32, "disam_rho | 0.05")]
+    ("method", "folder", "updates", "shown"),
+    [
+        ("divbs", "hf_ext_demo_divbs", 2400 / 160, "divbs_ratio | 0.1"),  # an epoch is one pass over the candidates
+        ("disam", "hf_ext_demo_disam", 2400 / 32, "disam_rho | 0.05"),
+        ("tarf", "hf_ext_demo_tarf/original_model", 17, "tarf_max_forget_loss | 7"),  # of 32 of 533 rows
+    ],
 )
-def test_launch_of_trainers(method: str, batch: int, shown: str, tmp_path: Path) -> None:
+def test_launch_of_trainers(method: str, folder: str, updates: float, shown: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **sizes))
-    vit.save_pretrained(tmp_path / f"hf_ext_demo_{method}")
+    vit.save_pretrained(tmp_path / folder)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", str(EXAMPLES / "accelerate" / "cpu.yaml"), str(EXAMPLES / f"{method}.py")]
-    command += ["--config", str(EXAMPLES / f"{method}_digits.yaml"), "--max_steps", "2", "--eval_steps", "2"]
-    _run([*command, "--save_steps", "2", "--use_cpu", "true"], tmp_path)
+    command += ["--config", str(EXAMPLES / f"{method}_digits.yaml"), "--max_steps", "2", "--use_cpu", "true"]
+    _run(
+        [*command, "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps", "--save_steps", "2"],
+        tmp_path,
+    )
     state = json.loads((tmp_path / f"{method}_digits" / "checkpoint-2" / "trainer_state.json").read_text())
-    assert state["epoch"] == pytest.approx(2 / (2400 / batch))  # an epoch of DivBS is one pass over the candidates
+    assert state["epoch"] == pytest.approx(2 / updates)
     card = (tmp_path / f"{method}_digits" / "README.md").read_text()
     assert "library_name: transformers" in card and f"| {shown} |" in card
 

@@ -55,6 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     SHOWN: {"tarf_k": 0.02, "tarf_t0": 7.0, "tarf_max_forget_loss": 7.0},
 }
 METRICS = ("UA", "RA", "TA", "MIA", "gap")
+ORIGINAL = "original_model"  # a folder in that of the demonstration: what examples/tarf_digits.yaml goes on with
 EXAMPLE = """import torch
 
 digits = hf_ext.data.load("digits")["test"]
@@ -95,6 +96,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 found[name] = unlearning_metrics(*_judge(trainer, rows))
                 view.advance()
                 if (seed, name) == (0, SHOWN):
+                    original.model.save_pretrained(view.folder / ORIGINAL)
                     trainer.evaluate()  # so that the card names the test data
                     trainer.model.save_pretrained(view.folder)
                     facts = trainer.card_facts()
