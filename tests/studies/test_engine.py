@@ -4,6 +4,8 @@ import importlib
 import json
 import math
 import pickle
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -352,3 +354,20 @@ def test_the_home_folder_may_be_a_tilde(table: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(Path(table).parent))
     assert describe("~/table.csv") == describe(table)
     assert (shown("~/table.csv"), shown("owner/name")) == ("table.csv", "owner/name")
+
+
+def test_workers_do_not_outlive_a_killed_run() -> None:
+    """They hold this process's end of the pipe: while one lives, the call below does not return."""
+    code = """
+import multiprocessing, os, signal
+from concurrent.futures import ProcessPoolExecutor
+from hf_ext.studies.engine import _quiet_worker
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_quiet_worker)
+    print(pool.submit(os.getpid).result(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL and int(done.stdout) > 0, done.stderr
