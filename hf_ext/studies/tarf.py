@@ -83,6 +83,7 @@ def _trainer(run: Run, model: PreTrainedModel, split: MismatchSplit) -> TARFTrai
         steps=-1,
         seed=run.seed,
         per_device_train_batch_size=BATCH,
+        dataloader_drop_last=True,  # as the models it starts from and is compared with were trained
         tarf_forget_batch_size=FORGET_BATCH,
         optim="sgd",
         optim_args="momentum=0.9",
@@ -113,7 +114,7 @@ PROTOCOL = f"""
   the concept, MIA the share of the concept's training rows that a confidence attack takes for never trained on.
 - **Models.** A ResNet (three blocks of up to 64 channels), with SGD (0.05, momentum 0.9, gradients clipped at norm 1,
   cosine schedule): the original one on all training rows, the retrained one on those outside the concept, both for
-  {RETRAINING_EPOCHS} epochs in batches of {BATCH} from the same seed.
+  {RETRAINING_EPOCHS} epochs in batches of {BATCH} (what is left of an epoch is left out) from the same seed.
 - **Budget.** All systems go on with that optimiser, schedule and batch size for {EPOCHS} epochs over the remaining
   data, gradient ascent for 2, with {FORGET_BATCH} rows to forget an update where there are any. *Cost* is the
   number of rows trained on in percent of those of retraining, a row of a pass without gradients counted as a third:

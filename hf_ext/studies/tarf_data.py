@@ -169,6 +169,7 @@ def _trained(data: Dataset, ready: Preparation) -> Trainer:
         learning_rate=0.05,
         seed=ready.seed,
         per_device_train_batch_size=BATCH,
+        dataloader_drop_last=True,  # a last batch of one row would have no statistics
         optim="sgd",
         optim_args="momentum=0.9",
     )
