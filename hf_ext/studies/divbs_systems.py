@@ -93,7 +93,6 @@ def costs(trainer: MarkedTrainer, candidates: int) -> dict[str, float]:
 
 def accuracy(trainer: Trainer, part: Part) -> float:
     """Share of the rows that are classified correctly."""
-    trainer.args.dataloader_drop_last = False  # every row counts
     return float((logits(trainer, part.rows()).argmax(-1) == part.labels.numpy()).mean())
 
 

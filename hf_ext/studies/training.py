@@ -82,7 +82,8 @@ class Rows(MapDataset[dict[str, Tensor]]):
 
 
 def logits(trainer: Trainer, data: MapDataset[Any]) -> NDArray[np.float32]:
-    """Logits of every row, `[N, C]`."""
+    """Logits of every row, `[N, C]`, also if the trainer drops what is left of an epoch."""
+    trainer.args.dataloader_drop_last = False
     predictions = trainer.predict(data).predictions
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
