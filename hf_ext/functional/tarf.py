@@ -239,7 +239,8 @@ def saliency_masks(gradients: Sequence[Tensor], *, share: float) -> list[Tensor]
         share: of all weights, those with the largest gradients, that may change; gamma follows from it.
 
     Returns:
-        Boolean masks of the gradients' shapes. Weights whose gradient ties with the smallest one taken are in too.
+        Boolean masks of the gradients' shapes, exactly that share of all: of the weights that tie with gamma (often at
+        zero, in units that the data to forget do not excite) the first ones are taken.
 
     Raises:
         ValueError: no gradients, or a share outside (0, 1].
@@ -249,9 +250,12 @@ def saliency_masks(gradients: Sequence[Tensor], *, share: float) -> list[Tensor]
             f"share: found {share!r} of {len(gradients)} gradients, allowed are numbers in (0, 1] of some"
         )
     sizes = torch.cat([_at_least_float32(gradient).abs().flatten() for gradient in gradients])
-    left_alone = len(sizes) - max(round(share * len(sizes)), 1)
-    gamma = sizes.kthvalue(left_alone + 1).values
-    return [_at_least_float32(gradient).abs() >= gamma for gradient in gradients]
+    taken = max(round(share * len(sizes)), 1)
+    gamma = sizes.kthvalue(len(sizes) - taken + 1).values
+    salient = sizes > gamma
+    salient[(sizes == gamma).nonzero().flatten()[: taken - int(salient.sum())]] = True
+    parts = salient.split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

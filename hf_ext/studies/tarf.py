@@ -131,8 +131,9 @@ PROTOCOL = f"""
   any more, in TARF, gradient ascent and ascent + descent alike. The paper has no such cap.
 - **Phases of TARF**: t1 = 0.2 epochs, three updates or so: the first ones rank what moves along, a stronger ascent
   moves everything. t0 = 3 epochs. Time moves with every update.
-- **Hyper-parameters**: of four combinations for every system, the one with the smallest gap *to the retrained model of
-  another seed*, 1000. That is more than someone has who cannot retrain at all, for every system alike. There the
+- **Hyper-parameters**: of four combinations for every system, the one with the smallest mean gap *to the models
+  retrained with three other seeds*, 1000 to 1002. (With one of them alone, settings were chosen that fail with most
+  other seeds.) That is more than someone has who cannot retrain at all, for every system alike. There the
   rows that were never trained on, which TA and MIA need, are a sixth of the training rows that no model is trained
   on; test rows choose nothing.
 - A seed draws the training rows (at most {ROWS}), the validation rows among them, models and batches, and is shared by
@@ -203,6 +204,7 @@ STUDY = Study(
     prepare=prepare,
     run=run,
     protocol=PROTOCOL,
+    tuning_seeds=3,
     greater_is_better=False,
 )
 

@@ -290,6 +290,11 @@ def test_the_most_salient_weights_are_a_share_of_all(seed: int, size: int, share
     assert chosen.all() or sizes[chosen].min() > sizes[~chosen].max()
 
 
+def test_of_weights_that_tie_no_more_are_taken_than_the_share() -> None:
+    masks = saliency_masks([torch.zeros(3, 2), torch.tensor([0.0, 2.0])], share=0.5)
+    assert masks[0].flatten().tolist() == [True] * 3 + [False] * 3 and masks[1].tolist() == [False, True]
+
+
 def test_half_of_the_weights_by_hand() -> None:
     masks = saliency_masks([torch.tensor([[-4.0, 1.0]]), torch.tensor([2.0, 3.0])], share=0.5)
     assert masks[0].tolist() == [[True, False]] and masks[1].tolist() == [False, True]
