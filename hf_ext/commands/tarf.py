@@ -96,7 +96,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 found[name] = unlearning_metrics(*_judge(trainer, rows))
                 view.advance()
                 if (seed, name) == (0, SHOWN):
-                    original.model.save_pretrained(view.folder / ORIGINAL)
+                    original.accelerator.unwrap_model(original.model).save_pretrained(view.folder / ORIGINAL)
                     trainer.evaluate()  # so that the card names the test data
                     trainer.model.save_pretrained(view.folder)
                     facts = trainer.card_facts()

@@ -24,8 +24,8 @@ def run(run: Run) -> Outcome:
         seed=run.seed,
     )
     trainer.train()
-    scores = [accuracy(trainer, parts[name]) for name in ("validation", "test")]
-    return Outcome(*scores, costs(trainer, candidates))
+    validation, test = (accuracy(trainer, parts[name]) for name in ("validation", "test"))
+    return Outcome(validation, test, costs(trainer, candidates))
 
 
 def with_group_norm(model: nn.Module) -> nn.Module:
