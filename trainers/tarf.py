@@ -116,12 +116,13 @@ class TARFMixin(SaliencyMixin):
         t = plan.time(self.state.global_step, updates_per_epoch(self))
         looked_at = self.train_dataset if self.identify_dataset is None else self.identify_dataset
         forget = self.forget_dataset if self._forget_term.needs_original else None
-        if self.identification.follow(self, plan, t, remaining=looked_at, forget=forget) and self.card is not None:
+        decided = self.identification.follow(self, plan, t, remaining=looked_at, forget=forget)
+        if decided and self.card is not None and "groups" in self.identification.found:
             self.card.add_fact("identified", self.identification.found)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
-            batch_size = self.args.tarf_forget_batch_size or self._train_batch_size
-            batches = self.paired(batches, self.forget_dataset, batch_size)
+            size = self.args.tarf_forget_batch_size or self._train_batch_size
+            batches = self.paired(batches, self.forget_dataset, size)
             counts[1] = sum(len(batch[PAIRED][ROW]) for batch in batches)
         rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
         self._update = plan.update(t, retain_rows=rows[0], forget_rows=rows[1])
