@@ -172,7 +172,7 @@ class Identification:
             forget: the rows to forget, if their losses are needed.
 
         Returns:
-            Whether it was decided just now what is left out.
+            Whether it was decided just now which groups are left out.
         """
         selects = plan.selection != "none"
         wanted = ({"remaining": remaining} if selects else {}) | ({} if forget is None else {"forget": forget})
@@ -180,7 +180,7 @@ class Identification:
         decides = selects and plan.retains(t) and self.retained is None
         if decides:
             self._decide(trainer, remaining, selection=plan.selection)
-        return decides
+        return decides and "groups" in self.found
 
     def _measure_original(self, trainer: Trainer, data: Mapping[str, Any], *, grouped: bool) -> None:
         """Before the first step: losses of the original model on these data; nothing if they are known.

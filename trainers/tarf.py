@@ -116,8 +116,7 @@ class TARFMixin(SaliencyMixin):
         t = plan.time(self.state.global_step, updates_per_epoch(self))
         looked_at = self.train_dataset if self.identify_dataset is None else self.identify_dataset
         forget = self.forget_dataset if self._forget_term.needs_original else None
-        decided = self.identification.follow(self, plan, t, remaining=looked_at, forget=forget)
-        if decided and self.card is not None and "groups" in self.identification.found:
+        if self.identification.follow(self, plan, t, remaining=looked_at, forget=forget) and self.card is not None:
             self.card.add_fact("identified", self.identification.found)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
