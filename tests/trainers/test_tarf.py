@@ -240,6 +240,8 @@ def test_samples_are_left_out_by_rank_or_threshold(
     retained = trainer.identification.retained
     assert retained is not None and (retained == 0).sum() == dropped
     assert trainer.identification.found["beta"] > 0
+    trainer.create_model_card()  # without a picture of groups
+    assert "gravity.png" not in (tmp_path / "README.md").read_text()
 
 
 def test_identification_may_look_at_other_rows(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
