@@ -61,7 +61,7 @@ def prepare(ready: Preparation) -> None:
 
 def open_parts(folder: Path) -> dict[str, Part]:
     """What `prepare` has left: `train`, `validation`, `test`."""
-    return {name: Part(**columns) for name, columns in torch.load(folder / _FILE).items()}
+    return {name: Part(**columns) for name, columns in torch.load(folder / _FILE, weights_only=True).items()}
 
 
 def _digits(ready: Preparation) -> tuple[Part, Part]:
