@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from hf_ext.functional import gravity_by_label, gravity_threshold, retain_mask, retain_mask_by_label
+from hf_ext.functional import (
+    gravity_by_label,
+    gravity_threshold,
+    relative_gravity,
+    retain_mask,
+    retain_mask_by_label,
+)
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
 from hf_ext.trainers.paired import ROW, Numbered, load
 from hf_ext.trainers.tarf_arguments import Plan
@@ -176,7 +182,8 @@ class Identification:
         """
         selects = plan.selection != "none"
         wanted = ({"remaining": remaining} if selects else {}) | ({} if forget is None else {"forget": forget})
-        self._measure_original(trainer, wanted, grouped=plan.selection == "groups")
+        grouped = plan.selection == "groups" or self.args.tarf_gravity == "relative"
+        self._measure_original(trainer, wanted, grouped=grouped)
         decides = selects and plan.retains(t) and self.retained is None
         if decides:
             self._decide(trainer, remaining, selection=plan.selection)
@@ -204,8 +211,8 @@ class Identification:
     def _check(self, groups: Tensor | None) -> None:
         if groups is None:
             raise ValueError(
-                "tarf_selection: found 'groups' without tarf_group_column and without one class label per sample, "
-                "allowed are 'samples', 'none', or 'groups' with such a column"
+                "tarf_selection, tarf_gravity: found 'groups' or 'relative' without tarf_group_column and without one "
+                "class label per sample, allowed are 'samples' or 'none' with 'absolute', or such a column"
             )
         present, asked = len(groups.unique()), self.args.tarf_n_hidden_groups
         if asked is not None and asked >= present:
@@ -217,9 +224,14 @@ class Identification:
     def _decide(self, trainer: Trainer, rows: Any, *, selection: str) -> None:
         """At t1: what has moved most is left out from now on."""
         losses, groups = all_losses(trainer, rows, self.args.tarf_group_column)
+        original, losses = self.original["remaining"].cpu(), losses.cpu()
+        groups = None if groups is None else groups.cpu()
+        gravity = (losses - original).abs()
+        if groups is not None and self.args.tarf_gravity == "relative":
+            gravity = relative_gravity(gravity, original, groups)
         mask, self.found = identify(
-            (losses - self.original["remaining"].to(losses.device)).abs().cpu(),
-            groups.cpu() if groups is not None else None,
+            gravity,
+            groups,
             selection=selection,
             beta=self.args.tarf_beta,
             top_fraction=self.args.tarf_top_fraction,

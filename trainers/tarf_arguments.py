@@ -10,6 +10,7 @@ from hf_ext.functional import annealed_ascent_weight
 
 METHODS = ("tarf", "ga", "ft", "random_labels", "ga_ft")
 SELECTIONS = ("groups", "samples", "none")
+GRAVITIES = ("absolute", "relative")
 
 
 @dataclass
@@ -25,6 +26,8 @@ class TARFArguments:
         tarf_schedule: `"annealed"`, or `"constant"` until T - t0.
         tarf_anneal_by: time moves with every `"epoch"`, or with every update (`"step"`).
         tarf_selection: what is left out of the remaining data: whole `"groups"`, single `"samples"`, or `"none"`.
+        tarf_gravity: the change of the loss, `"absolute"`, or `"relative"` to the mean of the group's losses before:
+            steadier where the groups are fitted unequally well, with a t1 of few updates.
         tarf_top_fraction: share of groups or samples that are left out, those of largest gravity.
         tarf_n_hidden_groups: how many groups are left out, if that is known.
         tarf_beta: gravity from which on groups or samples are left out, instead of a share.
@@ -53,6 +56,9 @@ class TARFArguments:
     tarf_selection: Literal["groups", "samples", "none"] = field(
         default="groups", metadata={"help": "What is left out of the remaining data."}
     )
+    tarf_gravity: Literal["absolute", "relative"] = field(
+        default="absolute", metadata={"help": "Change of the loss, or relative to the group's losses before."}
+    )
     tarf_top_fraction: float = field(default=0.1, metadata={"help": "Share that is left out."})
     tarf_n_hidden_groups: int | None = field(default=None, metadata={"help": "Number of groups that are left out."})
     tarf_beta: float | None = field(default=None, metadata={"help": "Gravity from which on it is left out."})
@@ -73,6 +79,7 @@ class TARFArguments:
             ("tarf_schedule", ("annealed", "constant")),
             ("tarf_anneal_by", ("epoch", "step")),
             ("tarf_selection", SELECTIONS),
+            ("tarf_gravity", GRAVITIES),
             ("tarf_forget_loss", ("ascent", "npo")),
         ):
             if getattr(self, name) not in allowed:

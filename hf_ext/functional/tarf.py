@@ -23,6 +23,7 @@ __all__ = [
     "gravity_by_label",
     "gravity_threshold",
     "npo_loss",
+    "relative_gravity",
     "representation_gravity",
     "retain_mask",
     "retain_mask_by_label",
@@ -101,6 +102,26 @@ def representation_gravity(logits_original: Tensor, logits_at_t1: Tensor, labels
         ValueError: shapes that do not fit.
     """
     return (_sample_losses(logits_original, labels) - _sample_losses(logits_at_t1, labels)).abs()
+
+
+def relative_gravity(gravity: Tensor, original_losses: Tensor, labels: Tensor, *, eps: float = 1e-6) -> Tensor:
+    r"""`I_con(x) / mean l_original` over the samples of x's label: how far, against how far it can be carried at all.
+
+    A small step of ascent moves a loss by the product of two gradients. That of l(x) with respect to the logits is as
+    long as 1 - p(y | x), which is about l(x) where that is small: by I_con alone, badly fitted labels rank before near
+    ones. Not in the paper.
+
+    Args:
+        gravity: I_con, `[N]`.
+        original_losses: of the original model, `[N]`.
+        labels: int64 `[N]`, any values.
+        eps: mean losses below are taken for it: they are rounding.
+
+    Returns:
+        `[N]`, in gravity's dtype.
+    """
+    groups, means = gravity_by_label(original_losses.to(gravity.dtype), labels)
+    return gravity / means.clamp(min=eps)[torch.searchsorted(groups, labels)]
 
 
 def gravity_threshold(gravity: Tensor, *, top_fraction: float) -> Tensor:

@@ -18,6 +18,7 @@ from hf_ext.functional import (
     gravity_by_label,
     gravity_threshold,
     npo_loss,
+    relative_gravity,
     representation_gravity,
     retain_mask,
     retain_mask_by_label,
@@ -169,6 +170,24 @@ def test_groups_are_dropped_whole_whatever_their_order(seed: int, groups: int) -
         assert len(dropped) == number and not torch.isin(labels[mask == 1], dropped).any()
         order = torch.randperm(len(labels), generator=generator)
         assert torch.equal(retain_mask_by_label(gravity[order], labels[order], num_groups=number), mask[order])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), factor=st.sampled_from([1e-3, 0.5, 40.0]))
+def test_relative_gravity_does_not_see_how_well_a_label_is_fitted(seed: int, factor: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (20,), generator=generator) * 5 - 2
+    gravity, losses = torch.rand(2, 20, generator=generator, dtype=torch.float64)
+    found = relative_gravity(gravity, losses, labels)
+    scale = torch.where(labels == labels[0], factor, 1.0)
+    torch.testing.assert_close(relative_gravity(gravity * scale, losses * scale, labels), found)
+    one = labels == labels[0]
+    torch.testing.assert_close(found[one], gravity[one] * one.sum() / losses[one].sum())
+
+
+def test_relative_gravity_without_any_loss_is_finite() -> None:
+    found = relative_gravity(torch.tensor([0.0, 1e-7]), torch.zeros(2), torch.tensor([3, 3]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.1]))
 
 
 def test_equal_means_drop_the_lower_label() -> None:

@@ -187,6 +187,7 @@ def test_mistakes_are_found_before_any_run(
         ({"comparisons": (Comparison("tuned", "nobody"),)}, "comparisons: found 'nobody'"),
         ({"comparisons": (Comparison("tuned", "plain", ("typo",)),)}, "comparisons: cases: found 'typo', allowed are"),
         ({"systems": (System("a", excluded={"typo": "why"}),)}, "systems: excluded of 'a': found 'typo', allowed are"),
+        ({"systems": (System("a", cases=("typo",)),)}, "systems: cases of 'a': found 'typo', allowed are"),
         ({"systems": (System("a", {"f": print}),)}, "systems: options of 'a': found .*, allowed are JSON values"),
         ({"systems": (System("a", grid={"f": (print,)}),)}, "systems: grid of 'a': found .*, allowed are JSON values"),
         ({"systems": (System("a", grid={"x": ()}),)}, "systems: found an empty grid of 'a'"),

@@ -202,12 +202,19 @@ class _Recording(TARFTrainer):
         return found
 
 
+@pytest.mark.parametrize("gravity_by", ["absolute", "relative"])
 @pytest.mark.parametrize("column", [None, "task_ids"])
 def test_the_groups_that_moved_most_are_left_out(
-    column: str | None, vit: Callable[..., Any], data: Dataset, tmp_path: Path
+    column: str | None, gravity_by: Any, vit: Callable[..., Any], data: Dataset, tmp_path: Path
 ) -> None:
     data = data.cast_column("labels", ClassLabel(names=list("abcde")))
-    arguments = _arguments(tmp_path, tarf_n_hidden_groups=2, tarf_group_column=column, per_device_eval_batch_size=5)
+    arguments = _arguments(
+        tmp_path,
+        tarf_n_hidden_groups=2,
+        tarf_group_column=column,
+        tarf_gravity=gravity_by,
+        per_device_eval_batch_size=5,
+    )
     model = vit(hidden_dropout_prob=0.5)  # losses in training mode would be others
     trainer = _Recording(model, arguments, train_dataset=data, forget_dataset=FORGET)
     trainer.train()
@@ -217,11 +224,18 @@ def test_the_groups_that_moved_most_are_left_out(
         reference.load_state_dict(state)
         with torch.no_grad():
             logits.append(reference.eval()(rows["pixel_values"]).logits)
+    groups = rows[column or "labels"]
     gravity = representation_gravity(logits[0], logits[1], rows["labels"])
-    mask = retain_mask_by_label(gravity, rows[column or "labels"], num_groups=2)
+    if gravity_by == "relative":
+        losses = torch.nn.functional.cross_entropy(logits[0], rows["labels"], reduction="none")
+        for group in groups.unique():
+            gravity[groups == group] /= losses[groups == group].mean()
+    mask = retain_mask_by_label(gravity, groups, num_groups=2)
+    means = [gravity[groups == group].mean().item() for group in groups.unique()]
+    assert trainer.identification.found["gravity"] == pytest.approx(means, rel=1e-5)
     assert trainer.step_of_t1 == 4
     assert torch.equal(trainer.identification.retained, mask)
-    dropped = rows[column or "labels"][mask == 0].unique().tolist()
+    dropped = groups[mask == 0].unique().tolist()
     names = [str(group) if column else "abcde"[group] for group in dropped]
     assert trainer.identification.found["dropped"] == names
     facts = trainer.card_facts()
@@ -454,8 +468,11 @@ def test_language_models(tmp_path: Path) -> None:
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     expected = losses.sum(1) / targets.ne(-100).sum(1)
     torch.testing.assert_close(trainer.identification.original["remaining"], expected)
-    with pytest.raises(ValueError, match="tarf_selection: found 'groups' without tarf_group_column"):
+    with pytest.raises(ValueError, match="found 'groups' or 'relative' without tarf_group_column"):
         TARFTrainer(_gpt2(), _arguments(tmp_path), train_dataset=data, forget_dataset=range(8)).train()
+    with pytest.raises(ValueError, match="found 'groups' or 'relative' without tarf_group_column"):
+        arguments = _arguments(tmp_path, tarf_selection="samples", tarf_gravity="relative")
+        TARFTrainer(_gpt2(), arguments, train_dataset=data, forget_dataset=range(8)).train()
 
 
 def test_sft_trainer(tmp_path: Path) -> None:
