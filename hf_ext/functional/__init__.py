@@ -26,6 +26,7 @@ from hf_ext.functional.divbs import (
     sequence_sketch,
     sketch_projections,
 )
+from hf_ext.functional.fer import fer_anchor, fer_losses, fer_sample_losses, similarity_logits
 from hf_ext.functional.mola import (
     combine_task_losses,
     lora_mixture_conv2d,
@@ -34,6 +35,7 @@ from hf_ext.functional.mola import (
     task_routing,
     twd_loss,
 )
+from hf_ext.functional.rd import cka_loss, distillation_kl, linear_cka, rd_losses
 from hf_ext.functional.tarf import (
     annealed_ascent_weight,
     confidence_attack,
@@ -53,24 +55,31 @@ from hf_ext.functional.tarf import (
 __all__ = [
     "DivBSInfo",
     "annealed_ascent_weight",
+    "cka_loss",
     "combine_task_losses",
     "confidence_attack",
     "disam_ascent_loss",
     "disam_sample_weights",
+    "distillation_kl",
     "divbs_select",
     "divbs_select_gram",
     "divbs_select_with_info",
     "domain_mean_losses",
     "domain_sums",
     "domain_variance_weights",
+    "fer_anchor",
+    "fer_losses",
+    "fer_sample_losses",
     "gradient_norms",
     "gravity_by_label",
     "gravity_threshold",
     "gsam_descent",
+    "linear_cka",
     "logit_residuals",
     "lora_mixture_conv2d",
     "lora_mixture_linear",
     "npo_loss",
+    "rd_losses",
     "relative_gravity",
     "representation_gravity",
     "retain_mask",
@@ -83,6 +92,7 @@ __all__ = [
     "sequence_gradients",
     "sequence_means",
     "sequence_sketch",
+    "similarity_logits",
     "sketch_projections",
     "tarf_loss",
     "tarf_phase",

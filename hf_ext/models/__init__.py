@@ -1,0 +1,9 @@
+"""Models in the sense of transformers, a folder each: configuration, model and what prepares its inputs.
+
+The names are in `__init__.pyi`. The files of a folder travel to the Hub with a model: they import each other with one
+dot, torch and transformers, and this package only where it may be missing.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,108 @@
+"""What is known of a method, and how what is named after it loads."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a method's own on its cards, such as MoLA's routing table.
+
+    Args:
+        file: name in the card's folder.
+        caption: what it shows.
+        fact: the key of `MethodCard.facts` whose value is drawn; without that fact there is no picture.
+        draw: called with that value and the path to write.
+    """
+
+    file: str
+    caption: str
+    fact: str
+    draw: Callable[[Any, str], None]
+
+
+#: how a model or an adapter loads that no method of ours has given a form of its own, by library
+USAGES = {
+    "transformers": """from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained({place}).eval()
+""",
+    "peft": """from peft import PeftModel
+from transformers import {auto_class}
+
+base = {auto_class}.from_pretrained({base})
+model = PeftModel.from_pretrained(base, {place}).eval()
+""",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as its users read of it, and the modules of its commands.
+
+    Args:
+        name: lower case, as on the command line.
+        title: short name.
+        summary: what a user gets, in one line.
+        description: first lines of every card.
+        equation: what it computes, in words and one formula (markdown).
+        paper: address of the paper.
+        bibtex: citation.
+        tags: of the model on the Hub.
+        limitations: what to know before relying on it (markdown).
+        usage: Python code that loads what is named after the method, with `{auto_class}`, `{place}` and, for what goes
+            onto a base model, `{base}`. Empty for a way to train, whose models load as ever (`USAGES`).
+        settings: picks those of a configuration's values that a card shows; by default all of an adapter's that say
+            something, and none of a model's.
+        pictures: drawn into every card's folder.
+        commands: name of the module of its `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`.
+        studies: name of the module of its `STUDIES`, for `hf-ext reproduce`.
+        benchmarks: name of the module of its `BENCHMARKS`, for `hf-ext bench`.
+    """
+
+    name: str
+    title: str
+    summary: str
+    description: str
+    equation: str
+    paper: str
+    bibtex: str
+    tags: tuple[str, ...]
+    limitations: str
+    usage: str = ""
+    settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    pictures: tuple[Picture, ...] = ()
+    commands: str | None = None
+    studies: str | None = None
+    benchmarks: str | None = None
+
+
+def usage_of(
+    usage: str,
+    auto_class: str,
+    place: str,
+    base_model: str | None,
+    base_options: Mapping[str, Any],
+    base_folder: str | None,
+) -> str:
+    """The code that loads what lies at `place`, whatever characters are in the names.
+
+    Empty if it goes onto a base model of which neither the Hub id nor the folder within `place` is known.
+    """
+    base = None
+    if base_model:
+        base = ", ".join([_quoted(base_model), *(f"{name}={value!r}" for name, value in base_options.items())])
+    if base is None and base_folder:
+        # where the adapter's own configuration is looked for too, in place of the folder above that has one
+        subfolder = _quoted(base_folder)
+        base = f'{_quoted(place)}, subfolder={subfolder}, adapter_kwargs={{"subfolder": {subfolder}}}'
+    if base is None and "{base}" in usage:
+        return ""
+    return usage.format(auto_class=auto_class, place=_quoted(place), base=base)
+
+
+def _quoted(name: str) -> str:
+    """A Python literal, in double quotes where that takes no thought."""
+    return f'"{name}"' if re.fullmatch(r"[\w./-]*", name) else repr(name)
