@@ -10,4 +10,5 @@ from .plots import plot_gravity as plot_gravity
 from .plots import plot_losses as plot_losses
 from .plots import plot_results as plot_results
 from .plots import plot_routing as plot_routing
+from .plots import plot_similarities as plot_similarities
 from .push import push_folder as push_folder

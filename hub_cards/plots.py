@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from hf_ext.hub_cards.card import Result, loss_entries, loss_names
 
@@ -87,17 +87,38 @@ def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence
         raise ValueError(f"table: found the shape {weights.shape}, allowed is (tasks, experts)")
     if tasks is not None and len(tasks) != len(weights):
         raise ValueError(f"tasks: found {len(tasks)} names, allowed are {len(weights)}, one per row of the table")
-    figure, (axes,) = new_figure(1.2 + 0.8 * weights.shape[1], 1.2 + 0.5 * weights.shape[0])
+    columns = [f"expert {expert}" for expert in range(weights.shape[1])]
+    _heat_map(
+        weights, tasks or [f"task {task}" for task in range(weights.shape[0])], columns, "mean routing weight", path
+    )
+
+
+def plot_similarities(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """How alike the classes' texts are, by cosine.
+
+    Args:
+        found: `classes`, names; `similarities`, a row of values for each.
+        path: of the picture.
+    """
+    names = [str(name) for name in found["classes"]]
+    _heat_map(np.asarray(found["similarities"], dtype=float), names, names, "cosine similarity", path)
+
+
+def _heat_map(
+    values: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], label: str, path: str | os.PathLike[str]
+) -> None:
+    """A table of values in [0, 1] as colours, with the values written; NaN is a dash."""
+    figure, (axes,) = new_figure(1.2 + 0.8 * values.shape[1], 1.2 + 0.5 * values.shape[0])
     axes.spines[:].set_visible(False)
-    picture = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(weights.shape[1]), [f"expert {expert}" for expert in range(weights.shape[1])])
-    axes.set_yticks(range(weights.shape[0]), tasks or [f"task {task}" for task in range(weights.shape[0])])
-    _plain_text(axes.get_yticklabels())
+    picture = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(values.shape[1]), columns)
+    axes.set_yticks(range(values.shape[0]), rows)
+    _plain_text([*axes.get_xticklabels(), *axes.get_yticklabels()])
     axes.tick_params(length=0)
-    for (task, expert), weight in np.ndenumerate(weights):
-        words = "-" if np.isnan(weight) else f"{weight:.2f}"
-        axes.text(expert, task, words, ha="center", va="center", color="white" if weight > 0.5 else "black")
-    bar = figure.colorbar(picture, ax=axes, label="mean routing weight")
+    for (row, column), value in np.ndenumerate(values):
+        words = "-" if np.isnan(value) else f"{value:.2f}"
+        axes.text(column, row, words, ha="center", va="center", color="white" if value > 0.5 else "black")
+    bar = figure.colorbar(picture, ax=axes, label=label)
     bar.outline.set_visible(False)
     figure.savefig(path, dpi=150)
 
@@ -119,7 +140,7 @@ def plot_gravity(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     _plain_text(axes.get_yticklabels())
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("mean change of the loss until identification")
+    axes.set_xlabel("mean gravity at identification")
     figure.savefig(path, dpi=150)
 
 

@@ -7,6 +7,10 @@ from .divbs import DivBSArguments as DivBSArguments
 from .divbs import DivBSConfig as DivBSConfig
 from .divbs import DivBSMixin as DivBSMixin
 from .divbs import DivBSTrainer as DivBSTrainer
+from .fer import FERArguments as FERArguments
+from .fer import FERMixin as FERMixin
+from .fer import FERTrainer as FERTrainer
+from .fer import FERTrainingConfig as FERTrainingConfig
 from .mola import MoLAArguments as MoLAArguments
 from .mola import MoLAMixin as MoLAMixin
 from .mola import MoLATrainer as MoLATrainer

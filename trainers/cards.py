@@ -28,7 +28,7 @@ _logger = logging.get_logger(__name__)
 #: what of a checkpoint is the model
 _MODEL_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
-    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "*.py"),
 )
 
 

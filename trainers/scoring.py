@@ -60,6 +60,8 @@ def find_head(model: Any, name: str | None, argument: str) -> nn.Module:
             raise ValueError(f"{argument}: found {name!r}, a {type(module).__name__}, allowed is one linear layer")
         raise ValueError(f"{argument}: found {name!r}, allowed are modules of {type(base).__name__}")
     for module in _possible_heads(base):
+        if getattr(module, "makes_logits", False):
+            return module
         if isinstance(module, nn.Module) and (head := _last_linear(module)) is not None:
             return head
     raise ValueError(

@@ -2,6 +2,7 @@
 
 from hf_ext.hub_cards.methods.disam import DISAM
 from hf_ext.hub_cards.methods.divbs import DIVBS
+from hf_ext.hub_cards.methods.fer import FER
 from hf_ext.hub_cards.methods.method import USAGES, Method, Picture, usage_of
 from hf_ext.hub_cards.methods.mola import MOLA
 from hf_ext.hub_cards.methods.tarf import TARF
@@ -23,5 +24,5 @@ def register_method(method: Method) -> Method:
     return method
 
 
-for _method in (MOLA, DISAM, DIVBS, TARF):
+for _method in (MOLA, DISAM, DIVBS, TARF, FER):
     register_method(_method)

@@ -52,6 +52,10 @@ TWO_PROCESSES = {
     "divbs uniform": Case("divbs", {**_DIVBS, "divbs_strategy": "uniform"}),
     "divbs loss": Case("divbs", {**_DIVBS, "divbs_strategy": "loss"}),
     "divbs sequences": Case("divbs", _DIVBS, {"sequences": True}, evaluates=False),
+    "fer": Case("fer", evaluates=False),  # the loss of an evaluation is a mean over batches of means over faces
+    "fer accumulating": Case(
+        "fer", {"gradient_accumulation_steps": 2, "fer_contrast_pairs": "paired"}, evaluates=False
+    ),
     "tarf saliency": Case("tarf", {"tarf_method": "random_labels", "tarf_saliency": 0.5}),
     "tarf groups": Case("tarf"),
     "tarf samples": Case("tarf", _SAMPLES),
@@ -69,6 +73,7 @@ KILLED = {
         {"divbs_ratio": 0.25, "divbs_draw": "sample", "per_device_train_batch_size": 2},
         kills=({"kill_at": 5}, {"kill_scoring": 4}),
     ),
+    "fer": Case("fer"),
     "tarf saliency": Case("tarf", {"tarf_method": "random_labels", "tarf_saliency": 0.5}),
     "tarf groups": Case("tarf", {"per_device_train_batch_size": 8}, kills=({"kill_while_identifying": True},)),
     "tarf samples": Case("tarf", _SAMPLES, kills=({"kill_at": 5},)),

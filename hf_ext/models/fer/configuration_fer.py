@@ -1,0 +1,75 @@
+"""Configuration of the FER matcher."""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto import AutoConfig
+
+from .portable import as_config
+
+
+@strict
+class FERConfig(PreTrainedConfig):
+    """Of `FERModel` and `FERForImageClassification`; made by `FERForImageClassification.from_backbones`.
+
+    Args:
+        vision_config: of the vision backbone, any model of transformers (or timm, wrapped) with a pooled output.
+        vision_width: of that pooled output.
+        text_width: D, of the text features.
+        projection: from the one to the other: `"linear"`, without bias; `"neck"`, the authors' Linear, BatchNorm,
+            Linear, BatchNorm; or `"none"`, for equal widths.
+        transformation_width: of the hidden layer that makes a face neutral.
+        class_prompts: the texts of the classes, in the order of their ids; None until they are set.
+        neutral_id: the neutral class, or None if there is none: the last two losses are then off.
+        logit_scale: s.
+        learn_logit_scale: whether s is trained, at most 100.
+        contrast_pairs: `"all"` or `"paired"`, see `hf_ext.functional.fer_losses`.
+        lambda_s, lambda_t, lambda_c: weights of the losses.
+        text_model: name of the text encoder, to be known.
+
+    Raises:
+        ValueError: values out of range, or another number of classes than of prompts.
+    """
+
+    model_type = "fer"
+    sub_configs_defaults: ClassVar = {"vision_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_width: int = 2048
+    text_width: int = 512
+    projection: Literal["linear", "neck", "none"] = "linear"
+    transformation_width: int = 128
+    class_prompts: list[str] | None = None
+    neutral_id: int | None = None
+    logit_scale: float | int = 100.0
+    learn_logit_scale: bool = False
+    contrast_pairs: Literal["all", "paired"] = "all"
+    lambda_s: float | int = 1.0
+    lambda_t: float | int = 1.0
+    lambda_c: float | int = 1.0
+    text_model: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.vision_config is not None:
+            self.vision_config = as_config(self.vision_config, "vision_config")
+        super().__post_init__(**kwargs)
+        for name in ("vision_width", "text_width", "transformation_width", "logit_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are numbers > 0")
+        for name in ("lambda_s", "lambda_t", "lambda_c"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are numbers >= 0")
+        if self.projection == "none" and self.vision_width != self.text_width:
+            raise ValueError(
+                f"projection: found 'none' for the widths {self.vision_width} and {self.text_width}, allowed are "
+                "'linear', 'neck', or equal widths"
+            )
+        if self.neutral_id is not None and not 0 <= self.neutral_id < (self.num_labels or 0):
+            raise ValueError(f"neutral_id: found {self.neutral_id}, allowed are None, or 0 to {self.num_labels} - 1")
+        if self.class_prompts is not None and len(self.class_prompts) != self.num_labels:
+            raise ValueError(
+                f"num_labels: found {self.num_labels} for {len(self.class_prompts)} class prompts, allowed is as "
+                "many; set_classes gives a model other classes"
+            )

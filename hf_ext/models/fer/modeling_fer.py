@@ -1,0 +1,345 @@
+"""The FER matcher: faces matched to text embeddings of expressions.
+
+Li et al., "Knowledge-Enhanced Facial Expression Recognition with Emotional-to-Neutral Transformation", IEEE
+Transactions on Multimedia 2025, https://arxiv.org/abs/2409.08598.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, initialization
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+from .configuration_fer import FERConfig
+from .portable import carrying_code
+from .text import TextEncoder, class_prompts, text_features
+from .vision import Vision, aligned_parts, pooled_width, vision_backbone
+
+try:  # the losses; a model that only predicts does without
+    from hf_ext.functional import fer_losses
+except ImportError:
+    fer_losses = None
+
+TEMPLATE = "a photo of a person making a {} facial expression."
+
+
+@dataclass
+class FEROutput(ModelOutput):
+    """Of `FERForImageClassification`; all but `loss` and `logits` only with `output_features=True`.
+
+    Args:
+        loss: scalar, of given labels.
+        logits: `[B, C]`, float32.
+        features, neutral_features: of the faces and their neutral transformation, `[B, D]`.
+        text_features: of the classes, raw, `[C, D]`.
+        logit_scale: s, scalar.
+        loss_match, loss_transform, loss_contrast: the terms of the loss, scalars.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    features: Tensor | None = None
+    neutral_features: Tensor | None = None
+    text_features: Tensor | None = None
+    logit_scale: Tensor | None = None
+    loss_match: Tensor | None = None
+    loss_transform: Tensor | None = None
+    loss_contrast: Tensor | None = None
+
+
+class FERPreTrainedModel(PreTrainedModel):
+    """What the models of this family share: initialisation of what is not the backbone's, saving with their code."""
+
+    config_class = FERConfig
+    base_model_prefix = "fer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer has to divide by the accumulation steps
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As torch does, for what is ours; the backbone, a model of its own, sees to its own."""
+        if isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            initialization.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                initialization.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm1d):
+            for tensor, value in ((module.weight, 1.0), (module.bias, 0.0)):
+                initialization.constant_(tensor, value)
+            initialization.constant_(module.running_mean, 0.0)
+            initialization.constant_(module.running_var, 1.0)
+            initialization.constant_(module.num_batches_tracked, 0)
+        elif isinstance(module, TextClassifier):
+            initialization.constant_(module.text_features, 0.0)
+            if module.log_scale is not None:
+                initialization.constant_(module.log_scale, math.log(self.config.logit_scale))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save; with the files that define the model, so that it loads with `trust_remote_code=True` anywhere."""
+        classes = {"AutoModel": FERModel, "AutoModelForImageClassification": FERForImageClassification}
+        with carrying_code(self, classes):
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class FERModel(FERPreTrainedModel):
+    """Faces to features of the texts' width: a vision backbone and a projection."""
+
+    def __init__(self, config: FERConfig) -> None:
+        super().__init__(config)
+        self.vision = AutoModel.from_config(config.vision_config)
+        self.supports_gradient_checkpointing = self.vision.supports_gradient_checkpointing
+        width = config.text_width
+        self.projection: nn.Module = nn.Identity()
+        if config.projection == "linear":
+            self.projection = nn.Linear(config.vision_width, width, bias=False)
+        elif config.projection == "neck":
+            self.projection = nn.Sequential(
+                nn.Linear(config.vision_width, width, bias=False),
+                nn.BatchNorm1d(width, eps=2e-5),
+                nn.Linear(width, width, bias=False),
+                nn.BatchNorm1d(width, eps=2e-5),
+            )
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, return_dict: bool | None = None) -> Any:
+        """Features of faces.
+
+        Args:
+            pixel_values: `[B, channels, height, width]`.
+            return_dict: whether not to return a tuple.
+
+        Returns:
+            `pooler_output`: f, `[B, D]`; `last_hidden_state`: the backbone's.
+        """
+        found = self.vision(pixel_values)
+        features = self.projection(found.pooler_output.flatten(1))
+        output = BaseModelOutputWithPooling(last_hidden_state=found.last_hidden_state, pooler_output=features)
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+
+class TextClassifier(nn.Module):
+    """`z_ic = s * u(f_i) . u(T_c)`: a classifier whose weights are embeddings of texts.
+
+    Args:
+        config: with the number of classes, the texts' width, the scale and whether it is trained.
+    """
+
+    makes_logits = True  # for whoever looks for the last layer
+
+    def __init__(self, config: FERConfig) -> None:
+        super().__init__()
+        #: raw features of the class prompts, `[C, D]`; zeros until they are set
+        self.text_features: Tensor
+        self.register_buffer("text_features", torch.zeros(config.num_labels, config.text_width))
+        self.fixed_scale = float(config.logit_scale)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale))) if config.learn_logit_scale else None
+
+    @property
+    def scale(self) -> Tensor | float:
+        """s; a learnt one is at most 100."""
+        if self.log_scale is None:
+            return self.fixed_scale
+        return self.log_scale.float().clamp(max=math.log(100.0)).exp()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[B, C]`, float32, of features `[B, D]`."""
+        # float32, also under autocast: with s = 100 half precision is off by half a logit
+        with torch.autocast(features.device.type, enabled=False):
+            unit, text = (F.normalize(x.float(), dim=-1) for x in (features, self.text_features))
+            return self.scale * unit @ text.T
+
+
+class FERForImageClassification(FERPreTrainedModel):
+    """Classifies a face by the text whose embedding is nearest, by cosine.
+
+    Trained with plain `Trainer` its losses are means over the batch; with `FERTrainer` over the whole batch of an
+    update, in all processes, and logged. Inference is the backbone, the projection and one product with the texts'
+    embeddings, which are kept in the model: no text encoder is needed any more.
+    """
+
+    def __init__(self, config: FERConfig) -> None:
+        super().__init__(config)
+        self.fer = FERModel(config)
+        self.supports_gradient_checkpointing = self.fer.supports_gradient_checkpointing
+        self.transformation = nn.Sequential(
+            nn.Linear(config.text_width, config.transformation_width),
+            nn.ReLU(),
+            nn.Linear(config.transformation_width, config.text_width),
+        )
+        self.classifier = TextClassifier(config)
+        self.post_init()
+
+    # ---------------------------------------------------------------------------------------------- making one
+    @classmethod
+    def from_backbones(
+        cls,
+        vision: Vision,
+        text: TextEncoder,
+        class_names: Sequence[str] | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        template: str = TEMPLATE,
+        neutral: str | int | None = "neutral",
+        text_tokenizer: Any = None,
+        **options: Any,
+    ) -> "FERForImageClassification":
+        """A matcher from a pretrained vision backbone and the embeddings of texts.
+
+        Of a CLIP-like model (with `visual_projection`) as `vision` the projection is kept: with the same model as
+        `text` it classifies before any training.
+
+        Args:
+            vision: name or folder of a model with a pooled output, or such a model, of transformers or timm.
+            text: what encodes the prompts: name or folder, model, sentence transformer, or texts -> `[N, D]`.
+            class_names: names of the classes, in the order of their ids; they become the model's labels.
+            prompts: their texts; by default the template filled with the names. Without names they are the labels.
+            template: with one `{}`.
+            neutral: name or id of the neutral class. None, or no class called so and nothing said here: there is
+                none, and two of the three losses are off.
+            text_tokenizer: of `text`, if that is a model of transformers.
+            **options: of `FERConfig`.
+
+        Raises:
+            ValueError: names, prompts, or features that cannot work.
+        """
+        names = list(class_names) if class_names is not None else list(prompts or ())
+        texts = list(prompts) if prompts is not None else class_prompts(names, template)
+        _check_classes(names, texts)
+        features = text_features(texts, text, text_tokenizer)
+        backbone, projection, scale = aligned_parts(vision_backbone(vision))
+        options.setdefault(
+            "text_model", text if isinstance(text, str) else getattr(text, "name_or_path", None) or None
+        )
+        if scale is not None:
+            options.setdefault("logit_scale", scale)
+        aligned = projection is not None and projection.shape[0] == features.shape[1]
+        config = FERConfig(
+            vision_config=backbone.config,
+            vision_width=pooled_width(backbone),
+            text_width=features.shape[1],
+            class_prompts=texts,
+            neutral_id=_neutral_id(neutral, names),
+            id2label=dict(enumerate(names)),
+            label2id={name: number for number, name in enumerate(names)},
+            **options,
+        )
+        model = cls(config)
+        model.fer.vision.load_state_dict(backbone.state_dict())
+        with torch.no_grad():
+            model.classifier.text_features.copy_(features)
+            if aligned and config.projection == "linear":
+                model.fer.projection.weight.copy_(projection)
+        return model
+
+    def set_classes(
+        self,
+        class_names: Sequence[str] | None = None,
+        text: TextEncoder = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        template: str = TEMPLATE,
+        neutral: str | int | None = "neutral",
+        text_tokenizer: Any = None,
+    ) -> None:
+        """Give the classes other words, or the model other classes, without training.
+
+        Arguments as in `from_backbones`.
+
+        Raises:
+            ValueError: names or prompts that cannot work, or features of another width than the model's.
+        """
+        names = list(class_names) if class_names is not None else list(prompts or ())
+        texts = list(prompts) if prompts is not None else class_prompts(names, template)
+        _check_classes(names, texts)
+        features = text_features(texts, text, text_tokenizer)
+        if features.shape[1] != self.config.text_width:
+            raise ValueError(
+                f"text: found features of width {features.shape[1]}, allowed is {self.config.text_width}: those of "
+                "the encoder that the model was made with"
+            )
+        neutral_id = _neutral_id(neutral, names)
+        self.classifier.text_features = features.to(self.classifier.text_features)
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: number for number, name in enumerate(names)}
+        self.config.class_prompts, self.config.neutral_id = texts, neutral_id
+
+    # ---------------------------------------------------------------------------------------------- running it
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_features: bool = False,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Classify faces; with labels, with the loss.
+
+        Args:
+            pixel_values: `[B, channels, height, width]`.
+            labels: int64 `[B]`.
+            output_features: whether to return features and the terms of the loss too.
+            return_dict: whether not to return a tuple.
+
+        Returns:
+            `FEROutput`.
+
+        Raises:
+            ValueError: no text features have been set.
+            ImportError: labels, without hf_ext, which has the losses.
+        """
+        text = self.classifier.text_features
+        if text.device.type == "cpu" and not torch.compiler.is_compiling() and not text.any(dim=1).all():
+            raise ValueError("text_features: found none, allowed are those of class prompts (see set_classes)")
+        features = self.fer(pixel_values).pooler_output
+        logits, neutral, terms = self.classifier(features), None, None
+        if labels is not None or output_features:
+            neutral = self.transformation(features)
+        if labels is not None:
+            terms = self._losses(features, neutral, labels)
+        output = FEROutput(loss=None if terms is None else terms["total"], logits=logits)
+        if output_features:
+            output.features, output.neutral_features = features, neutral
+            output.text_features, output.logit_scale = text, torch.as_tensor(self.classifier.scale)
+            for name in ("match", "transform", "contrast"):
+                output[f"loss_{name}"] = None if terms is None else terms[name]
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    def _losses(self, features: Tensor, neutral_features: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        if fer_losses is None:
+            raise ImportError("hf_ext is needed for the losses of the FER matcher: pip install hf-ext")
+        config = self.config
+        return fer_losses(
+            features,
+            neutral_features,
+            self.classifier.text_features,
+            labels,
+            neutral_id=config.neutral_id,
+            logit_scale=self.classifier.scale,
+            contrast_pairs=config.contrast_pairs,
+            lambda_s=config.lambda_s,
+            lambda_t=config.lambda_t,
+            lambda_c=config.lambda_c,
+        )
+
+
+def _check_classes(names: Sequence[str], texts: Sequence[str]) -> None:
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"class_names: found {list(names)!r}, allowed are two names or more, all different")
+    if len(texts) != len(names):
+        raise ValueError(f"prompts: found {len(texts)} for {len(names)} class names, allowed is one for each")
+
+
+def _neutral_id(neutral: str | int | None, names: Sequence[str]) -> int | None:
+    """The neutral class; a name in any case of letters."""
+    if neutral is None or isinstance(neutral, int):
+        return neutral
+    found = [number for number, name in enumerate(names) if name.lower() == neutral.lower()]
+    if not found and neutral != "neutral":
+        raise ValueError(f"neutral: found {neutral!r}, allowed are None, an id, or one of {', '.join(names)}")
+    return found[0] if found else None

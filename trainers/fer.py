@@ -1,0 +1,157 @@
+"""The FER matcher's losses over the whole batch of an update, in any Trainer, and logged.
+
+Li et al., "Knowledge-Enhanced Facial Expression Recognition with Emotional-to-Neutral Transformation", IEEE
+Transactions on Multimedia 2025, arXiv:2409.08598. Two of the losses are means over the faces that are not neutral,
+whose number differs between micro-batches and processes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from hf_ext.functional import fer_losses
+from hf_ext.trainers.base import MethodMixin
+
+
+@dataclass
+class FERArguments:
+    """Arguments of `FERMixin`, to be mixed with any TrainingArguments. None: as the model's configuration says.
+
+    Args:
+        fer_contrast_pairs: `"all"`, every face to the texts of all, or `"paired"`, each to its own.
+        fer_lambda_s, fer_lambda_t, fer_lambda_c: weights of matching, transformation and contrast.
+    """
+
+    fer_contrast_pairs: Literal["all", "paired"] | None = field(
+        default=None, metadata={"help": "all or paired; by default the model's."}
+    )
+    fer_lambda_s: float | None = field(default=None, metadata={"help": "Weight of matching; the model's."})
+    fer_lambda_t: float | None = field(default=None, metadata={"help": "Weight of the transformation; the model's."})
+    fer_lambda_c: float | None = field(default=None, metadata={"help": "Weight of the contrast; the model's."})
+
+    def __post_init__(self) -> None:
+        if self.fer_contrast_pairs not in (None, "all", "paired"):
+            raise ValueError(
+                f"fer_contrast_pairs: found {self.fer_contrast_pairs!r}, allowed are None, 'all', 'paired'"
+            )
+        for name in ("fer_lambda_s", "fer_lambda_t", "fer_lambda_c"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}: found {value!r}, allowed are None and numbers >= 0")
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+
+@dataclass
+class FERTrainingConfig(FERArguments, TrainingArguments):
+    """`TrainingArguments` with the arguments of FER."""
+
+
+class FERMixin(MethodMixin):
+    """Trains a `FERForImageClassification`, alone or within PEFT.
+
+    The terms of the loss are those of all faces of an update, in all its micro-batches and processes; they are logged
+    as `fer_match`, `fer_transform` and `fer_contrast`. (A plain Trainer takes means over each micro-batch.)
+
+    Raises:
+        ValueError: at construction, for another model, or for arguments that would put another loss in its place.
+    """
+
+    args: Any  # TrainingArguments with FERArguments mixed in
+    method = "fer"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._label_counts: Tensor | None = None
+        self._micro_batches = 1
+        super().__init__(*args, **kwargs)
+        self.loss_is_scaled_for_ga = True
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        kind = getattr(self._fer_config, "model_type", None)
+        if kind != "fer":
+            raise ValueError(f"model: found {kind or type(self.model).__name__!r}, allowed is a FER matcher")
+        if self.args.label_smoothing_factor > 0:
+            raise ValueError(
+                f"label_smoothing_factor: found {self.args.label_smoothing_factor}, allowed is 0: the texts say how "
+                "near classes are"
+            )
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func: found a function, allowed is None: FER brings its own loss")
+
+    @property
+    def _matcher(self) -> Any:
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    @property
+    def _fer_config(self) -> Any:
+        return self._matcher.config
+
+    def _setting(self, name: str) -> Any:
+        own = getattr(self.args, f"fer_{name}")
+        return getattr(self._fer_config, name) if own is None else own
+
+    # ---------------------------------------------------------------------------------------------- losses
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of an update; how often each label occurs in those of all processes is counted."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.zeros(self._fer_config.num_labels)
+        for batch in batches:
+            counts += F.one_hot(batch["labels"].cpu(), len(counts)).sum(0)
+        self._label_counts = self.accelerator.reduce(counts.to(device), reduction="sum")
+        self._micro_batches = max(len(batches), 1)
+        return batches, num_items
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's part of the loss of an update; in evaluation the model's own."""
+        if not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs: Any = model(
+            **{name: value for name, value in inputs.items() if name != "labels"}, output_features=True
+        )
+        terms = fer_losses(
+            outputs.features,
+            outputs.neutral_features,
+            outputs.text_features,
+            inputs["labels"],
+            neutral_id=self._fer_config.neutral_id,
+            logit_scale=outputs.logit_scale,
+            contrast_pairs=self._setting("contrast_pairs"),
+            lambda_s=self._setting("lambda_s"),
+            lambda_t=self._setting("lambda_t"),
+            lambda_c=self._setting("lambda_c"),
+            label_counts=self._label_counts,
+        )
+        processes = self.accelerator.num_processes
+        for name in ("match", "transform", "contrast"):  # logged are means over micro-batches and processes
+            self.record(**{f"fer_{name}": terms[name].detach() * self._micro_batches * processes})
+        loss = terms["total"] * processes  # DDP takes the mean over processes
+        return (loss, outputs) if return_outputs else loss
+
+    # ---------------------------------------------------------------------------------------------- card
+    def card_facts(self) -> dict[str, Any]:
+        facts, config = super().card_facts(), self._fer_config
+        used = {name: self._setting(name) for name in ("contrast_pairs", "lambda_s", "lambda_t", "lambda_c")}
+        unit = F.normalize(self._matcher.classifier.text_features.float(), dim=-1)
+        texts = {"classes": list(config.id2label.values()), "similarities": (unit @ unit.T).tolist()}
+        return facts | {
+            "hyper_parameters": {**facts["hyper_parameters"], **used},
+            "facts": {**facts.get("facts", {}), "texts": texts},
+        }
+
+
+class FERTrainer(FERMixin, Trainer):
+    """`Trainer` for FER matchers; see `FERMixin`. Takes `FERTrainingConfig` as `args`."""
