@@ -1,6 +1,6 @@
 """Model, data and collator for training from the command line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +32,33 @@ class ModelArguments:
     task: Literal["image-classification", "text-classification"] = field(
         default="image-classification", metadata={"help": "What the model does."}
     )
+
+    def check(self) -> None:
+        """Before anything is loaded.
+
+        Raises:
+            ValueError: no model named.
+        """
+        if not self.model_name_or_path:
+            raise ValueError("model_name_or_path: found nothing, allowed is a Hub id or the folder of a model")
+
+    def load(self, names: Sequence[str]) -> nn.Module:
+        """The model, with a head for classes of these names."""
+        kinds = {
+            "text-classification": AutoModelForSequenceClassification,
+            "image-classification": AutoModelForImageClassification,
+        }
+        return kinds[self.task].from_pretrained(
+            self.model_name_or_path,
+            num_labels=len(names),
+            ignore_mismatched_sizes=True,
+            id2label=dict(enumerate(names)),
+            label2id={name: i for i, name in enumerate(names)},
+        )
+
+    def processor(self) -> Any:
+        """What prepares images for it."""
+        return AutoImageProcessor.from_pretrained(self.model_name_or_path)
 
 
 @dataclass
@@ -110,8 +137,7 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
     Raises:
         ValueError: no model named, or a split or column that the data does not have.
     """
-    if not model.model_name_or_path:
-        raise ValueError("model_name_or_path: found nothing, allowed is a Hub id or the folder of a model")
+    model.check()
     loaded = load(data.dataset)
     for name in (data.train_split, data.eval_split):
         if name not in loaded:
@@ -119,7 +145,6 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
     splits = DatasetDict({"train": loaded[data.train_split], "eval": loaded[data.eval_split]})
     splits, names = _with_labels(splits, data.label_column)
     columns = splits["train"].column_names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if model.task == "text-classification":
         if data.text_column not in columns:
             raise ValueError(f"text_column: found {data.text_column!r}, allowed are {columns}")
@@ -130,19 +155,14 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
             remove_columns=[data.text_column],
             desc="Tokenizing",
         )
-        network = AutoModelForSequenceClassification.from_pretrained(
-            model.model_name_or_path, num_labels=len(names), ignore_mismatched_sizes=True, **labels
-        )
-        return Loaded(network, splits, DataCollatorWithPadding(tokenizer), tokenizer, keeps_columns=False)
+        return Loaded(model.load(names), splits, DataCollatorWithPadding(tokenizer), tokenizer, keeps_columns=False)
 
-    network = AutoModelForImageClassification.from_pretrained(
-        model.model_name_or_path, num_labels=len(names), ignore_mismatched_sizes=True, **labels
-    )
+    network = model.load(names)
     if "pixel_values" in columns:
         return Loaded(network, splits, default_data_collator, None, keeps_columns=False)
     if data.image_column not in columns:
         raise ValueError(f"image_column: found {data.image_column!r}, allowed are {columns}")
-    processor = AutoImageProcessor.from_pretrained(model.model_name_or_path)
+    processor = model.processor()
     splits = splits.cast_column(data.image_column, Image(mode="RGB"))
     return Loaded(network, splits, ImageCollator(processor, data.image_column), processor, keeps_columns=True)
 

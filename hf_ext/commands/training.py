@@ -17,6 +17,7 @@ def train_method(
     argv: Sequence[str],
     *,
     description: str,
+    model: type[ModelArguments] = ModelArguments,
     adapter: type = LoraArguments,
     check: Callable[[Any], None] | None = None,
     evaluated: Callable[[Any], Mapping[str, Any]] | None = None,
@@ -28,15 +29,16 @@ def train_method(
         trainer_class, config_class: of the method.
         argv: options of `ModelArguments`, `DataArguments`, `adapter` and `config_class`.
         description: for `--help`.
+        model: options that say which model, with a `load(names)` of their own where it is not an Auto class's.
         adapter: a dataclass of options with `adapted(model)`, which gives what is trained.
         check: called with the config before anything is loaded; raises ValueError.
         evaluated: data sets to evaluate on besides, by name; called with the trainer.
     """
-    types = (ModelArguments, DataArguments, adapter, config_class)
-    model, data, options, args = parse(types, argv, prog=f"hf-ext train {method}", description=description)
+    types = (model, DataArguments, adapter, config_class)
+    chosen, data, options, args = parse(types, argv, prog=f"hf-ext train {method}", description=description)
     if check is not None:
         check(args)
-    loaded = load_model_and_data(model, data)
+    loaded = load_model_and_data(chosen, data)
     network: nn.Module = options.adapted(loaded.model)
     args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
     trainer: Any = trainer_class(

@@ -63,4 +63,7 @@ model = {auto_class}.from_pretrained({place}).eval()
             draw=_draw_texts,
         ),
     ),
+    commands="hf_ext.commands.fer",
+    studies="hf_ext.studies.fer",
+    benchmarks="hf_ext.benchmarks.fer",
 )

@@ -1,0 +1,187 @@
+"""`hf-ext train fer` and `hf-ext demo fer`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import concatenate_datasets
+from sklearn.feature_extraction.text import HashingVectorizer
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
+
+from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
+from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.training import train_method
+from hf_ext.data import load
+from hf_ext.hub_cards import Result, create_card
+from hf_ext.models import FERForImageClassification, FERProcessor
+from hf_ext.models.fer.modeling_fer import TEMPLATE
+from hf_ext.studies.training import logits
+from hf_ext.trainers import FERTrainer, FERTrainingConfig
+
+
+@dataclass
+class FERModelArguments(ModelArguments):
+    """Which matcher: a saved one (`model_name_or_path`), or one made of a vision and a text model."""
+
+    vision_model: str | None = field(default=None, metadata={"help": "Vision backbone of a new matcher."})
+    text_model: str | None = field(default=None, metadata={"help": "Text encoder of a new matcher."})
+    template: str = field(default=TEMPLATE, metadata={"help": "Text of a class, with {} for its name."})
+    class_prompts: list[str] | None = field(
+        default=None, metadata={"help": "Texts of the classes, in place of the template."}
+    )
+    neutral: str | None = field(default="neutral", metadata={"help": "Name of the neutral class, if there is one."})
+    image_side: int | None = field(
+        default=None, metadata={"help": "Pixels a side that a new matcher's faces are scaled to; its backbone's own."}
+    )
+
+    def check(self) -> None:
+        """Before anything is loaded.
+
+        Raises:
+            ValueError: neither or both kinds of model are named, or texts instead of images asked for.
+        """
+        new = (self.vision_model, self.text_model)
+        if bool(self.model_name_or_path) == any(new) or any(new) != all(new):
+            raise ValueError(
+                f"model_name_or_path, vision_model, text_model: found {self.model_name_or_path!r}, {new[0]!r} and "
+                f"{new[1]!r}, allowed are the first or the other two"
+            )
+        if self.task != "image-classification":
+            raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
+
+    def load(self, names: Sequence[str]) -> nn.Module:
+        """The matcher, for classes of these names.
+
+        Raises:
+            ValueError: a saved one of another number of classes.
+        """
+        if self.model_name_or_path:
+            model = AutoModelForImageClassification.from_pretrained(self.model_name_or_path)
+            if model.config.num_labels != len(names):
+                raise ValueError(
+                    f"model_name_or_path: found a model of {model.config.num_labels} classes for data of "
+                    f"{len(names)}, allowed is one of as many; vision_model and text_model make one"
+                )
+            return model
+        return FERForImageClassification.from_backbones(
+            self.vision_model,
+            self.text_model,
+            names,
+            prompts=self.class_prompts,
+            template=self.template,
+            neutral=self.neutral,
+        )
+
+    def processor(self) -> Any:
+        """What prepares its images."""
+        if self.model_name_or_path:
+            return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+        side = {"size": {"height": self.image_side, "width": self.image_side}} if self.image_side else {}
+        return FERProcessor.from_backbone(str(self.vision_model), **side)
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train a matcher, evaluate it and leave a folder ready for the Hub."""
+    train_method(
+        "fer",
+        FERTrainer,
+        FERTrainingConfig,
+        argv,
+        description="Match faces to text embeddings of their expressions (FER, Li et al. 2025).",
+        model=FERModelArguments,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ demo
+DATASET = "digits"
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+HEAD, SHOWN = "linear head", "texts, all losses"
+MATCHING = {"fer_lambda_t": 0.0, "fer_lambda_c": 0.0}
+#: by system, how texts are embedded and what is said to the Trainer
+SYSTEMS: dict[str, tuple[str, dict[str, float]]] = {
+    HEAD: ("", {}),
+    "random embeddings, matching alone": ("random", MATCHING),
+    "texts, matching alone": ("texts", MATCHING),
+    SHOWN: ("texts", {}),
+}
+EXAMPLE = """import hf_ext
+
+test = hf_ext.data.load("digits")["test"][:400]
+logits = model(pixel_values=test["pixel_values"]).logits
+print((logits.argmax(-1) == test["labels"]).float().mean())
+"""
+
+
+def embed_letters(texts: Sequence[str]) -> Tensor:
+    """Embeddings of texts by the pieces of up to three letters in them, `[N, 64]`: no text encoder comes along."""
+    pieces = HashingVectorizer(analyzer="char_wb", ngram_range=(1, 3), n_features=64)
+    return torch.from_numpy(pieces.transform(list(texts)).toarray()).float()
+
+
+def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
+    """Train a small ViT on digits with a linear head, and matched to embeddings of the digits' names; zero is neutral.
+
+    Raises:
+        ValueError: fewer than one seed or step.
+    """
+    text = (
+        f"[bold]FER matcher[/] on {DATASET}, which stand in for faces, with zero for neutral; {seeds} seeds. It shows "
+        "how the parts work together, not what they are worth on faces."
+    )
+    scores: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+    with Demo(out, text, total=seeds * len(SYSTEMS), seeds=seeds, steps=steps) as view:
+        for seed in range(seeds):
+            data = load(DATASET, seed=seed)
+            rows = concatenate_datasets([data["pretrain"], data["train"]])
+            for name, (texts, options) in SYSTEMS.items():
+                trainer = _trainer(texts, options, steps, seed, train_dataset=rows, eval_dataset=data["test"])
+                view.watch(trainer, f"seed {seed}: {name}").train()
+                predicted = logits(trainer, data["test"]).argmax(-1)
+                scores[name].append(float((predicted == data["test"].with_format("numpy")["labels"][:]).mean()))
+                view.advance()
+                if seed == 0 and name == SHOWN:
+                    trainer.evaluate()  # so that the card names the test data
+                    trainer.model.save_pretrained(view.folder)
+                    facts = trainer.card_facts()
+    results = [over_seeds(name, values, is_method=name == SHOWN) for name, values in scores.items()]
+    create_card(view.folder, run=facts, **_card_facts(results, seeds, steps))
+    view.finish("accuracy", results)
+
+
+def _trainer(texts: str, options: dict[str, float], steps: int, seed: int, **data: Any) -> Any:
+    classifier = demo_vit(WORDS, seed)
+    if not texts:
+        arguments = demo_arguments(TrainingArguments, steps, 2e-3, seed)
+        return Trainer(model=classifier, args=arguments, compute_metrics=accuracy, **data)
+
+    def drawn(texts: Sequence[str]) -> Tensor:
+        return torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(seed))
+
+    model = FERForImageClassification.from_backbones(
+        ViTModel(classifier.config),
+        embed_letters if texts == "texts" else drawn,
+        WORDS,
+        template="a photo of the digit {}.",
+        neutral=WORDS[0],
+        logit_scale=20.0,
+    )
+    arguments = demo_arguments(FERTrainingConfig, steps, 2e-3, seed, **options)
+    return FERTrainer(model=model, args=arguments, compute_metrics=accuracy, **data)
+
+
+def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]:
+    return {
+        "method": "fer",
+        "dataset": f"scikit-learn {DATASET}",
+        "dataset_description": (
+            f"Accuracy on test images after {steps} steps of AdamW. Digits stand in for faces, zero for the neutral "
+            "one; texts are embedded by the letters in them."
+        ),
+        "results": results,
+        "example": EXAMPLE,
+        "license": "apache-2.0",
+        "limitations": "A demonstration on small images of digits.",
+        "command": f"hf-ext demo fer --seeds {seeds} --steps {steps}",
+    }

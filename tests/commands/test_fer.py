@@ -1,0 +1,113 @@
+"""`hf-ext train fer` and `hf-ext demo fer`."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoModelForImageClassification,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+    pipeline,
+)
+
+from hf_ext.commands.cli import main
+from hf_ext.models import FERForImageClassification
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of a tiny vision backbone and a tiny text encoder, as they come from the Hub."""
+    torch.manual_seed(0)
+    vision, text = tmp_path / "vision", tmp_path / "text"
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **SIZES)).save_pretrained(vision)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(vision)
+    BertModel(BertConfig(vocab_size=20, **SIZES)).save_pretrained(text)
+    words = ["[PAD]", "[UNK]", "a", "photo", "of", "person", "making", "facial", "expression.", "happy", "neutral"]
+    model = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    model.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(text)
+    return vision, text
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A folder of images for every expression, in two splits."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("happy", "neutral", "sad"):
+            folder = tmp_path / "faces" / split / name
+            folder.mkdir(parents=True)
+            for number in range(6):
+                grey = rng.integers(0, 255, (20, 18), dtype=np.uint8)
+                Image.fromarray(grey).save(folder / f"{number}.png")
+    return tmp_path / "faces"
+
+
+def _short(out: Path) -> list[str]:
+    sizes = ["--max_steps", "2", "--per_device_train_batch_size", "6", "--use_cpu", "true", "--report_to", "none"]
+    return ["--output_dir", str(out), *sizes]
+
+
+def test_from_a_folder_of_images_to_a_model_that_loads(parts: tuple[Path, Path], faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["train", "fer", "--vision_model", str(parts[0]), "--text_model", str(parts[1]), "--dataset", str(faces)]
+    assert main([*words, *_short(out)]) == 0
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert type(model) is FERForImageClassification
+    assert model.config.class_prompts[0] == "a photo of a person making a happy facial expression."
+    assert model.config.neutral_id == 1
+    card = ModelCard.load(out / "README.md")
+    assert "facial-expression-recognition" in card.data.tags and card.data.pipeline_tag == "image-classification"
+    found = pipeline("image-classification", model=str(out))(str(faces / "test" / "sad" / "0.png"))
+    assert {row["label"] for row in found} == {"happy", "neutral", "sad"}
+    # goes on with the saved one
+    again = ["train", "fer", "--model_name_or_path", str(out), "--dataset", str(faces)]
+    assert main([*again, *_short(tmp_path / "again")]) == 0
+
+
+def test_which_model_has_to_be_said(
+    parts: tuple[Path, Path], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vision, text = map(str, parts)
+    for words in ([], ["--vision_model", vision], ["--model_name_or_path", vision, "--text_model", text]):
+        assert main(["train", "fer", *words, "--dataset", str(faces), *_short(tmp_path / "out")]) == 2
+        assert "model_name_or_path, vision_model, text_model: found" in capsys.readouterr().err
+    words = ["--vision_model", vision, "--text_model", text, "--neutral", "calm", "--dataset", str(faces)]
+    assert main(["train", "fer", *words, *_short(tmp_path / "out")]) == 2
+    assert "neutral: found 'calm', allowed are None, an id, or one of" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo_and_the_launch_script(tmp_path: Path, run_snippet: Callable[..., str]) -> None:
+    out = tmp_path / "hf_ext_demo_fer"
+    assert main(["demo", "fer", "--out", str(out), "--seeds", "1", "--steps", "20"]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "texts.png", "modeling_fer.py"} <= names
+    card = ModelCard.load(out / "README.md")
+    assert {result.metric_type for result in card.data.eval_results} == {"accuracy"}
+    snippet = card.text.split("```python\n")[1].split("```")[0]
+    assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
+
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(EXAMPLES / "accelerate" / "cpu.yaml"), str(EXAMPLES / "fer.py")]
+    command += ["--config", str(EXAMPLES / "fer_digits.yaml"), "--max_steps", "2", "--use_cpu", "true"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "fer_digits" / "modeling_fer.py").is_file()
