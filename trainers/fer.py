@@ -64,6 +64,7 @@ class FERMixin(MethodMixin):
     """
 
     args: Any  # TrainingArguments with FERArguments mixed in
+    model: Any
     method = "fer"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

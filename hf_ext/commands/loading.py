@@ -49,7 +49,7 @@ class ModelArguments:
             "image-classification": AutoModelForImageClassification,
         }
         return kinds[self.task].from_pretrained(
-            self.model_name_or_path,
+            str(self.model_name_or_path),
             num_labels=len(names),
             ignore_mismatched_sizes=True,
             id2label=dict(enumerate(names)),

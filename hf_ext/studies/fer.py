@@ -78,7 +78,7 @@ def run(run: Run) -> Outcome:
     train = training_part(parts["train"], run.seed, per_class=options["per_class"], wrong=options["wrong"])
     trainer = _trainer(run, train, names)
     trainer.train()
-    return Outcome(*(_score(trainer, parts[name]) for name in ("validation", "test")))
+    return Outcome(_score(trainer, parts["validation"]), _score(trainer, parts["test"]))
 
 
 def _trainer(run: Run, train: Part, names: list[str]) -> Trainer:

@@ -7,8 +7,8 @@ from hf_ext.hub_cards.methods.method import Method, Picture
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("class_prompts", "text_model", "neutral_id", "logit_scale", "learn_logit_scale", "projection")
-    names += ("contrast_pairs", "lambda_s", "lambda_t", "lambda_c")
+    names = ["class_prompts", "text_model", "neutral_id", "logit_scale", "learn_logit_scale", "projection"]
+    names += ["contrast_pairs", "lambda_s", "lambda_t", "lambda_c"]
     return {name: config[name] for name in names if name in config and config[name] is not None}
 
 

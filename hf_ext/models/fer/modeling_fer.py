@@ -24,7 +24,7 @@ from .vision import Vision, aligned_parts, pooled_width, vision_backbone
 try:  # the losses; a model that only predicts does without
     from hf_ext.functional import fer_losses
 except ImportError:
-    fer_losses = None
+    fer_losses = None  # type: ignore[assignment]
 
 TEMPLATE = "a photo of a person making a {} facial expression."
 
@@ -59,7 +59,7 @@ class FERPreTrainedModel(PreTrainedModel):
     config_class = FERConfig
     base_model_prefix = "fer"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer has to divide by the accumulation steps
 
     @torch.no_grad()
@@ -71,11 +71,9 @@ class FERPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 initialization.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.BatchNorm1d):
-            for tensor, value in ((module.weight, 1.0), (module.bias, 0.0)):
-                initialization.constant_(tensor, value)
-            initialization.constant_(module.running_mean, 0.0)
-            initialization.constant_(module.running_var, 1.0)
-            initialization.constant_(module.num_batches_tracked, 0)
+            values = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+            for name, value in values.items():
+                initialization.constant_(getattr(module, name), value)
         elif isinstance(module, TextClassifier):
             initialization.constant_(module.text_features, 0.0)
             if module.log_scale is not None:
@@ -137,7 +135,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         #: raw features of the class prompts, `[C, D]`; zeros until they are set
         self.text_features: Tensor
-        self.register_buffer("text_features", torch.zeros(config.num_labels, config.text_width))
+        self.register_buffer("text_features", torch.zeros(config.num_labels or 0, config.text_width))
         self.fixed_scale = float(config.logit_scale)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale))) if config.learn_logit_scale else None
 
@@ -219,7 +217,7 @@ class FERForImageClassification(FERPreTrainedModel):
         )
         if scale is not None:
             options.setdefault("logit_scale", scale)
-        aligned = projection is not None and projection.shape[0] == features.shape[1]
+        aligned = projection is not None and len(projection) == features.shape[1]
         config = FERConfig(
             vision_config=backbone.config,
             vision_width=pooled_width(backbone),
@@ -235,7 +233,7 @@ class FERForImageClassification(FERPreTrainedModel):
         with torch.no_grad():
             model.classifier.text_features.copy_(features)
             if aligned and config.projection == "linear":
-                model.fer.projection.weight.copy_(projection)
+                model.fer.projection.load_state_dict({"weight": projection})
         return model
 
     def set_classes(
@@ -297,11 +295,10 @@ class FERForImageClassification(FERPreTrainedModel):
         if text.device.type == "cpu" and not torch.compiler.is_compiling() and not text.any(dim=1).all():
             raise ValueError("text_features: found none, allowed are those of class prompts (see set_classes)")
         features = self.fer(pixel_values).pooler_output
-        logits, neutral, terms = self.classifier(features), None, None
-        if labels is not None or output_features:
-            neutral = self.transformation(features)
-        if labels is not None:
-            terms = self._losses(features, neutral, labels)
+        logits = self.classifier(features)
+        # the small network is for the loss alone
+        neutral = self.transformation(features) if labels is not None or output_features else features
+        terms = None if labels is None else self._losses(features, neutral, labels)
         output = FEROutput(loss=None if terms is None else terms["total"], logits=logits)
         if output_features:
             output.features, output.neutral_features = features, neutral

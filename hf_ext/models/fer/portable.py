@@ -19,7 +19,7 @@ def as_config(value: Any, name: str) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
     kind = value.get("model_type") if isinstance(value, Mapping) else None
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         found = value if kind is None else f"the model type {kind!r}"
         raise ValueError(f"{name}: found {found!r}, allowed is the configuration of a model that transformers knows")
     return CONFIG_MAPPING[kind].from_dict(dict(value))

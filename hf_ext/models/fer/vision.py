@@ -29,7 +29,7 @@ def vision_backbone(vision: Vision) -> PreTrainedModel:
 def _wrapped_timm(model: Any) -> PreTrainedModel:
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
-    config = TimmWrapperConfig(architecture=model.pretrained_cfg["architecture"], num_labels=2)
+    config = TimmWrapperConfig.from_dict({"architecture": model.pretrained_cfg["architecture"]}, num_labels=2)
     wrapped = TimmWrapperModel(config)
     weights = {name: value for name, value in model.state_dict().items() if name in wrapped.timm_model.state_dict()}
     try:
