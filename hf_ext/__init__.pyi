@@ -3,6 +3,7 @@ from . import data as data
 from . import functional as functional
 from . import hub_cards as hub_cards
 from . import metrics as metrics
+from . import models as models
 from . import trainers as trainers
 from .adapters import MoLAConfig as MoLAConfig
 from .adapters import MoLAModel as MoLAModel
@@ -10,6 +11,9 @@ from .hub_cards import CardCallback as CardCallback
 from .hub_cards import MethodCard as MethodCard
 from .hub_cards import create_card as create_card
 from .hub_cards import push_folder as push_folder
+from .models import RDConfig as RDConfig
+from .models import RDForImageClassification as RDForImageClassification
+from .models import RDModel as RDModel
 from .trainers import DISAMArguments as DISAMArguments
 from .trainers import DISAMConfig as DISAMConfig
 from .trainers import DISAMMixin as DISAMMixin

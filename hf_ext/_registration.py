@@ -32,7 +32,13 @@ class ModelEntry(NamedTuple):
 ADAPTERS = ("hf_ext.adapters.mola", "hf_ext.hub_cards._peft")
 
 #: our entries by model type
-MODELS: dict[str, ModelEntry] = {}
+MODELS: dict[str, ModelEntry] = {
+    "rd": ModelEntry(
+        package="hf_ext.models.rd",
+        config="RDConfig",
+        models={"AutoModel": "RDModel", "AutoModelForImageClassification": "RDForImageClassification"},
+    ),
+}
 
 
 def install(adapters: Iterable[str] = ADAPTERS, models: Mapping[str, ModelEntry] = MODELS) -> None:

@@ -1,0 +1,68 @@
+"""The student of an RD model: its last linear layer, the classifier that is shared, and what goes into it."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def find_classifier(student: PreTrainedModel, name: str | None = None) -> str:
+    """Name of the student's classifier: the one linear layer outside its base model with an output per label.
+
+    Args:
+        student: an image classifier of transformers, also one that wraps a timm model.
+        name: the layer's name, if it is known.
+
+    Raises:
+        ValueError: there is no such layer, or more than one.
+    """
+    linear = {path: module for path, module in student.named_modules() if isinstance(module, nn.Linear)}
+    labels = student.config.num_labels
+    if name is not None:
+        if name not in linear or linear[name].out_features != labels:
+            found = _described(student, name)
+            raise ValueError(
+                f"student_classifier: found {found}, allowed is a Linear with {labels} outputs, one a label"
+            )
+        return name
+    heads = [path for path in _head_names(student, linear) if linear[path].out_features == labels]
+    if len(heads) != 1:
+        last = [f"{path} with {linear[path].out_features} outputs" for path in heads or list(linear)[-1:]]
+        raise ValueError(
+            f"student: found {', '.join(last) or 'no linear layer'} in {type(student).__name__}, allowed is one "
+            f"Linear at its end, with {labels} outputs, one a label; student_classifier names it if there are more"
+        )
+    return heads[0]
+
+
+def _described(student: PreTrainedModel, name: str) -> str:
+    module = dict(student.named_modules()).get(name)
+    return f"{name!r}, " + ("which does not exist" if module is None else f"which is {module}")
+
+
+def _head_names(student: Any, linear: dict[str, nn.Linear]) -> list[str]:
+    """Linear layers that may be the classifier: of a timm model those it says, else all outside the base model."""
+    if hasattr(getattr(student, "timm_model", None), "get_classifier"):
+        given = student.timm_model.get_classifier()
+        given = given if isinstance(given, (list, tuple)) else [given]
+        return [path for path, module in linear.items() if any(module is head for head in given)]
+    prefix = f"{student.base_model_prefix}."
+    return [path for path in linear if prefix == "." or not path.startswith(prefix)]
+
+
+def run_student(student: PreTrainedModel, classifier: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
+    """The student's outputs and its features, `[B, D]`: what went into the classifier.
+
+    Raises:
+        ValueError: the classifier's inputs are not one vector an image.
+    """
+    caught: list[Tensor] = []
+    hook = classifier.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        outputs = student(pixel_values, **kwargs)
+    finally:
+        hook.remove()
+    shapes = [tuple(features.shape) for features in caught]
+    if len(caught) != 1 or caught[0].ndim != 2:
+        raise ValueError(f"student: found inputs of its classifier of shapes {shapes}, allowed is one vector an image")
+    return outputs, caught[0]
