@@ -27,6 +27,10 @@ from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin
 from .trainers import MoLATrainer as MoLATrainer
 from .trainers import MoLATrainingConfig as MoLATrainingConfig
+from .trainers import RDArguments as RDArguments
+from .trainers import RDMixin as RDMixin
+from .trainers import RDTrainer as RDTrainer
+from .trainers import RDTrainingConfig as RDTrainingConfig
 from .trainers import TARFArguments as TARFArguments
 from .trainers import TARFConfig as TARFConfig
 from .trainers import TARFMixin as TARFMixin

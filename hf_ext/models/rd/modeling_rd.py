@@ -83,13 +83,14 @@ class RDPreTrainedModel(PreTrainedModel):
         if student is None:
             student = AutoModelForImageClassification.from_config(config.student_config)
         else:
+            module: Any
             for module in student.modules():  # its weights, from wherever they are, are not to be made anew
                 module._is_hf_initialized = True
         self.student: PreTrainedModel = student
-        self.student.config = config.student_config
+        config.student_config = student.config
         config.student_classifier = find_classifier(student, config.student_classifier)
         self.phi = make_phi(config, int(self.classifier.in_features))
-        self.supports_gradient_checkpointing: bool = student.supports_gradient_checkpointing  # type: ignore[assignment]
+        self.supports_gradient_checkpointing: bool = student.supports_gradient_checkpointing
         self._teacher: RDTeacher | None = None
         self.post_init()
 
@@ -124,8 +125,9 @@ class RDPreTrainedModel(PreTrainedModel):
         """An RD model around a student, whose weights stay as they are.
 
         Args:
-            student: an image classifier of transformers, also one that wraps a timm model, with the target's labels;
-                or a name or path for `AutoModelForImageClassification.from_pretrained`. It becomes a part of the model.
+            student: an image classifier of transformers, also one that wraps a timm model, with the target's
+                labels; or a name or path for `AutoModelForImageClassification.from_pretrained`. It becomes a part of
+                the model.
             teacher: see `attach_teacher`.
             teacher_width: width of the teacher's features, or channels of its feature maps.
             image_processor, teacher_processor: of student and teacher. Both given, the student's pixel values are
@@ -158,7 +160,7 @@ class RDPreTrainedModel(PreTrainedModel):
         converted = own | its if image_processor is not None and teacher_processor is not None else {}
         settings = {"teacher_width": teacher_width, **converted, **config}
         model = cls(RDConfig(student_config=student.config, **settings), student)
-        model.to(dtype=student.dtype)
+        model.phi.to(student.dtype)
         if teacher is not None:
             model.attach_teacher(teacher)
         return model
@@ -312,13 +314,14 @@ class RDForImageClassification(RDPreTrainedModel):
             pixel_values: `[B, C, H, W]`.
             labels: int64 `[B]`.
             teacher_features, teacher_pixel_values: see `get_teacher_features`.
-            output_details: whether features and single loss terms are given too, those of the teacher where there is
-                one.
+            output_details: whether features and single loss terms are given too, those of the teacher in evaluation
+                mode only where there is one.
             return_dict: False gives a tuple.
             kwargs: for the student, such as `output_hidden_states`.
 
         Raises:
-            ValueError: labels that are not classes; in training with labels, no teacher and no features of one.
+            ValueError: labels that are not classes; in training with labels or details, no teacher and no
+                features of one.
             ImportError: training with labels where hf_ext is not installed.
         """
         if labels is not None:
@@ -328,7 +331,7 @@ class RDForImageClassification(RDPreTrainedModel):
         if distils or output_details:
             given, features = run_student(self.student, self.classifier, pixel_values, **kwargs)
             details["student_features"] = features
-            if distils or self.reads_teacher(teacher_features):
+            if self.training or self.reads_teacher(teacher_features):
                 seen = self.get_teacher_features(pixel_values, teacher_features, teacher_pixel_values)
                 details |= {"teacher_features": seen, "reprogrammed": self.phi(seen)}
                 details["reprogrammed_logits"] = self.classifier(details["reprogrammed"])

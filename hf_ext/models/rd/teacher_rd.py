@@ -37,7 +37,8 @@ class RDTeacher:
             teacher = AutoModel.from_pretrained(self.name, revision=revision or "main")
         if not callable(teacher):
             raise ValueError(
-                f"teacher: found {type(teacher).__name__}, allowed are a model, a function of pixel values, a name, a path"
+                f"teacher: found {type(teacher).__name__}, allowed are a model, a function of pixel values "
+                "and a name or path"
             )
         self.call: Any = teacher
         if isinstance(teacher, nn.Module):
