@@ -71,7 +71,7 @@ class RDMixin(MethodMixin):
         model = self._rd_model()
         if not isinstance(model, RDForImageClassification):
             raise ValueError(
-                f"model: found {type(model).__name__}, allowed is RDForImageClassification (its from_student makes one)"
+                f"model: found {type(model).__name__}, allowed is RDForImageClassification, see its from_student"
             )
         self.refuse_other_methods("RD's loss is of whole batches, of student and teacher")
         if self.compute_loss_func is not None:
