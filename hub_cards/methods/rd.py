@@ -1,6 +1,6 @@
 """RD, as cards, README and command line know it."""
 
-from hf_ext.hub_cards.methods.method import Method
+from hf_ext.hub_cards.methods.method import USAGES, Method
 
 RD = Method(
     name="rd",
@@ -37,9 +37,6 @@ RD = Method(
         "to see what the student sees, with the size and normalisation of its own: a mistake there raises no error. "
         "A student may take over its teacher's biases, and the teacher's licence may bind what was learned from it."
     ),
-    usage="""import hf_ext  # or, where it is not installed: trust_remote_code=True
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained({place}).eval()
-""",
+    usage=f"""import hf_ext  # or, where it is not installed: trust_remote_code=True
+{USAGES["transformers"]}""",
 )
