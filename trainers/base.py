@@ -53,16 +53,17 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def check_arguments(self) -> None:
         """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
 
-    def refuse_other_methods(self, reason: str) -> None:
-        """For a method that no other one can be combined with.
+    def refuse_other_methods(self, reason: str, own: str | None = None) -> None:
+        """For a method that no other one can be combined with; `own` is its name if `method` does not say it.
 
         Raises:
             ValueError: naming the others that this Trainer is made of.
         """
-        others = {vars(kind).get("method") for kind in type(self).__mro__} - {None, self.method}
+        own = own or self.method
+        others = {vars(kind).get("method") for kind in type(self).__mro__} - {None, own}
         if others:
             raise ValueError(
-                f"{self.method}: found it combined with {', '.join(sorted(map(str, others)))}, allowed is no other "
+                f"{own}: found it combined with {', '.join(sorted(map(str, others)))}, allowed is no other "
                 f"method: {reason}"
             )
 

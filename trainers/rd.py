@@ -73,7 +73,7 @@ class RDMixin(MethodMixin):
             raise ValueError(
                 f"model: found {type(model).__name__}, allowed is RDForImageClassification, see its from_student"
             )
-        self.refuse_other_methods("RD's loss is of whole batches, of student and teacher")
+        self.refuse_other_methods("its loss is of whole batches, of student and teacher", own="rd")
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func: found one, allowed is none: RD has a loss of its own")
         if (self.args.rd_method == "kd") != (self.teacher_classifier is not None):
