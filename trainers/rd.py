@@ -18,6 +18,7 @@ from hf_ext.functional import rd_losses_of_logits
 from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.models.rd.modeling_rd import RDForImageClassification
 from hf_ext.models.rd.sharing_rd import loadable_by_everyone
+from hf_ext.models.rd.student_rd import check_labels
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.losses import gather_rows
 from hf_ext.trainers.rd_arguments import RDArguments, Weights, weights_of
@@ -141,7 +142,7 @@ class RDMixin(MethodMixin):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         weights = self._weights()
-        labels = inputs["labels"]
+        labels = check_labels(inputs.get("labels"))
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, output_details=weights.teach)
         losses = self._losses(outputs, labels, weights)
         loss = losses.pop("total")

@@ -113,6 +113,13 @@ def test_features_of_a_classifier_wider_than_the_model_says() -> None:
     assert model(torch.randn(2, 3, 16, 16), output_details=True, teacher_features=torch.randn(2, 12)).logits.shape
 
 
+def test_a_classifier_behind_a_norm(make_student: Make, batch: Batch) -> None:
+    student = make_student("timm", architecture="test_vit", model_args={"img_size": 16})
+    student.timm_model.head = nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 5))
+    given = _make(student).eval()(batch["pixel_values"], output_details=True)
+    assert torch.allclose(student.timm_model.head[1](given.student_features), given.logits, atol=1e-6)
+
+
 def test_students_without_one_linear_classifier_are_refused(make_student: Make) -> None:
     identity = make_student("timm")
     identity.timm_model.reset_classifier(0)
@@ -229,6 +236,13 @@ def test_the_teacher_keeps_its_dtype(make_student: Make, batch: Batch, teacher: 
     model = _make(make_student(), teacher.double()).train()
     assert model(**batch).loss.dtype == torch.float32
     assert teacher.convolution.weight.dtype == torch.float64
+
+
+def test_the_teacher_follows_the_images(make_student: Make, batch: Batch, teacher: nn.Module) -> None:
+    model = _make(make_student(), teacher).train().to("meta")
+    assert teacher.convolution.weight.device.type == "cpu"
+    given = model(batch["pixel_values"].to("meta"), output_details=True)
+    assert given.reprogrammed.is_meta and all(value.is_meta for value in teacher.state_dict().values())
 
 
 TEACHERS: dict[str, tuple[Callable[[], Any], int, str]] = {

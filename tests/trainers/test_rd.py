@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, Value
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -386,6 +386,14 @@ def test_other_models_are_refused(vit: Any, data: Dataset, tmp_path: Path) -> No
         ValueError, match="model: found ViTForImageClassification, allowed is RDForImageClassification"
     ):
         RDTrainer(model=vit(), args=_arguments(tmp_path), train_dataset=data)
+
+
+def test_data_without_classes_are_refused(make: Make, data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="labels: found none, allowed are classes"):
+        _trained(make(), data.remove_columns("labels"), tmp_path)
+    numbers = data.cast_column("labels", Value("float32"))
+    with pytest.raises(ValueError, match=r"labels: found torch.float32 of shape \(8,\)"):
+        _trained(make(), numbers, tmp_path)
 
 
 def test_data_without_a_length_are_not_cached(make: Make, data: Dataset, tmp_path: Path) -> None:

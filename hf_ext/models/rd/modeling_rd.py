@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from .configuration_rd import RDConfig
 from .phi_rd import as_phi_takes_it, make_phi
 from .sharing_rd import loadable_by_everyone, save_student
-from .student_rd import find_classifier, run_student
+from .student_rd import check_labels, find_classifier, run_student
 from .teacher_rd import RDTeacher, Teacher, pixel_settings, teacher_view
 
 rd_losses_of_logits: Any
@@ -325,7 +325,7 @@ class RDForImageClassification(RDPreTrainedModel):
             ImportError: training with labels where hf_ext is not installed.
         """
         if labels is not None:
-            _check_labels(labels)
+            check_labels(labels)
         distils = self.training and labels is not None
         details: dict[str, Any] = {}
         if distils or output_details:
@@ -369,13 +369,6 @@ class RDForImageClassification(RDPreTrainedModel):
             debiased=config.debiased,
         )
         return losses
-
-
-def _check_labels(labels: Tensor) -> None:
-    if labels.is_floating_point() or labels.ndim != 1:
-        raise ValueError(
-            f"labels: found {labels.dtype} of shape {tuple(labels.shape)}, allowed are classes, int64 [B]"
-        )
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

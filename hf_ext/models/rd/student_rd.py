@@ -44,10 +44,23 @@ def _head_names(student: Any, linear: dict[str, nn.Linear]) -> list[str]:
     """Linear layers that may be the classifier: of a timm model those it says, else all outside the base model."""
     if hasattr(getattr(student, "timm_model", None), "get_classifier"):
         given = student.timm_model.get_classifier()
-        given = given if isinstance(given, (list, tuple)) else [given]
-        return [path for path, module in linear.items() if any(module is head for head in given)]
+        heads = given if isinstance(given, (list, tuple)) else [given]
+        inside = {id(module) for head in heads for module in head.modules()}  # a norm may come before it
+        return [path for path, module in linear.items() if id(module) in inside]
     prefix = f"{student.base_model_prefix}."
     return [path for path in linear if prefix == "." or not path.startswith(prefix)]
+
+
+def check_labels(labels: Tensor | None) -> Tensor:
+    """The labels.
+
+    Raises:
+        ValueError: they are not classes, int64 `[B]`.
+    """
+    if labels is None or labels.is_floating_point() or labels.ndim != 1:
+        found = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"labels: found {found}, allowed are classes, int64 [B]")
+    return labels
 
 
 def run_student(student: PreTrainedModel, classifier: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
