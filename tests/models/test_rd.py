@@ -420,13 +420,39 @@ def test_loading_with_other_classes(make_student: Make, kind: str, batch: Batch,
     assert _same(_weights(again.phi), _weights(model.phi))
 
 
+def test_a_new_phi_is_initialised(make_student: Make, tmp_path: Path) -> None:
+    """One of another width than the one on disk; from memory as it comes, it would be anything."""
+    _make(make_student()).save_pretrained(tmp_path)
+    again = RDForImageClassification.from_pretrained(tmp_path, phi_width=400, ignore_mismatched_sizes=True)
+    for layer in (again.phi[0], again.phi[2]):
+        bound = layer.in_features**-0.5
+        assert 0.9 * bound < layer.weight.abs().max() <= bound and 0.5 * bound < layer.weight.std() < 0.65 * bound
+        assert not layer.bias.any()
+
+
 def test_labels_of_both_configurations_are_one(make_student: Make, tmp_path: Path) -> None:
-    model = _make(make_student())
-    model.config.id2label = {label: f"class {label}" for label in range(5)}
-    model.save_student(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).id2label[4] == "class 4"
+    made = _make(make_student())
+    made.save_pretrained(tmp_path / "model")
+    for number, model in enumerate((made, RDForImageClassification.from_pretrained(tmp_path / "model"))):
+        model.config.id2label = {label: f"class {number}{label}" for label in range(5)}
+        model.save_student(tmp_path / "student")
+        assert AutoConfig.from_pretrained(tmp_path / "student").id2label[4] == f"class {number}4"
     assert RDConfig(num_labels=3).student_config.num_labels == 3
     assert RDConfig(student_config={"model_type": "vit", "num_labels": 4}).num_labels == 4
+
+
+def test_labels_of_a_timm_configuration_are_read_from_its_dictionary(make_student: Make, names: list[str]) -> None:
+    config = RDConfig(student_config=make_student("timm").config.to_dict())
+    assert list(config.id2label.values()) == names
+    config.id2label = {0: "fox", 1: "gnu", 2: "hen"}
+    written = config.to_dict()["student_config"]
+    assert (written["num_classes"], written["label_names"]) == (3, ["fox", "gnu", "hen"])
+
+
+def test_the_students_configuration_is_the_one_it_has(make_student: Make) -> None:
+    student = make_student()
+    model = RDForImageClassification(RDConfig(student_config=copy.deepcopy(student.config)), student)
+    assert model.config.student_config is student.config
 
 
 def test_from_a_student_on_disk(make_student: Make, batch: Batch, tmp_path: Path) -> None:

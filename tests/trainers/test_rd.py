@@ -235,11 +235,15 @@ def test_features_as_a_column(make: Make, vit: Any, data: Dataset, tmp_path: Pat
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_cached_features_train_alike(make: Make, data: Dataset, tmp_path: Path, wrapped: bool) -> None:
+def test_cached_features_train_alike(make: Make, vit: Any, data: Dataset, tmp_path: Path, wrapped: bool) -> None:
     rows: Any = [{name: row[name] for name in ("pixel_values", "labels")} for row in data] if wrapped else data
-    settings = {"max_steps": 12, "logging_steps": 12, "rd_gamma": 0.0}  # two epochs
-    expected = _trained(make(), data, tmp_path, **settings)
-    found = _trained(make(), rows, tmp_path, rd_cache_teacher=True, **settings)
+    settings = {"max_steps": 12, "logging_steps": 12}  # two epochs
+
+    def model() -> RDForImageClassification:
+        return make(student=vit(hidden_dropout_prob=0.1))
+
+    expected = _trained(model(), data, tmp_path, **settings)
+    found = _trained(model(), rows, tmp_path, rd_cache_teacher=True, **settings)
     assert expected.model.teacher.asked == 2 * 48 and found.model.teacher.asked == 48
     assert isinstance(found.train_dataset, WithTeacherFeatures) and len(found.train_dataset) == 48
     assert _difference(found.model, expected.model) < 1e-6

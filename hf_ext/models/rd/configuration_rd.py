@@ -134,6 +134,8 @@ class RDConfig(PreTrainedConfig):
         super().__setattr__(name, value)
         if name in _LABELS and isinstance(student := self.__dict__.get("student_config"), PreTrainedConfig):
             setattr(student, name, value)
+            for written in ("label_names", "num_classes"):  # what TimmWrapperConfig read; it would write that again
+                vars(student).pop(written, None)
 
 
 __all__ = ["RDConfig"]
