@@ -47,7 +47,7 @@ class RDMixin(MethodMixin):
 
     Args:
         teacher_classifier: for `rd_method="kd"`, gives logits `[B, C]` for the teacher's features `[B, W]` of a batch;
-            a module is used as it is, and not trained.
+            a module is moved to the device, and not trained.
 
     Raises:
         ValueError: at construction, for a model or settings that cannot work; in the first step, without a teacher.
@@ -61,6 +61,8 @@ class RDMixin(MethodMixin):
     ) -> None:
         self.teacher_classifier = teacher_classifier
         super().__init__(*args, **kwargs)
+        if isinstance(teacher_classifier, nn.Module):
+            teacher_classifier.to(self.args.device)
 
     # ---------------------------------------------------------------------------------------------- arguments
     def _rd_model(self) -> Any:
@@ -82,7 +84,7 @@ class RDMixin(MethodMixin):
             raise ValueError(
                 f"teacher_classifier: found {found} with rd_method={self.args.rd_method!r}, allowed is one with 'kd'"
             )
-        weights = self._weights()
+        weights = self._first_weights()
         if not weights.train_phi:
             model.phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
         rows = self._train_batch_size * (self.accelerator.num_processes if self._is_global else 1)
@@ -97,9 +99,12 @@ class RDMixin(MethodMixin):
     def _is_global(self) -> bool:
         return self.args.rd_cka_scope == "global"
 
+    def _first_weights(self) -> Weights:
+        return weights_of(self.args, self._rd_model().config)
+
     def _weights(self) -> Weights:
         """Those of the update that comes."""
-        weights = weights_of(self.args, self._rd_model().config)
+        weights = self._first_weights()
         if self.args.rd_decay == "none" or self.state.max_steps <= 0:
             return weights
         left = 1 - self.state.global_step / self.state.max_steps
@@ -108,7 +113,7 @@ class RDMixin(MethodMixin):
     # ---------------------------------------------------------------------------------------------- teacher
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; with `rd_cache_teacher` the teacher sees every image before, once."""
-        caches = self.args.rd_cache_teacher and self._weights().teach
+        caches = self.args.rd_cache_teacher and self._first_weights().teach
         if caches and not isinstance(self.train_dataset, WithTeacherFeatures):
             if not hasattr(self.train_dataset, "__len__"):
                 raise ValueError("rd_cache_teacher: found a data set without a length, allowed are those with one")

@@ -32,6 +32,7 @@ from transformers import (
     ViTModel,
     pipeline,
 )
+from transformers.dynamic_module_utils import get_imports
 
 from hf_ext.functional import rd_losses
 from hf_ext.models import RDConfig, RDForImageClassification, RDModel
@@ -538,6 +539,22 @@ def test_the_whole_loads_without_this_package(make_student: Make, kind: str, bat
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("training an RD model with labels needs its loss")
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), model(batch["pixel_values"]).logits)
+
+
+def test_the_code_that_travels_needs_transformers_alone(make_student: Make, tmp_path: Path) -> None:
+    _make(make_student()).save_for_everyone(tmp_path)
+    files = list(tmp_path.glob("*.py"))
+    assert len(files) == 6
+    needed = {name for file in files for name in get_imports(file)} - set(sys.stdlib_module_names)
+    assert needed == {"torch", "transformers", "huggingface_hub"}
+
+
+def test_a_teachers_name_stays_with_the_teacher_given_again(make_student: Make, tmp_path: Path) -> None:
+    make, width, _ = TEACHERS["resnet"]
+    make().save_pretrained(tmp_path)
+    settings = {"teacher_width": width, "teacher_name": str(tmp_path), "teacher_revision": "v1"}
+    model = _make(make_student(), AutoModel.from_pretrained(tmp_path), **settings)
+    assert (model.config.teacher_name, model.config.teacher_revision) == (str(tmp_path), "v1")
 
 
 def test_sharing_leaves_no_trace(make_student: Make, tmp_path: Path) -> None:

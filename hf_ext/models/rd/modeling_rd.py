@@ -6,7 +6,7 @@ Zhou et al., "Reprogramming Distillation for Medical Foundation Models", MICCAI 
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from .phi_rd import as_phi_takes_it, make_phi
 from .sharing_rd import loadable_by_everyone, save_student
 from .student_rd import check_labels, find_classifier, run_student
 from .teacher_rd import RDTeacher, Teacher, pixel_settings, teacher_view
+
+if TYPE_CHECKING:
+    from typing import Self
 
 rd_losses_of_logits: Any
 try:  # the files of this folder also travel alone, without the package
@@ -98,8 +101,8 @@ class RDPreTrainedModel(PreTrainedModel):
         # of phi: the student's class looks after its own. As torch does it, since 0.02 would be next to nothing here
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            nn_bias: Any = module.bias
-            init.zeros_(nn_bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         self.student._set_gradient_checkpointing(*args, **kwargs)
@@ -121,7 +124,7 @@ class RDPreTrainedModel(PreTrainedModel):
         teacher_processor: Any = None,
         student_options: dict[str, Any] | None = None,
         **config: Any,
-    ) -> Self:
+    ) -> "Self":
         """An RD model around a student, whose weights stay as they are.
 
         Args:
@@ -167,7 +170,7 @@ class RDPreTrainedModel(PreTrainedModel):
 
     def attach_teacher(
         self, teacher: Teacher | str | os.PathLike[str] | None = None, revision: str | None = None
-    ) -> Self:
+    ) -> "Self":
         """Give the model its teacher, needed for training alone and saved nowhere; again after every loading.
 
         Args:
@@ -188,8 +191,9 @@ class RDPreTrainedModel(PreTrainedModel):
             raise ValueError("teacher: found none, here and as teacher_name of the configuration, allowed is one")
         self._teacher = RDTeacher(teacher, revision)
         self.config.teacher_kind = self._teacher.kind
-        if self._teacher.name is not None:
-            self.config.teacher_name, self.config.teacher_revision = self._teacher.name, revision
+        name = self._teacher.name
+        if name is not None and (name, revision) != (self.config.teacher_name, None):
+            self.config.teacher_name, self.config.teacher_revision = name, revision
         return self
 
     @property

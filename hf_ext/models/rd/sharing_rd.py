@@ -27,8 +27,10 @@ def save_student(student: Any, folder: str | os.PathLike[str], image_processor: 
 
 
 def _save_timm(student: Any, folder: Path) -> None:
-    import timm
-
+    try:  # a bare import would be asked of everyone who loads this file
+        import timm
+    except ImportError as error:
+        raise ImportError("timm is not installed: pip install timm") from error
     names = [student.config.id2label[label] for label in range(student.config.num_labels)]
     labels = {"num_classes": len(names), "label_names": names}
     arguments = dict(student.config.model_args or {})
