@@ -182,6 +182,13 @@ class RDMixin(MethodMixin):
         with nullcontext() if is_checkpoint else loadable_by_everyone(model, "AutoModelForImageClassification"):
             super().save_model(output_dir, _internal_call)
 
+    def card_facts(self) -> dict[str, Any]:
+        facts, config = super().card_facts(), self._rd_model().config
+        about: dict[str, Any] = {f"rd_{name}": value for name, value in self._first_weights()._asdict().items()}
+        if self._first_weights().teach:
+            about["teacher"] = config.teacher_name or config.teacher_kind
+        return facts | {"hyper_parameters": {**facts["hyper_parameters"], **about}}
+
 
 class RDTrainer(RDMixin, Trainer):
     """`Trainer` with RD; see `RDMixin`. Takes `RDTrainingConfig` as `args`."""

@@ -20,6 +20,9 @@ class WithTeacherFeatures(Dataset[dict[str, Any]]):
 
     def __init__(self, rows: Any, features: Tensor) -> None:
         self.rows, self.features = rows, features
+        for name in ("_fingerprint", "builder_name", "info"):  # what a card says of the data
+            if hasattr(rows, name):
+                setattr(self, name, getattr(rows, name))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,5 +1,6 @@
 """RD training: its loss and its parts, baselines, a teacher that leaves no trace, resuming, refusals."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from transformers import (
 )
 
 from hf_ext.functional import cka_loss, distillation_kl
+from hf_ext.hub_cards import METHODS
+from hf_ext.hub_cards.methods.rd import RD
 from hf_ext.models import RDForImageClassification
 from hf_ext.trainers import DivBSArguments, DivBSMixin, RDArguments, RDMixin, RDTrainer, RDTrainingConfig
 from hf_ext.trainers.teacher_cache import WithTeacherFeatures
@@ -321,6 +324,24 @@ def test_what_is_saved_at_the_end_loads_everywhere(make: Make, data: Dataset, tm
     student = AutoModelForImageClassification.from_pretrained(tmp_path / "student")
     assert type(student) is type(trainer.model.student)
     torch.testing.assert_close(student(images).logits, expected)
+
+
+def test_the_card_says_what_was_used(
+    make: Make, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "rd", RD)
+    monkeypatch.setattr(RDMixin, "method", "rd")
+    trainer = _trained(make(alpha=0.5, gamma=0.25), data, tmp_path, rd_gamma=0.75, rd_cache_teacher=True)
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    for row in ("| rd_alpha | 0.5 |", "| rd_gamma | 0.75 |", "| rd_beta | 0 |", "| teacher | module |"):
+        assert row in card
+    assert f"| train | 48 | {data._fingerprint} |" in card and RD.equation in card and RD.bibtex in card
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(snippet, found)
+    assert type(found["model"]) is RDForImageClassification and not found["model"].training
 
 
 def test_lora_in_the_student(make: Make, data: Dataset, tmp_path: Path) -> None:
