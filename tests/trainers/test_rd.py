@@ -340,6 +340,7 @@ def test_the_card_says_what_was_used(
     assert f"| train | 48 | {data._fingerprint} |" in card and RD.equation in card and RD.bibtex in card
     (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     found: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path.parent)
     exec(snippet, found)
     assert type(found["model"]) is RDForImageClassification and not found["model"].training
 
