@@ -15,6 +15,9 @@ from .models import FERConfig as FERConfig
 from .models import FERForImageClassification as FERForImageClassification
 from .models import FERModel as FERModel
 from .models import FERProcessor as FERProcessor
+from .models import RDConfig as RDConfig
+from .models import RDForImageClassification as RDForImageClassification
+from .models import RDModel as RDModel
 from .trainers import DISAMArguments as DISAMArguments
 from .trainers import DISAMConfig as DISAMConfig
 from .trainers import DISAMMixin as DISAMMixin
@@ -32,6 +35,10 @@ from .trainers import MoLAArguments as MoLAArguments
 from .trainers import MoLAMixin as MoLAMixin
 from .trainers import MoLATrainer as MoLATrainer
 from .trainers import MoLATrainingConfig as MoLATrainingConfig
+from .trainers import RDArguments as RDArguments
+from .trainers import RDMixin as RDMixin
+from .trainers import RDTrainer as RDTrainer
+from .trainers import RDTrainingConfig as RDTrainingConfig
 from .trainers import TARFArguments as TARFArguments
 from .trainers import TARFConfig as TARFConfig
 from .trainers import TARFMixin as TARFMixin

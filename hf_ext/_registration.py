@@ -34,9 +34,14 @@ ADAPTERS = ("hf_ext.adapters.mola", "hf_ext.hub_cards._peft")
 #: our entries by model type
 MODELS: dict[str, ModelEntry] = {
     "fer": ModelEntry(
-        "hf_ext.models.fer",
-        "FERConfig",
-        {"AutoModel": "FERModel", "AutoModelForImageClassification": "FERForImageClassification"},
+        package="hf_ext.models.fer",
+        config="FERConfig",
+        models={"AutoModel": "FERModel", "AutoModelForImageClassification": "FERForImageClassification"},
+    ),
+    "rd": ModelEntry(
+        package="hf_ext.models.rd",
+        config="RDConfig",
+        models={"AutoModel": "RDModel", "AutoModelForImageClassification": "RDForImageClassification"},
     ),
 }
 

@@ -16,6 +16,7 @@ import hf_ext.data
 import hf_ext.functional
 import hf_ext.hub_cards
 import hf_ext.metrics
+import hf_ext.models
 import hf_ext.studies
 import hf_ext.trainers
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUBS = [path for folder in ("adapters", "hf_ext", "hub_cards", "trainers") for path in (ROOT / folder).rglob("*.pyi")]
 PACKAGES = (
     *(hf_ext, hf_ext.adapters, hf_ext.benchmarks, hf_ext.data, hf_ext.functional, hf_ext.hub_cards),
-    *(hf_ext.metrics, hf_ext.studies, hf_ext.trainers),
+    *(hf_ext.metrics, hf_ext.models, hf_ext.studies, hf_ext.trainers),
 )
 
 
@@ -41,8 +42,8 @@ def test_every_public_name_resolves(package: ModuleType) -> None:
         assert getattr(package, name) is not None
 
 
-def test_root_offers_the_names_of_adapters_and_trainers() -> None:
-    for package in (hf_ext.adapters, hf_ext.trainers):
+def test_root_offers_the_names_of_adapters_models_and_trainers() -> None:
+    for package in (hf_ext.adapters, hf_ext.models, hf_ext.trainers):
         for name in dir(package):
             assert getattr(hf_ext, name) is getattr(package, name)
 

@@ -93,6 +93,25 @@ def test_installing_a_model_imports_nothing() -> None:
     run(INSTALL_MODEL + "import sys; assert 'torch' not in sys.modules; assert 'toy' not in sys.modules")
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import hf_ext; from transformers import AutoModel",
+        "from transformers import AutoModel; import hf_ext",
+        "import hf_ext.models.rd.modeling_rd",
+        "from hf_ext import RDModel",
+    ],
+)
+def test_our_models_are_known_in_every_order(imports: str) -> None:
+    run(f"""
+{imports}
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+config = AutoConfig.for_model("rd", teacher_width=4)
+for auto, name in ((AutoModel, "RDModel"), (AutoModelForImageClassification, "RDForImageClassification")):
+    assert type(auto.from_config(config)).__name__ == name
+""")
+
+
 def test_toy_adapter_round_trip_in_a_new_process(tmp_path: Path) -> None:
     start = """
 import sys, torch, hf_ext

@@ -15,6 +15,10 @@ from .mola import MoLAArguments as MoLAArguments
 from .mola import MoLAMixin as MoLAMixin
 from .mola import MoLATrainer as MoLATrainer
 from .mola import MoLATrainingConfig as MoLATrainingConfig
+from .rd import RDMixin as RDMixin
+from .rd import RDTrainer as RDTrainer
+from .rd import RDTrainingConfig as RDTrainingConfig
+from .rd_arguments import RDArguments as RDArguments
 from .tarf import TARFArguments as TARFArguments
 from .tarf import TARFConfig as TARFConfig
 from .tarf import TARFMixin as TARFMixin

@@ -35,7 +35,7 @@ from hf_ext.functional.mola import (
     task_routing,
     twd_loss,
 )
-from hf_ext.functional.rd import cka_loss, distillation_kl, linear_cka, rd_losses
+from hf_ext.functional.rd import cka_loss, distillation_kl, linear_cka, rd_losses, rd_losses_of_logits
 from hf_ext.functional.tarf import (
     annealed_ascent_weight,
     confidence_attack,
@@ -80,6 +80,7 @@ __all__ = [
     "lora_mixture_linear",
     "npo_loss",
     "rd_losses",
+    "rd_losses_of_logits",
     "relative_gravity",
     "representation_gravity",
     "retain_mask",

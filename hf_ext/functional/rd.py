@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_ext.functional._dtypes import at_least_float32
 
-__all__ = ["cka_loss", "distillation_kl", "linear_cka", "rd_losses"]
+__all__ = ["cka_loss", "distillation_kl", "linear_cka", "rd_losses", "rd_losses_of_logits"]
 
 
 # ------------------------------------------------------------------------------------------------ alignment
@@ -161,14 +161,59 @@ def rd_losses(
             f"reprogrammed, student: found the widths {reprogrammed.shape[-1]} and {student.shape[-1]}, allowed is "
             f"that of the shared classifier, {classifier_weight.shape[-1]}"
         )
-    logits = F.linear(student, classifier_weight, classifier_bias)
-    teacher_logits = F.linear(reprogrammed, classifier_weight, classifier_bias)
+    return rd_losses_of_logits(
+        F.linear(student, classifier_weight, classifier_bias),
+        F.linear(reprogrammed, classifier_weight, classifier_bias),
+        labels,
+        reprogrammed,
+        student,
+        alpha=alpha,
+        gamma=gamma,
+        beta=beta,
+        temperature=temperature,
+        detach_reprogrammed=detach_reprogrammed,
+        debiased=debiased,
+    )
+
+
+def rd_losses_of_logits(
+    student_logits: Tensor,
+    reprogrammed_logits: Tensor,
+    labels: Tensor,
+    reprogrammed: Tensor,
+    student: Tensor,
+    *,
+    alpha: float = 1.0,
+    gamma: float = 1.0,
+    beta: float = 0.0,
+    temperature: float = 1.0,
+    detach_reprogrammed: bool = False,
+    debiased: bool = False,
+    label_smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    r"""`rd_losses` where the classifier's outputs are there already, whatever the classifier is.
+
+    The features serve the alignment alone: they may be those of more samples, of all processes for example.
+
+    Args:
+        student_logits, reprogrammed_logits: g(s) and g(r), `[B, C]`.
+        labels: y, int64 `[B]`.
+        reprogrammed, student: r and s, `[N, D]`.
+        alpha, gamma, beta, temperature, detach_reprogrammed, debiased: as in `rd_losses`.
+        label_smoothing: share of the two cross-entropies' targets that is spread over all classes.
+
+    Returns:
+        As `rd_losses`. A term whose weight is 0 is no part of the total's graph.
+    """
     target = reprogrammed.detach() if detach_reprogrammed else reprogrammed
+    entropies = (
+        F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+        for logits in (student_logits, reprogrammed_logits)
+    )
     terms = {
-        "student": F.cross_entropy(at_least_float32(logits), labels),
-        "reprogrammed": F.cross_entropy(at_least_float32(teacher_logits), labels),
+        **dict(zip(("student", "reprogrammed"), entropies, strict=True)),
         "cka": cka_loss(target, student, debiased=debiased),
-        "kl": distillation_kl(teacher_logits, logits, temperature=temperature),
+        "kl": distillation_kl(reprogrammed_logits, student_logits, temperature=temperature),
     }
     weights = {"student": 1.0, "reprogrammed": alpha, "cka": gamma, "kl": beta}
     total = torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()

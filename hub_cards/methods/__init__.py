@@ -5,6 +5,7 @@ from hf_ext.hub_cards.methods.divbs import DIVBS
 from hf_ext.hub_cards.methods.fer import FER
 from hf_ext.hub_cards.methods.method import USAGES, Method, Picture, usage_of
 from hf_ext.hub_cards.methods.mola import MOLA
+from hf_ext.hub_cards.methods.rd import RD
 from hf_ext.hub_cards.methods.tarf import TARF
 
 __all__ = ["METHODS", "USAGES", "Method", "Picture", "register_method", "usage_of"]
@@ -24,5 +25,5 @@ def register_method(method: Method) -> Method:
     return method
 
 
-for _method in (MOLA, DISAM, DIVBS, TARF, FER):
+for _method in (MOLA, DISAM, DIVBS, TARF, FER, RD):
     register_method(_method)

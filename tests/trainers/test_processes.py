@@ -56,6 +56,10 @@ TWO_PROCESSES = {
     "fer accumulating": Case(
         "fer", {"gradient_accumulation_steps": 2, "fer_contrast_pairs": "paired"}, evaluates=False
     ),
+    "rd": Case("rd", {"rd_beta": 0.5}),
+    "rd debiased": Case("rd", {"rd_debiased": True, "rd_decay": "linear"}),
+    "rd cached": Case("rd", {"rd_cache_teacher": True, "rd_detach_reprogrammed": True, "rd_alpha": 0.0}),
+    "rd raw features": Case("rd", {"rd_method": "cka"}),
     "tarf saliency": Case("tarf", {"tarf_method": "random_labels", "tarf_saliency": 0.5}),
     "tarf groups": Case("tarf"),
     "tarf samples": Case("tarf", _SAMPLES),
@@ -74,6 +78,7 @@ KILLED = {
         kills=({"kill_at": 5}, {"kill_scoring": 4}),
     ),
     "fer": Case("fer"),
+    "rd": Case("rd", {"rd_beta": 0.5, "rd_decay": "linear"}),
     "tarf saliency": Case("tarf", {"tarf_method": "random_labels", "tarf_saliency": 0.5}),
     "tarf groups": Case("tarf", {"per_device_train_batch_size": 8}, kills=({"kill_while_identifying": True},)),
     "tarf samples": Case("tarf", _SAMPLES, kills=({"kill_at": 5},)),

@@ -1,0 +1,141 @@
+"""Configuration of RD models."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from .portable import as_config
+
+_CHOICES = {"phi_kind": ("mlp", "conv"), "teacher_inputs": ("same", "pixel_values", "features")}
+_LABELS = ("id2label", "label2id", "problem_type")
+
+
+@strict
+class RDConfig(PreTrainedConfig):
+    r"""Configuration of `RDModel` and `RDForImageClassification`: a student, and how a teacher's features reach it.
+
+    The labels of this configuration are those of `student_config`: one follows the other.
+
+    Args:
+        student_config (`PreTrainedConfig` or `dict`, *optional*):
+            Of an image classifier of any type, its `model_type` in it; a default ResNet by default.
+        student_classifier (`str`, *optional*):
+            Name of the student's last linear layer, the classifier that is shared; found by default.
+        teacher_width (`int`, *optional*, defaults to 768):
+            Width of the teacher's features, or channels of its feature maps.
+        teacher_name (`str`, *optional*):
+            Where the teacher comes from, for `attach_teacher()` and for readers.
+        teacher_revision (`str`, *optional*):
+            Of that repository.
+        teacher_kind (`str`, *optional*):
+            What it is: `"transformers"`, `"timm"`, `"module"` or `"callable"`.
+        teacher_inputs (`str`, *optional*, defaults to `"same"`):
+            What the teacher sees: the student's pixel values (`"same"`), converted as the next arguments say; the
+            batch's `teacher_pixel_values` (`"pixel_values"`); nothing, since the batch has `teacher_features`
+            (`"features"`).
+        teacher_size (`list[int]`, *optional*):
+            Height and width to which the pixel values are resized for the teacher; as they are by default.
+        teacher_mean (`list[float]`, *optional*):
+            Mean by channel that the teacher expects its inputs to be normalised with; as they are by default.
+        teacher_std (`list[float]`, *optional*):
+            Standard deviation, likewise.
+        pixel_mean (`list[float]`, *optional*):
+            Mean by channel that the student's pixel values are normalised with; 0 by default.
+        pixel_std (`list[float]`, *optional*):
+            Standard deviation, likewise; 1 by default.
+        phi_kind (`str`, *optional*, defaults to `"mlp"`):
+            The module that reprograms the teacher's features: two linear layers for vectors (`"mlp"`), or three
+            convolutions and a mean over places for feature maps (`"conv"`).
+        phi_width (`int`, *optional*):
+            Its hidden width; twice the width of the student's features by default.
+        alpha (`float`, *optional*, defaults to 1):
+            Weight of the reprogrammed features' own cross-entropy.
+        gamma (`float`, *optional*, defaults to 1):
+            Weight of the alignment.
+        beta (`float`, *optional*, defaults to 0):
+            Weight of the divergence between the two predictions.
+        temperature (`float`, *optional*, defaults to 4):
+            Of that divergence.
+        detach_reprogrammed (`bool`, *optional*, defaults to `False`):
+            Whether the alignment moves the student only.
+        debiased (`bool`, *optional*, defaults to `False`):
+            Whether the alignment is the debiased one.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    model_type = "rd"
+    sub_configs_defaults = {"student_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet")}
+
+    student_config: dict | PreTrainedConfig | None = None
+    student_classifier: str | None = None
+    teacher_width: int = 768
+    teacher_name: str | None = None
+    teacher_revision: str | None = None
+    teacher_kind: str | None = None
+    teacher_inputs: str = "same"
+    teacher_size: list[int] | tuple[int, ...] | None = None
+    teacher_mean: list[float] | tuple[float, ...] | None = None
+    teacher_std: list[float] | tuple[float, ...] | None = None
+    pixel_mean: list[float] | tuple[float, ...] | None = None
+    pixel_std: list[float] | tuple[float, ...] | None = None
+    phi_kind: str = "mlp"
+    phi_width: int | None = None
+    alpha: float | int = 1.0
+    gamma: float | int = 1.0
+    beta: float | int = 0.0
+    temperature: float | int = 4.0
+    detach_reprogrammed: bool = False
+    debiased: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check()
+        if self.student_config is not None:
+            self.student_config = as_config(self.student_config, "student_config")
+        spec = self.sub_configs_defaults["student_config"]
+        student, kwargs = spec.create_subconfig("student_config", self.student_config, **kwargs)
+        self.student_config = student
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            for name in _LABELS:
+                setattr(self, name, getattr(student, name))
+        # that of a student which is there already: the parent class hands this configuration's down to it
+        kwargs.setdefault("attn_implementation", student._attn_implementation)
+        super().__post_init__(**kwargs)
+        for name in _LABELS:
+            setattr(self, name, getattr(self, name))
+
+    def _check(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(allowed)}")
+        for name in ("alpha", "gamma", "beta"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are numbers >= 0")
+        for name in ("teacher_width", "phi_width", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: found {value!r}, allowed are numbers > 0")
+        if self.teacher_size is not None and len(self.teacher_size) != 2:
+            raise ValueError(f"teacher_size: found {self.teacher_size!r}, allowed are a height and a width")
+        for prefix in ("teacher", "pixel"):
+            mean, std = (getattr(self, f"{prefix}_{name}") for name in ("mean", "std"))
+            if (mean is None) != (std is None) or (mean is not None and len(mean) != len(std)):
+                raise ValueError(
+                    f"{prefix}_std: found {std!r} with {prefix}_mean={mean!r}, allowed are as many values"
+                )
+            if std is not None and not all(value > 0 for value in std):
+                raise ValueError(f"{prefix}_std: found {std!r}, allowed are numbers > 0")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _LABELS and isinstance(student := self.__dict__.get("student_config"), PreTrainedConfig):
+            setattr(student, name, value)
+            for written in ("label_names", "num_classes"):  # what TimmWrapperConfig read; it would write that again
+                vars(student).pop(written, None)
+
+
+__all__ = ["RDConfig"]

@@ -1,0 +1,49 @@
+"""What lets a model made of other models be saved, shared and loaded anywhere. The same file in every model's folder,
+since a folder travels to the Hub alone."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+
+def as_config(value: Any, name: str) -> PreTrainedConfig:
+    """The configuration of a part, from one or from what was read from a file.
+
+    By the type's own `from_dict`: a timm model's configuration keeps its classes where only that looks for them.
+
+    Raises:
+        ValueError: none, or of a type that transformers does not know.
+    """
+    if isinstance(value, PreTrainedConfig):
+        return value
+    kind = value.get("model_type") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        found = value if kind is None else f"the model type {kind!r}"
+        raise ValueError(f"{name}: found {found!r}, allowed is the configuration of a model that transformers knows")
+    return CONFIG_MAPPING[kind].from_dict(dict(value))
+
+
+@contextlib.contextmanager
+def carrying_code(model: Any, auto_classes: Mapping[str, type]) -> Iterator[None]:
+    """While this lasts, `model.save_pretrained` copies the files that define it, so that it loads where they are not.
+
+    Args:
+        model: with a configuration.
+        auto_classes: the classes that `trust_remote_code=True` finds, by Auto class.
+    """
+    kind, config = type(model), type(model.config)
+    classes, auto_map = (kind._auto_class, config._auto_class), model.config.__dict__.get("auto_map")
+    main = next(name for name, found in auto_classes.items() if found is kind)
+    kind._auto_class, config._auto_class = main, "AutoConfig"
+    model.config.auto_map = {
+        name: f"{found.__module__.rpartition('.')[2]}.{found.__name__}" for name, found in auto_classes.items()
+    }
+    try:
+        yield
+    finally:
+        kind._auto_class, config._auto_class = classes
+        model.config.auto_map = auto_map
+        if auto_map is None:
+            del model.config.auto_map

@@ -1,0 +1,138 @@
+"""The teacher of an RD model: frozen, in evaluation mode, and no part of the model's weights."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from .configuration_rd import RDConfig
+
+Teacher = nn.Module | Callable[[Tensor], Any]
+
+
+class RDTeacher:
+    """A frozen teacher and what it gives for images.
+
+    It is no `nn.Module`, so that whoever holds one has none of its weights in state dict, optimiser, checkpoint,
+    gradient averaging or adapters. It moves to the device of the images with its first batch, and keeps its dtype.
+
+    Args:
+        teacher: a transformers model, a timm model, another module or a function of pixel values; or a name or path
+            for `AutoModel.from_pretrained`. A module is frozen and put into evaluation mode.
+        revision: of a repository.
+
+    Raises:
+        ValueError: none of these.
+    """
+
+    def __init__(self, teacher: Teacher | str | os.PathLike[str], revision: str | None = None) -> None:
+        self.name: str | None = None
+        self.revision = revision
+        if isinstance(teacher, (str, os.PathLike)):
+            self.name = os.fspath(teacher)
+            teacher = AutoModel.from_pretrained(self.name, revision=revision or "main")
+        if not callable(teacher):
+            raise ValueError(
+                f"teacher: found {type(teacher).__name__}, allowed are a model, a function of pixel values "
+                "and a name or path"
+            )
+        self.call: Any = teacher
+        if isinstance(teacher, nn.Module):
+            teacher.requires_grad_(False).eval()
+        if isinstance(teacher, PreTrainedModel):
+            self.name = self.name or teacher.name_or_path or None
+
+    @property
+    def kind(self) -> str:
+        if isinstance(self.call, PreTrainedModel):
+            return "transformers"
+        if _is_timm(self.call):
+            return "timm"
+        return "module" if isinstance(self.call, nn.Module) else "callable"
+
+    @torch.no_grad()
+    def features(self, pixel_values: Tensor, *, maps: bool) -> Tensor:
+        """Features of images, vectors `[B, W]` or `[B, W, 1, 1]`, or maps `[B, W, H, W]`, on the images' device.
+
+        Raises:
+            ValueError: an output without features of that form.
+        """
+        teacher, inputs = self.call, pixel_values
+        if isinstance(teacher, nn.Module):
+            if teacher.training:  # somebody trained it meanwhile
+                teacher.eval()
+            weight = next(teacher.parameters(), None)
+            if weight is not None:
+                if weight.device != inputs.device and not hasattr(teacher, "hf_device_map"):
+                    teacher.to(inputs.device)
+                inputs = inputs.to(next(teacher.parameters()).device)
+                inputs = inputs.to(weight.dtype) if weight.is_floating_point() else inputs
+        if self.kind == "timm":
+            found = teacher.forward_features(inputs)
+            found = found if maps else teacher.forward_head(found, pre_logits=True)
+        else:
+            found = _read(teacher(inputs), maps)
+        return found.to(pixel_values.device)
+
+
+def _is_timm(teacher: Any) -> bool:
+    return isinstance(teacher, nn.Module) and hasattr(teacher, "forward_features") and hasattr(teacher, "forward_head")
+
+
+def _read(output: Any, maps: bool) -> Tensor:
+    """The features in what a teacher returned: a tensor, or an output of transformers."""
+    name = "last_hidden_state" if maps else "pooler_output"
+    found = output if isinstance(output, Tensor) else getattr(output, name, None)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            f"teacher: found an output of type {type(output).__name__} without {name}, allowed are a tensor and an "
+            "output with it; give a function that picks its features otherwise"
+        )
+    return found
+
+
+def teacher_view(pixel_values: Tensor, config: RDConfig) -> Tensor:
+    """The student's pixel values `[B, C, H, W]` as the teacher expects them, on the same device.
+
+    Single-channel images become as many channels as `teacher_mean` has.
+    """
+
+    def column(values: Any) -> Tensor:
+        return torch.tensor(values, dtype=pixel_values.dtype, device=pixel_values.device).view(1, -1, 1, 1)
+
+    if config.pixel_mean is not None and config.teacher_mean is not None:
+        pixel_values = pixel_values * column(config.pixel_std) + column(config.pixel_mean)
+    if config.teacher_size is not None and tuple(config.teacher_size) != tuple(pixel_values.shape[-2:]):
+        size, dtype = list(config.teacher_size), pixel_values.dtype
+        # in float32: it is not there for every half precision
+        resized = F.interpolate(pixel_values.float(), size, mode="bilinear", align_corners=False, antialias=True)
+        pixel_values = resized.to(dtype)
+    if config.teacher_mean is not None:
+        pixel_values = (pixel_values - column(config.teacher_mean)) / column(config.teacher_std)
+    return pixel_values
+
+
+def pixel_settings(processor: Any) -> dict[str, Any]:
+    """Size, mean and standard deviation that an image processor prepares pixel values with, where that is known.
+
+    Args:
+        processor: of transformers, also one of a timm model; or None.
+
+    Returns:
+        Of `"size"` (height and width), `"mean"` and `"std"` those that are known.
+    """
+    timm_settings = getattr(processor, "data_config", None)
+    if isinstance(timm_settings, dict):
+        known = {"size": timm_settings["input_size"][-2:], "mean": timm_settings["mean"], "std": timm_settings["std"]}
+        return {name: list(values) for name, values in known.items()}
+    known = {"mean": [0.0], "std": [1.0]}  # for all channels
+    if getattr(processor, "do_normalize", False):
+        known = {"mean": list(processor.image_mean), "std": list(processor.image_std)}
+    name = "crop_size" if getattr(processor, "do_center_crop", False) else "size"
+    size = getattr(processor, name, None) or {}
+    height, width = (getattr(size, "get", lambda _: None)(side) for side in ("height", "width"))
+    return {**known, "size": [height, width]} if height and width else known
