@@ -27,7 +27,18 @@ from hf_ext.functional import cka_loss, distillation_kl
 from hf_ext.hub_cards import METHODS
 from hf_ext.hub_cards.methods.rd import RD
 from hf_ext.models import RDForImageClassification
-from hf_ext.trainers import DivBSArguments, DivBSMixin, RDArguments, RDMixin, RDTrainer, RDTrainingConfig
+from hf_ext.trainers import (
+    DISAMConfig,
+    DISAMTrainer,
+    DivBSArguments,
+    DivBSConfig,
+    DivBSMixin,
+    DivBSTrainer,
+    RDArguments,
+    RDMixin,
+    RDTrainer,
+    RDTrainingConfig,
+)
 from hf_ext.trainers.teacher_cache import WithTeacherFeatures
 
 Make = Callable[..., RDForImageClassification]
@@ -213,7 +224,7 @@ def test_the_teacher_leaves_no_trace(make: Make, data: Dataset, tmp_path: Path) 
     with safe_open(tmp_path / "checkpoint-3" / "model.safetensors", framework="pt") as file:
         names = set(file.keys())
     assert {name.split(".")[0] for name in names} == {"student", "phi"}
-    assert not list((tmp_path / "checkpoint-3").glob("*.py"))
+    assert (tmp_path / "checkpoint-3" / "modeling_rd.py").is_file()
 
 
 def test_without_a_teacher_training_stops_at_once(make: Make, vit: Any, data: Dataset, tmp_path: Path) -> None:
@@ -360,6 +371,22 @@ def test_lora_in_the_student(make: Make, data: Dataset, tmp_path: Path) -> None:
     assert len(_logged(trainer, "cka_loss")) == 3
 
 
+# ------------------------------------------------------------------------------------------------ other methods
+def test_other_trainers_train_an_rd_model(make: Make, data: Dataset, tmp_path: Path) -> None:
+    domains = data.rename_column("task_ids", "domain_ids")
+    runs: list[tuple[type[Any], Any, Dataset]] = [
+        (DISAMTrainer, _arguments(tmp_path, DISAMConfig, disam_rho=0.05), domains),
+        (DivBSTrainer, _arguments(tmp_path, DivBSConfig, divbs_ratio=0.5), data),
+    ]
+    for kind, arguments, rows in runs:
+        model = make()
+        kind(model, arguments, train_dataset=rows).train()
+        first = make()
+        assert not torch.equal(model.student.classifier.weight, first.student.classifier.weight), kind
+        assert not torch.equal(next(model.phi.parameters()), next(first.phi.parameters())), kind
+        assert torch.equal(model.teacher.linear.weight, first.teacher.linear.weight)
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -396,7 +423,7 @@ class _BothConfig(DivBSArguments, RDTrainingConfig):
         (RDTrainer, {}, {"compute_loss_func": len}, "compute_loss_func: found one, allowed is none"),
         (RDTrainer, {"rd_method": "kd"}, {}, "teacher_classifier: found none with rd_method='kd'"),
         (RDTrainer, {}, {"teacher_classifier": len}, "teacher_classifier: found one with rd_method='rd'"),
-        (_Both, {}, {}, "rd: found it combined with divbs, allowed is no other"),
+        (_Both, {}, {}, "divbs: found it combined with rd, allowed is no other"),
     ],
 )
 def test_what_cannot_work_is_refused(
