@@ -21,6 +21,7 @@ def train_method(
     adapter: type = LoraArguments,
     check: Callable[[Any], None] | None = None,
     evaluated: Callable[[Any], Mapping[str, Any]] | None = None,
+    saved: Callable[[Any], None] | None = None,
 ) -> None:
     """Train (or resume), evaluate, and leave a folder with a card that is ready for the Hub, or send it there.
 
@@ -33,6 +34,7 @@ def train_method(
         adapter: a dataclass of options with `adapted(model)`, which gives what is trained.
         check: called with the config before anything is loaded; raises ValueError.
         evaluated: data sets to evaluate on besides, by name; called with the trainer.
+        saved: called with the trainer once the model is saved, and before it is pushed.
     """
     types = (model, DataArguments, adapter, config_class)
     chosen, data, options, args = parse(types, argv, prog=f"hf-ext train {method}", description=description)
@@ -58,6 +60,8 @@ def train_method(
     for name, rows in (evaluated(trainer) if evaluated is not None else {}).items():
         trainer.save_metrics(name, trainer.evaluate(rows, metric_key_prefix=f"eval_{name}"))
     trainer.save_model()
+    if saved is not None:
+        saved(trainer)
     trainer.create_model_card(dataset=data.dataset)
     if args.push_to_hub:
         trainer.push_to_hub(dataset=data.dataset)

@@ -39,4 +39,6 @@ RD = Method(
     ),
     usage=f"""import hf_ext  # or, where it is not installed: trust_remote_code=True
 {USAGES["transformers"]}""",
+    commands="hf_ext.commands.rd",
+    benchmarks="hf_ext.benchmarks.rd",
 )

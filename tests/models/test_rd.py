@@ -378,3 +378,24 @@ def test_the_teachers_view_has_its_size_and_channels(make_student: Make) -> None
     model.eval()(torch.full((2, 1, 16, 16), 0.5), output_details=True)
     expected = torch.tensor([0.4, 0.15, 0.05]).view(1, 3, 1, 1).expand(2, 3, 8, 12)
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_the_width_of_a_teacher_is_found(make_student: Make, names: list[str], tmp_path: Path) -> None:
+    teacher = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1], layer_type="basic"))
+    assert RDForImageClassification.from_student(make_student(), teacher).config.teacher_width == 24
+    timm_teacher = timm.create_model("test_resnet", num_classes=0)
+    assert RDForImageClassification.from_student(make_student(), timm_teacher).config.teacher_width == 96
+    with pytest.raises(ValueError, match="teacher_width: found none with a callable as teacher"):
+        RDForImageClassification.from_student(make_student(), lambda pixels: pixels.flatten(1))
+    with pytest.raises(ValueError, match="teacher_width: found none without a teacher"):
+        RDForImageClassification.from_student(make_student())
+
+
+def test_a_classifier_without_a_pooler_teaches_what_it_reads_itself(make_student: Make, tmp_path: Path) -> None:
+    classifier = make_student("vit")
+    classifier.save_pretrained(tmp_path)
+    model = RDForImageClassification.from_student(make_student(), tmp_path)
+    pixels = torch.randn(3, 3, 16, 16)
+    expected = classifier.vit(pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(model.get_teacher_features(pixels), expected)
+    assert model.config.teacher_width == 16

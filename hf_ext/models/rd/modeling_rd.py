@@ -118,7 +118,7 @@ class RDPreTrainedModel(PreTrainedModel):
         student: PreTrainedModel | str | os.PathLike[str],
         teacher: Teacher | str | os.PathLike[str] | None = None,
         *,
-        teacher_width: int,
+        teacher_width: int | None = None,
         image_processor: Any = None,
         teacher_processor: Any = None,
         student_options: dict[str, Any] | None = None,
@@ -131,7 +131,8 @@ class RDPreTrainedModel(PreTrainedModel):
                 labels; or a name or path for `AutoModelForImageClassification.from_pretrained`. It becomes a part of
                 the model.
             teacher: see `attach_teacher`.
-            teacher_width: width of the teacher's features, or channels of its feature maps.
+            teacher_width: width of the teacher's features, or channels of its feature maps; found by default, of
+                vectors of a model of transformers or timm.
             image_processor, teacher_processor: of student and teacher. Both given, the student's pixel values are
                 converted for the teacher on the device.
             student_options: keywords for `from_pretrained`, such as `num_labels` and `ignore_mismatched_sizes`.
@@ -160,11 +161,16 @@ class RDPreTrainedModel(PreTrainedModel):
         own = {f"pixel_{name}": value for name, value in pixel_settings(image_processor).items() if name != "size"}
         its = {f"teacher_{name}": value for name, value in pixel_settings(teacher_processor).items()}
         converted = own | its if image_processor is not None and teacher_processor is not None else {}
+        attached = None if teacher is None else RDTeacher(teacher)
+        if teacher_width is None:
+            if attached is None:
+                raise ValueError("teacher_width: found none without a teacher, allowed is the width of its features")
+            teacher_width = attached.width()
         settings = {"teacher_width": teacher_width, **converted, **config}
         model = cls(RDConfig(student_config=student.config, **settings), student)
         model.phi.to(student.dtype)
-        if teacher is not None:
-            model.attach_teacher(teacher)
+        if attached is not None:
+            model._attach(attached)
         return model
 
     def attach_teacher(
@@ -188,12 +194,14 @@ class RDPreTrainedModel(PreTrainedModel):
             teacher, revision = self.config.teacher_name, revision or self.config.teacher_revision
         if teacher is None:
             raise ValueError("teacher: found none, here and as teacher_name of the configuration, allowed is one")
-        self._teacher = RDTeacher(teacher, revision)
-        self.config.teacher_kind = self._teacher.kind
-        name = self._teacher.name
+        self._attach(RDTeacher(teacher, revision))
+        return self
+
+    def _attach(self, teacher: RDTeacher) -> None:
+        self._teacher, self.config.teacher_kind = teacher, teacher.kind
+        name, revision = teacher.name, teacher.revision
         if name is not None and (name, revision) != (self.config.teacher_name, None):
             self.config.teacher_name, self.config.teacher_revision = name, revision
-        return self
 
     @property
     def teacher(self) -> Any:

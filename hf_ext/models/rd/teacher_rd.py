@@ -34,7 +34,7 @@ class RDTeacher:
         self.revision = revision
         if isinstance(teacher, (str, os.PathLike)):
             self.name = os.fspath(teacher)
-            teacher = AutoModel.from_pretrained(self.name, revision=revision or "main")
+            teacher = _loaded(self.name, revision or "main")
         if not callable(teacher):
             raise ValueError(
                 f"teacher: found {type(teacher).__name__}, allowed are a model, a function of pixel values "
@@ -53,6 +53,24 @@ class RDTeacher:
         if _is_timm(self.call):
             return "timm"
         return "module" if isinstance(self.call, nn.Module) else "callable"
+
+    def width(self) -> int:
+        """Width of its vectors, by looking: configurations do not tell.
+
+        Raises:
+            ValueError: not a model of transformers or timm, or one that says nothing of the images it takes.
+        """
+        config: Any = getattr(self.call, "config", None)
+        known: dict[str, Any] = getattr(config or self.call, "pretrained_cfg", None) or {}
+        channels, *default = known.get("input_size", (3, 224, 224))
+        size = getattr(config, "image_size", None) or default
+        height, width = (size, size) if isinstance(size, int) else size
+        if self.kind not in ("transformers", "timm"):
+            raise ValueError(
+                f"teacher_width: found none with a {self.kind} as teacher, allowed is its features' width"
+            )
+        pixels = torch.zeros(1, getattr(config, "num_channels", None) or channels, height, width)
+        return self.features(pixels, maps=False).flatten(1).shape[1]
 
     @torch.no_grad()
     def features(self, pixel_values: Tensor, *, maps: bool) -> Tensor:
@@ -83,10 +101,23 @@ def _is_timm(teacher: Any) -> bool:
     return isinstance(teacher, nn.Module) and hasattr(teacher, "forward_features") and hasattr(teacher, "forward_head")
 
 
+def _loaded(name: str, revision: str) -> Any:
+    """The bare model; without its pooler if the checkpoint has no weights for it, as that of a classifier may not."""
+    model, found = AutoModel.from_pretrained(name, revision=revision, output_loading_info=True)
+    missing = [key for key in found["missing_keys"] if key.split(".")[0] != "pooler"]
+    if missing:
+        raise ValueError(f"teacher: found {name!r} without weights for {missing[0]!r}, allowed are whole models")
+    if found["missing_keys"]:
+        model.pooler = None
+    return model
+
+
 def _read(output: Any, maps: bool) -> Tensor:
     """The features in what a teacher returned: a tensor, or an output of transformers."""
     name = "last_hidden_state" if maps else "pooler_output"
     found = output if isinstance(output, Tensor) else getattr(output, name, None)
+    if found is None and not maps and getattr(output, "last_hidden_state", torch.empty(0)).ndim == 3:
+        found = output.last_hidden_state[:, 0]  # what a classifier without a pooler reads
     if not isinstance(found, Tensor):
         raise ValueError(
             f"teacher: found an output of type {type(output).__name__} without {name}, allowed are a tensor and an "

@@ -1,0 +1,189 @@
+"""`hf-ext train rd` and `hf-ext demo rd`."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds, pretrained_vit
+from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.training import train_method
+from hf_ext.data import load
+from hf_ext.hub_cards import Result, create_card
+from hf_ext.models import RDForImageClassification
+from hf_ext.studies.training import logits
+from hf_ext.trainers import RDTrainer, RDTrainingConfig
+
+
+@dataclass
+class RDModelArguments(ModelArguments):
+    """Which student (`model_name_or_path`; a saved RD model goes on), and which teacher."""
+
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "Teacher: a Hub id or a folder; a saved RD model knows its own."}
+    )
+
+    def check(self) -> None:
+        """Before anything is loaded.
+
+        Raises:
+            ValueError: no student named, or texts instead of images asked for.
+        """
+        super().check()
+        if self.task != "image-classification":
+            raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
+
+    def load(self, names: Sequence[str]) -> nn.Module:
+        """The student with a head for classes of these names, beside its teacher.
+
+        Raises:
+            ValueError: no teacher, or a saved RD model of another number of classes.
+        """
+        place = str(self.model_name_or_path)
+        config = AutoConfig.from_pretrained(place)
+        if config.model_type == "rd":
+            if config.num_labels != len(names):
+                raise ValueError(
+                    f"model_name_or_path: found an RD model of {config.num_labels} classes for data of {len(names)}, "
+                    "allowed is one of as many"
+                )
+            return AutoModelForImageClassification.from_pretrained(place).attach_teacher(self.teacher_model)
+        if not self.teacher_model:
+            raise ValueError("teacher_model: found nothing, allowed is a Hub id or the folder of a model")
+        student: Any = super().load(names)
+        return RDForImageClassification.from_student(
+            student,
+            self.teacher_model,
+            image_processor=_processor(place),
+            teacher_processor=_processor(self.teacher_model),
+        )
+
+
+def _processor(place: str) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(place)
+    except (OSError, ValueError):  # a model of pixel values, without one
+        return None
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train a student beside its teacher, evaluate it and leave a folder ready for the Hub, the student in it too."""
+    train_method(
+        "rd",
+        RDTrainer,
+        RDTrainingConfig,
+        argv,
+        description="A small student beside a large frozen model (RD, Zhou et al. 2024).",
+        model=RDModelArguments,
+        saved=_save_student,
+    )
+
+
+def _save_student(trainer: Any) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    if trainer.args.should_save and hasattr(model, "save_student"):  # not within an adapter
+        model.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)
+
+
+# ------------------------------------------------------------------------------------------------ demo
+DATASET, ROWS = "digits", 100
+SHOWN, PROBE = "RD", "the teacher's features, linear probe"
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "student alone": {"rd_method": "student"},
+    "aligned with the teacher's features": {"rd_method": "cka"},
+    SHOWN: {},
+}
+EXAMPLE = """import hf_ext
+
+test = hf_ext.data.load("digits")["test"][:400]
+logits = model(pixel_values=test["pixel_values"]).logits
+print((logits.argmax(-1) == test["labels"]).float().mean())
+"""
+
+
+class _Features(nn.Module):
+    """What a classifier makes of images before its last layer."""
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        self.vit = classifier.vit
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.vit(pixel_values).last_hidden_state[:, 0]
+
+
+def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
+    """Train a tiny ViT on a hundred digits, alone and beside a larger one that has seen six times as many.
+
+    Raises:
+        ValueError: fewer than one seed or step.
+    """
+    text = (
+        f"[bold]RD[/] on {DATASET}: a tiny ViT learns from {ROWS} labelled digits, alone and beside a larger one that "
+        f"has seen others; {seeds} seeds."
+    )
+    scores: dict[str, list[float]] = {name: [] for name in (PROBE, *SYSTEMS)}
+    with Demo(out, text, total=seeds * (1 + len(SYSTEMS)), seeds=seeds, steps=steps) as view:
+        for seed in range(seeds):
+            data = load(DATASET, seed=seed)
+            teacher = _Features(pretrained_vit(data, 2 * steps, seed, view))
+            view.advance()
+            rows, test = data["train"].select(range(ROWS)), data["test"]
+            scores[PROBE].append(_probe(teacher, rows, test))
+            for name, options in SYSTEMS.items():
+                trainer = _trainer(copy.deepcopy(teacher), rows, test, steps, seed, options)
+                view.watch(trainer, f"seed {seed}: {name}").train()
+                predicted = logits(trainer, test).argmax(-1)
+                scores[name].append(float((predicted == test.with_format("numpy")["labels"][:]).mean()))
+                view.advance()
+                if seed == 0 and name == SHOWN:
+                    trainer.evaluate()  # so that the card names the test data
+                    trainer.model.save_pretrained(view.folder)
+                    trainer.model.save_student(view.folder / "student")
+                    facts = trainer.card_facts()
+    results = [over_seeds(name, values, is_method=name == SHOWN) for name, values in scores.items()]
+    create_card(view.folder, run=facts, **_card_facts(results, seeds, steps))
+    view.finish("accuracy", results)
+
+
+def _trainer(
+    teacher: nn.Module, rows: Dataset, test: Dataset, steps: int, seed: int, options: dict[str, Any]
+) -> RDTrainer:
+    student = demo_vit(rows.features["labels"].names, seed, hidden_size=16, intermediate_size=32)
+    model = RDForImageClassification.from_student(student, teacher, teacher_width=48)
+    arguments = demo_arguments(RDTrainingConfig, steps, 2e-3, seed, rd_cache_teacher=True, **options)
+    return RDTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=test, compute_metrics=accuracy)
+
+
+@torch.no_grad()
+def _probe(teacher: nn.Module, rows: Dataset, test: Dataset) -> float:
+    """Accuracy of a linear classifier of the teacher's features, learned from the same rows."""
+    teacher.eval()
+    parts = [part.with_format("torch", columns=["pixel_values", "labels"])[:] for part in (rows, test)]
+    features = [teacher(part["pixel_values"]).numpy() for part in parts]
+    probe = LogisticRegression(max_iter=1000).fit(features[0], np.asarray(parts[0]["labels"]))
+    return float(probe.score(features[1], np.asarray(parts[1]["labels"])))
+
+
+def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]:
+    return {
+        "method": "rd",
+        "dataset": f"scikit-learn {DATASET}",
+        "dataset_description": (
+            f"Accuracy on test images after {steps} steps of AdamW on {ROWS} images. The teacher is a larger ViT that "
+            "has learned from 597 other ones."
+        ),
+        "results": results,
+        "example": EXAMPLE,
+        "license": "apache-2.0",
+        "limitations": "A demonstration on small images.",
+        "command": f"hf-ext demo rd --seeds {seeds} --steps {steps}",
+    }

@@ -1,0 +1,112 @@
+"""`hf-ext train rd` and `hf-ext demo rd`."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import (
+    AutoModelForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from hf_ext.commands.cli import main
+from hf_ext.models import RDForImageClassification
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Path, Path]:
+    """Folders of a tiny student and a teacher that sees larger images."""
+    torch.manual_seed(0)
+    student, teacher = tmp_path / "student", tmp_path / "teacher"
+    resnet = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetForImageClassification(resnet).save_pretrained(student)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(student)
+    ViTModel(ViTConfig(image_size=24, patch_size=8, **SIZES)).save_pretrained(teacher)
+    ViTImageProcessor(size={"height": 24, "width": 24}, image_mean=[0.1] * 3).save_pretrained(teacher)
+    return student, teacher
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of images for every class, in two splits."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("benign", "malignant"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                Image.fromarray(rng.integers(0, 255, (20, 18, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+def _short(out: Path) -> list[str]:
+    sizes = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--use_cpu", "true", "--report_to", "none"]
+    return ["--output_dir", str(out), *sizes]
+
+
+def test_from_a_folder_of_images_to_a_student_that_loads(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
+    assert main([*words, "--dataset", str(images), "--rd_cache_teacher", "true", *_short(out)]) == 0
+    model = AutoModelForImageClassification.from_pretrained(out)
+    assert type(model) is RDForImageClassification
+    assert model.config.teacher_size == [24, 24] and model.config.teacher_mean == [0.1] * 3
+    student = AutoModelForImageClassification.from_pretrained(out / "student")
+    assert type(student) is ResNetForImageClassification
+    assert student.config.id2label == {0: "benign", 1: "malignant"}
+    pixels = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(student.eval()(pixels).logits, model.eval()(pixels).logits)
+    assert (out / "student" / "preprocessor_config.json").is_file()
+    card = ModelCard.load(out / "README.md")
+    assert "knowledge-distillation" in card.data.tags and card.data.pipeline_tag == "image-classification"
+    # goes on with the saved one, which knows its teacher
+    again = ["train", "rd", "--model_name_or_path", str(out), "--dataset", str(images)]
+    assert main([*again, *_short(tmp_path / "again")]) == 0
+
+
+def test_both_models_have_to_be_said(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in (
+        ([], "model_name_or_path: found nothing"),
+        (["--model_name_or_path", str(parts[0])], "teacher_model: found nothing"),
+    ):
+        assert main(["train", "rd", *words, "--dataset", str(images), *_short(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo_and_the_launch_script(tmp_path: Path, run_snippet: Callable[..., str]) -> None:
+    out = tmp_path / "hf_ext_demo_rd"
+    assert main(["demo", "rd", "--out", str(out), "--seeds", "1", "--steps", "20"]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "modeling_rd.py", "student"} <= names
+    card = ModelCard.load(out / "README.md")
+    assert {result.metric_type for result in card.data.eval_results} == {"accuracy"}
+    snippet = card.text.split("```python\n")[1].split("```")[0]
+    assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
+
+    vit = ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **SIZES))
+    vit.save_pretrained(tmp_path / "hf_ext_demo_divbs")
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(EXAMPLES / "accelerate" / "cpu.yaml"), str(EXAMPLES / "rd.py")]
+    command += ["--config", str(EXAMPLES / "rd_digits.yaml"), "--max_steps", "2", "--use_cpu", "true"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "rd_digits" / "student" / "model.safetensors").is_file()
