@@ -40,5 +40,6 @@ RD = Method(
     usage=f"""import hf_ext  # or, where it is not installed: trust_remote_code=True
 {USAGES["transformers"]}""",
     commands="hf_ext.commands.rd",
+    studies="hf_ext.studies.rd",
     benchmarks="hf_ext.benchmarks.rd",
 )
