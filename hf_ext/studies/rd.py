@@ -90,7 +90,7 @@ PROTOCOL = f"""
 - A seed draws the rows, the validation rows, and the student; the test rows are the same for all.
 """.strip()
 
-_RATES = {"learning_rate": (1e-3, 3e-3, 1e-2)}
+_RATES = {"learning_rate": (3e-3, 1e-2, 3e-2)}
 
 STUDY = Study(
     name="rd",
