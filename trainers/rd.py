@@ -175,11 +175,18 @@ class RDMixin(MethodMixin):
 
     # ---------------------------------------------------------------------------------------------- card
     def card_facts(self) -> dict[str, Any]:
-        facts, config = super().card_facts(), self._rd_model().config
+        facts, model = super().card_facts(), self._rd_model()
         about: dict[str, Any] = {f"rd_{name}": value for name, value in self._first_weights()._asdict().items()}
+        about["weights of the student"] = _count(model.student)
         if self._first_weights().teach:
-            about["teacher"] = config.teacher_name or config.teacher_kind
+            about["teacher"] = model.config.teacher_name or model.config.teacher_kind
+            if isinstance(model.teacher, nn.Module):
+                about["weights of the teacher"] = _count(model.teacher)
         return facts | {"hyper_parameters": {**facts["hyper_parameters"], **about}}
+
+
+def _count(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
 
 
 class RDTrainer(RDMixin, Trainer):

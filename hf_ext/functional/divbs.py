@@ -209,7 +209,10 @@ def divbs_select_gram(
 
 
 def _check_finite(name: str, value: Tensor) -> None:
-    if not torch.compiler.is_compiling() and not bool(torch.isfinite(value).all()):
+    if torch.compiler.is_compiling() or not value.numel():
+        return
+    # what is not finite is the largest or the smallest, or makes both NaN
+    if not bool(torch.isfinite(torch.stack(value.aminmax())).all()):
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name}: found {bad} values that are NaN or infinite, allowed are finite ones")
 
@@ -262,15 +265,16 @@ def _greedy(
     left, rho = norms, target  # ||g_i^perp||^2 and <g_i^perp, gbar>
     directions = norms.new_zeros(k, rows)  # L: row t has <g_i, e_t> of all i
     picks: list[Tensor] = []
-    chosen = torch.zeros_like(places, dtype=torch.bool)
+    alphas: list[Tensor] = []
+    greedy: list[Tensor] = []
     going = torch.ones((), dtype=torch.bool, device=norms.device)
-    captured, num_greedy, floor = norms.new_zeros(()), going.long() * 0, norms.new_zeros(())
+    floor = norms.new_zeros(())
     for step in range(k):
         score = rho.abs()
         if rule == "projection":
             score = score / left.clamp(min=least).sqrt()
         # rows within the span of the picks hold rounding noise alone, which must not be normalised into a direction
-        score = score.masked_fill(chosen | (left <= smallest), 0.0)
+        score = score.masked_fill(left <= smallest, 0.0)
         if step == 0:
             floor = score.max() * no_score
         going = going & (score.max() > floor)
@@ -282,19 +286,22 @@ def _greedy(
         direction = torch.where(going, direction, 0.0)
         alpha = torch.where(going, rho[pick] / pivot, 0.0)
         directions[step] = direction
-        rho = rho - alpha * direction
-        left = (left - direction.square()).clamp(min=0)
-        captured = captured + alpha.squeeze(0).square()
-        num_greedy = num_greedy + going
-        chosen = chosen | ((places == pick) & going)
+        rho = torch.addcmul(rho, alpha, direction, value=-1)
+        # of a pick nothing is left, up to rounding
+        left = torch.addcmul(left, direction, direction, value=-1).index_fill(0, pick, 0.0)
         picks.append(pick)
+        alphas.append(alpha)
+        greedy.append(going)
 
+    picked, counts = torch.cat(picks), torch.stack(greedy).long()  # what idle steps pick does not count
+    num_greedy, captured = counts.sum(), torch.cat(alphas).square().sum()
+    chosen = torch.zeros_like(places).index_add(0, picked, counts) > 0
     total = target.mean()  # ||gbar||^2
     fraction = torch.where(total > 0, captured / total.clamp(min=least), 1.0).clamp(max=1.0)
     steps = places[:k]
     keys = torch.rand(rows, generator=generator, device=norms.device).masked_fill(chosen, 2.0)
     others = keys.argsort()  # those not chosen, in random order, come first
-    indices = torch.where(steps < num_greedy, torch.cat(picks), others[(steps - num_greedy).clamp(min=0)])
+    indices = torch.where(steps < num_greedy, picked, others[(steps - num_greedy).clamp(min=0)])
     return indices, DivBSInfo(fraction, num_greedy)
 
 
