@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.functional import fer_losses
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.losses import IGNORED_LABEL
 
 
 @dataclass
@@ -75,9 +76,11 @@ class FERMixin(MethodMixin):
 
     def check_arguments(self) -> None:
         super().check_arguments()
-        kind = getattr(self._fer_config, "model_type", None)
-        if kind != "fer":
-            raise ValueError(f"model: found {kind or type(self.model).__name__!r}, allowed is a FER matcher")
+        kind = getattr(getattr(self._matcher, "config", None), "model_type", None)
+        if kind != "fer" or not hasattr(self._matcher, "classifier"):
+            raise ValueError(f"model: found a {type(self._matcher).__name__}, allowed is a FERForImageClassification")
+        if self.args.n_gpu > 1:
+            raise ValueError("fer: found several GPUs in one process, allowed is one per process (accelerate)")
         if self.args.label_smoothing_factor > 0:
             raise ValueError(
                 f"label_smoothing_factor: found {self.args.label_smoothing_factor}, allowed is 0: the texts say how "
@@ -105,7 +108,8 @@ class FERMixin(MethodMixin):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.zeros(self._fer_config.num_labels)
         for batch in batches:
-            counts += F.one_hot(batch["labels"].cpu(), len(counts)).sum(0)
+            labels = batch["labels"].cpu()
+            counts += F.one_hot(labels[labels != IGNORED_LABEL], len(counts)).sum(0)
         self._label_counts = self.accelerator.reduce(counts.to(device), reduction="sum")
         self._micro_batches = max(len(batches), 1)
         return batches, num_items

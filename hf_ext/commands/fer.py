@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
 
 from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
-from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.loading import LoraArguments, ModelArguments, accuracy
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
@@ -48,6 +48,11 @@ class FERModelArguments(ModelArguments):
                 f"model_name_or_path, vision_model, text_model: found {self.model_name_or_path!r}, {new[0]!r} and "
                 f"{new[1]!r}, allowed are the first or the other two"
             )
+        if self.model_name_or_path and self.class_prompts:
+            raise ValueError(
+                "class_prompts: found some with a saved matcher, which has its own, allowed are none (set_classes "
+                "gives it others)"
+            )
         if self.task != "image-classification":
             raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
 
@@ -55,14 +60,16 @@ class FERModelArguments(ModelArguments):
         """The matcher, for classes of these names.
 
         Raises:
-            ValueError: a saved one of another number of classes.
+            ValueError: a saved one of other classes.
         """
         if self.model_name_or_path:
             model = AutoModelForImageClassification.from_pretrained(self.model_name_or_path)
-            if model.config.num_labels != len(names):
+            own = [model.config.id2label[label] for label in range(model.config.num_labels)]
+            if own != list(names):
                 raise ValueError(
-                    f"model_name_or_path: found a model of {model.config.num_labels} classes for data of "
-                    f"{len(names)}, allowed is one of as many; vision_model and text_model make one"
+                    f"model_name_or_path: found a model of the classes {', '.join(own)} for data of "
+                    f"{', '.join(names)}, allowed is one of the same in that order; vision_model and text_model make "
+                    "one"
                 )
             return model
         return FERForImageClassification.from_backbones(
@@ -82,6 +89,25 @@ class FERModelArguments(ModelArguments):
         return FERProcessor.from_backbone(str(self.vision_model), **side)
 
 
+class _MatcherLora(LoraArguments):
+    """A LoRA on the backbone of a saved matcher; what comes after it is trained in full."""
+
+    def adapted(self, model: nn.Module) -> nn.Module:
+        if self.lora_r > 0:
+            if not getattr(model, "name_or_path", ""):
+                raise ValueError(
+                    f"lora_r: found {self.lora_r} with a new matcher, whose other weights nobody could load, allowed "
+                    "is 0, or a saved matcher (model_name_or_path)"
+                )
+            self.lora_modules_to_save = self.lora_modules_to_save or ["projection", "transformation"]
+            self.lora_target_modules = self.lora_target_modules or [
+                name
+                for name, module in model.named_modules()
+                if isinstance(module, nn.Linear) and name.startswith("fer.vision.")
+            ]
+        return super().adapted(model)
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a matcher, evaluate it and leave a folder ready for the Hub."""
     train_method(
@@ -91,11 +117,13 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="Match faces to text embeddings of their expressions (FER, Li et al. 2025).",
         model=FERModelArguments,
+        adapter=_MatcherLora,
     )
 
 
 # ------------------------------------------------------------------------------------------------ demo
 DATASET = "digits"
+DIGITS = tuple("0123456789")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 HEAD, SHOWN = "linear head", "texts, all losses"
 MATCHING = {"fer_lambda_t": 0.0, "fer_lambda_c": 0.0}
@@ -151,7 +179,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
 
 
 def _trainer(texts: str, options: dict[str, float], steps: int, seed: int, **data: Any) -> Any:
-    classifier = demo_vit(WORDS, seed)
+    classifier = demo_vit(DIGITS, seed)
     if not texts:
         arguments = demo_arguments(TrainingArguments, steps, 2e-3, seed)
         return Trainer(model=classifier, args=arguments, compute_metrics=accuracy, **data)
@@ -162,9 +190,9 @@ def _trainer(texts: str, options: dict[str, float], steps: int, seed: int, **dat
     model = FERForImageClassification.from_backbones(
         ViTModel(classifier.config),
         embed_letters if texts == "texts" else drawn,
-        WORDS,
-        template="a photo of the digit {}.",
-        neutral=WORDS[0],
+        DIGITS,
+        prompts=[f"a photo of the digit {word}." for word in WORDS],
+        neutral=DIGITS[0],
         logit_scale=20.0,
     )
     arguments = demo_arguments(FERTrainingConfig, steps, 2e-3, seed, **options)

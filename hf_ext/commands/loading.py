@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import ClassLabel, DatasetDict, Image
+from datasets import ClassLabel, DatasetDict, Image, Value
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
@@ -177,6 +177,8 @@ class ImageCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         images = [example[self.image_column] for example in examples]
         pixels = self.processor(images, return_tensors="pt")["pixel_values"]
+        if "labels" not in examples[0]:
+            return {"pixel_values": pixels}
         return {"pixel_values": pixels, "labels": torch.tensor([int(example["labels"]) for example in examples])}
 
 
@@ -187,7 +189,17 @@ def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[st
             raise ValueError(f"label_column: found {column!r}, allowed are {columns}")
         column = "label"
     if not isinstance(splits["train"].features[column], ClassLabel):
-        splits = splits.class_encode_column(column)
+        # each split by itself would number the classes that occur in it
+        train = splits["train"].class_encode_column(column)
+        classes = train.features[column]
+        others = {str(value) for value in splits["eval"].unique(column)} - set(classes.names)
+        if others:
+            raise ValueError(
+                f"{column}: found {', '.join(sorted(others))} in the split to evaluate on alone, allowed are "
+                f"{', '.join(classes.names)}, the classes of the other one"
+            )
+        as_text = splits["eval"].cast_column(column, Value("string"))
+        splits = DatasetDict(train=train, eval=as_text.cast_column(column, classes))
     if column != "labels":
         splits = splits.rename_column(column, "labels")
     return splits, splits["train"].features["labels"].names

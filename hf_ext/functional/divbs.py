@@ -146,7 +146,7 @@ def divbs_select_with_info(
     - `"residual"`: `|<g_i^perp, gbar>|`, the paper's streamlined rule and that of its code;
     - `"projection"`: `|<g_i^perp, gbar>| / ||g_i^perp||`, the exact gain |alpha|.
 
-    Takes `O(B (C + d) min(B, C) + k^2 B)` operations or fewer, `O(B (C + d) + k B)` memory and one synchronisation
+    Takes `O(B (C + d) min(B, C) + k^2 B)` operations or fewer, `O(B (C + d) + k B)` memory and two synchronisations
     with the device, for the check of the values.
 
     Args:

@@ -21,6 +21,7 @@ __all__ = ["fer_anchor", "fer_losses", "fer_sample_losses", "similarity_logits"]
 
 #: below this length a difference of features has no direction
 _EPS = 1e-6
+_IGNORED_LABEL = -100
 
 
 def similarity_logits(features: Tensor, text_features: Tensor, *, logit_scale: Tensor | float) -> Tensor:
@@ -90,7 +91,7 @@ def fer_sample_losses(
         features: f, `[B, D]`.
         neutral_features: n, `[B, D]`.
         text_features: T, raw, `[C, D]`.
-        labels: y, int64 `[B]`.
+        labels: y, int64 `[B]`; faces with -100 are left out.
         neutral_id: nu; without one the last two terms are zero.
         logit_scale: s.
         anchor: `[D]`, see `fer_anchor`; by default each face's own.
@@ -114,10 +115,10 @@ def fer_sample_losses(
         return {"match": match, "transform": torch.zeros_like(match), "contrast": torch.zeros_like(match)}
     f, n = at_least_float32(features), at_least_float32(neutral_features)
     text = at_least_float32(text_features).to(f.dtype)
-    emotional = labels != neutral_id
-    towards = text[labels] - text[neutral_id]
+    emotional, known = (labels != neutral_id) & (labels != _IGNORED_LABEL), labels.clamp(min=0)
+    towards = text[known] - text[neutral_id]
     transform = 1 - F.cosine_similarity(f - n, towards, dim=-1, eps=_EPS)
-    a = F.normalize(text, dim=-1)[labels] if anchor is None else anchor.to(f.dtype)
+    a = F.normalize(text, dim=-1)[known] if anchor is None else anchor.to(f.dtype)
     contrast = 2 - (a * (F.normalize(f, dim=-1) - F.normalize(n, dim=-1))).sum(-1)
     return {
         "match": match,
@@ -163,9 +164,8 @@ def fer_losses(
         raise ValueError(f"contrast_pairs: found {contrast_pairs!r}, allowed are 'all', 'paired'")
     counts = label_counts
     if counts is None:
-        counts = torch.zeros(len(text_features), device=labels.device).index_add(
-            0, labels, torch.ones(len(labels), device=labels.device)
-        )
+        known = (labels != _IGNORED_LABEL).float()
+        counts = torch.zeros(len(text_features), device=labels.device).index_add(0, labels.clamp(min=0), known)
     losses = fer_sample_losses(
         features,
         neutral_features,

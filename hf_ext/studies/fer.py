@@ -121,8 +121,8 @@ PROTOCOL = f"""
   class has the text of another. What holds for these too is no knowledge from texts.
 - **Matching** is the cross-entropy of the cosines alone, *all losses* and *{ALL}* the three of the paper with equal
   weights, the contrast over all pairs as in the authors' code; *{PAIRED}*: each face with its own text.
-- **Budget.** {STEPS} updates of {BATCH} rows, AdamW, gradients clipped at norm 1, cosine schedule. The last weights
-  are judged.
+- **Budget.** {STEPS} updates of {BATCH} rows (of fewer, if there are no more), AdamW, gradients clipped at norm 1,
+  cosine schedule. The last weights are judged.
 - **Hyper-parameters**: six combinations for every system, by the validation score of a run with another seed: the
   learning rate, and the scale of the cosines or, with a linear head, the weight decay. The validation rows, a sixth of
   the training rows, are as many where the labels are few: more than somebody with so few labels has, for all alike.

@@ -24,7 +24,7 @@ def run(run: Run) -> Outcome:
     if run.system.name == PROBE:
         probe = _probe(train, run.hyper_parameters["C"])
         scores = [_accuracy(probe(parts[name].teacher_features), parts[name]) for name in ("validation", "test")]
-        return Outcome(*scores)
+        return Outcome(scores[0], scores[1])
     trainer = _trainer(run, train, classes=int(parts["train"].labels.max()) + 1)
     trainer.train()
     found = {

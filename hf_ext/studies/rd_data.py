@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,11 +109,5 @@ def _teacher(splits: DatasetDict, ready: Preparation) -> nn.Module:
 
 def resnet(*, channels: int, classes: int, widths: tuple[int, ...] = (16, 32, 64)) -> ResNetConfig:
     """A small ResNet."""
-    return ResNetConfig(
-        num_channels=channels,
-        num_labels=classes,
-        embedding_size=widths[0],
-        hidden_sizes=list(widths),
-        depths=[1] * len(widths),
-        layer_type="basic",
-    )
+    sizes: dict[str, Any] = {"num_channels": channels, "num_labels": classes, "embedding_size": widths[0]}
+    return ResNetConfig(**sizes, hidden_sizes=list(widths), depths=[1] * len(widths), layer_type="basic")

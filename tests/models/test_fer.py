@@ -12,13 +12,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import nn
-from toy_models import BACKBONES, backbone, bert, clip, embed, tokenizer
+from toy_models import BACKBONES, backbone, bert, clip, embed, siglip, tokenizer
 from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     Trainer,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
     pipeline,
 )
 
@@ -85,6 +87,60 @@ def test_a_clip_like_model_classifies_before_any_training() -> None:
     assert model.config.logit_scale == pytest.approx(dual.logit_scale.exp().item())
 
 
+def test_a_siglip_like_model_too() -> None:
+    dual, words = siglip(), tokenizer()
+    words.model_max_length = 16
+    model = FERForImageClassification.from_backbones(dual, dual, NAMES, text_tokenizer=words)
+    tokens = words(model.config.class_prompts, padding="max_length", truncation=True, return_tensors="pt")
+    pixels = _images()
+    with torch.no_grad():
+        found = dual(pixel_values=pixels, **tokens)
+        torch.testing.assert_close(
+            model(pixels).logits, found.logits_per_image - dual.logit_bias, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_a_backbone_in_half_precision_is_trained_in_float32(tmp_path: Path) -> None:
+    backbone("vit").half().save_pretrained(tmp_path)
+    model = FERForImageClassification.from_backbones(str(tmp_path), embed, NAMES)
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    model.train()(_images(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    model.save_pretrained(tmp_path / "matcher")
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "matcher").dtype == torch.float32
+
+
+def test_a_classifier_without_a_pooler_gives_its_first_token(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    classifier = ViTForImageClassification(ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
+    classifier.save_pretrained(tmp_path)
+    model = FERForImageClassification.from_backbones(str(tmp_path), embed, NAMES)
+    pixels = _images()
+    expected = classifier.vit(pixels).last_hidden_state[:, 0] @ model.fer.projection.weight.T
+    torch.testing.assert_close(model(pixels, output_features=True).features, expected)
+    model.save_pretrained(tmp_path / "matcher")
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "matcher")
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits)
+
+
+@pytest.mark.parametrize("start", [50.0, 100.0])
+def test_a_learnt_scale_learns(start: float) -> None:
+    model = _matcher(learn_logit_scale=True, logit_scale=start)
+    model(_images(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    assert model.classifier.log_scale.grad.abs() > 0
+    with torch.no_grad():
+        model.classifier.log_scale.add_(5)
+        assert float(model.classifier.scale) == pytest.approx(100.0)
+
+
+def test_a_derived_class_is_saved_without_code(tmp_path: Path) -> None:
+    class Mine(FERForImageClassification):
+        pass
+
+    Mine(_matcher().config).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file() and not list(tmp_path.glob("*.py"))
+
+
 def test_text_encoders() -> None:
     texts = ["happy person", "sad"]
     encoder, words = bert(), tokenizer()
@@ -115,7 +171,7 @@ def test_text_encoders() -> None:
         ({"template": "a face"}, "template: found 'a face', allowed is a text with one"),
         ({"prompts": ["one", "two"]}, "prompts: found 2 for 3 class names"),
         ({"neutral": "angry"}, "neutral: found 'angry', allowed are"),
-        ({"neutral": 3}, "neutral_id: found 3, allowed are"),
+        ({"neutral": 3}, "neutral: found 3, allowed are None, a name, or 0 to 2"),
         ({"projection": "none"}, "projection: found 'none' for the widths 16 and 12"),
         ({"logit_scale": 0.0}, r"logit_scale: found 0.0, allowed are numbers > 0"),
         ({"lambda_t": -1.0}, "lambda_t: found -1.0"),
@@ -147,6 +203,10 @@ def test_other_words_and_other_classes() -> None:
     torch.testing.assert_close(after.logits, expected)
     assert model.config.num_labels == 4 and model.config.neutral_id == 1
     assert model(pixels, labels=torch.tensor([3, 1, 0, 2])).loss.isfinite()
+    model.set_classes(text=embed, prompts=["a joy", "calm", "a grief", "an anger"])  # as many: calm is neutral now
+    assert model.config.neutral_id == 1
+    with pytest.raises(ValueError, match="text: found None, allowed is the encoder"):
+        model.set_classes(NAMES)
     with pytest.raises(ValueError, match="text: found features of width 3, allowed is 12"):
         model.set_classes(NAMES, lambda texts: torch.rand(len(texts), 3))
     assert model.config.num_labels == 4
@@ -325,6 +385,9 @@ def test_the_plain_trainer_trains_it(tmp_path: Path) -> None:
 def test_the_processor_is_found_by_its_own_class(tmp_path: Path) -> None:
     processor = FERProcessor.from_backbone(backbone("timm"))
     processor.save_pretrained(tmp_path)
+    known = backbone("timm").config.pretrained_cfg
+    assert processor.size == {"height": known["input_size"][1], "width": known["input_size"][2]}
+    assert list(processor.image_mean) == list(known["mean"])
     loaded = FERProcessor.from_pretrained(tmp_path)
     assert type(loaded) is FERProcessor and loaded.to_dict() == processor.to_dict()
     again = FERProcessor.from_backbone(str(tmp_path))

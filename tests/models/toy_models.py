@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetModel,
+    SiglipConfig,
+    SiglipModel,
     TimmWrapperConfig,
     TimmWrapperModel,
     ViTConfig,
@@ -57,6 +59,13 @@ def clip() -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=_sizes(), projection_dim=10)).eval()
 
 
+def siglip() -> SiglipModel:
+    torch.manual_seed(2)
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"vocab_size": 40, "max_position_embeddings": 16, "projection_size": 16}
+    return SiglipModel(SiglipConfig(text_config=text, vision_config=_sizes())).eval()
+
+
 def bert() -> BertModel:
     torch.manual_seed(3)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -85,7 +94,8 @@ def _convnext() -> PreTrainedModel:
 
 
 def _timm() -> PreTrainedModel:
-    return TimmWrapperModel(TimmWrapperConfig(architecture="test_resnet", num_labels=3))
+    known = {"input_size": [3, 160, 160], "mean": [0.5] * 3, "std": [0.4] * 3}
+    return TimmWrapperModel(TimmWrapperConfig(architecture="test_resnet", num_labels=3, pretrained_cfg=known))
 
 
 BACKBONES: dict[str, Callable[[], PreTrainedModel]] = {

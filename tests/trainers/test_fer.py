@@ -111,6 +111,16 @@ def test_what_is_logged_are_the_terms(data: Dataset, tmp_path: Path) -> None:
     assert entry["fer_contrast"] == pytest.approx(expected["contrast"].item(), rel=1e-4)
 
 
+def test_faces_without_a_label_are_left_out(data: Dataset, tmp_path: Path) -> None:
+    rows = list(data.select(range(8)))
+    unknown = [{**row, "labels": torch.tensor(-100)} for row in data.select(range(8, 16))]
+    models = [_model(), _model()]
+    for model, given, size in ((models[0], rows, 8), (models[1], rows + unknown, 16)):
+        arguments = _arguments(tmp_path, max_steps=1, per_device_train_batch_size=size)
+        FERTrainer(model, arguments, train_dataset=given).train()
+    assert _difference(*models) < 1e-6
+
+
 def test_only_neutral_faces_in_an_update(data: Dataset, tmp_path: Path) -> None:
     neutral = data.map(lambda row: {"labels": 0})
     model = _model()
@@ -134,7 +144,7 @@ def test_what_cannot_work(options: dict[str, Any], message: str, data: Dataset, 
 
 
 def test_other_models_and_losses_are_refused(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model: found 'vit', allowed is a FER matcher"):
+    with pytest.raises(ValueError, match="model: found a ViTForImageClassification, allowed is a FERFor"):
         FERTrainer(vit(), _arguments(tmp_path), train_dataset=data)
     with pytest.raises(ValueError, match="compute_loss_func: found a function"):
         FERTrainer(_model(), _arguments(tmp_path), train_dataset=data, compute_loss_func=lambda *_: 0)

@@ -17,6 +17,7 @@ class FERConfig(PreTrainedConfig):
     Args:
         vision_config: of the vision backbone, any model of transformers (or timm, wrapped) with a pooled output.
         vision_width: of that pooled output.
+        vision_pools: whether there is one; otherwise the first token is taken.
         text_width: D, of the text features.
         projection: from the one to the other: `"linear"`, without bias; `"neck"`, the authors' Linear, BatchNorm,
             Linear, BatchNorm; or `"none"`, for equal widths.
@@ -38,6 +39,7 @@ class FERConfig(PreTrainedConfig):
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     vision_width: int = 2048
+    vision_pools: bool = True
     text_width: int = 512
     projection: Literal["linear", "neck", "none"] = "linear"
     transformation_width: int = 128
@@ -61,6 +63,8 @@ class FERConfig(PreTrainedConfig):
         for name in ("lambda_s", "lambda_t", "lambda_c"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, allowed are numbers >= 0")
+        if self.learn_logit_scale and self.logit_scale > 100:
+            raise ValueError(f"logit_scale: found {self.logit_scale}, allowed are at most 100 if it is learnt")
         if self.projection == "none" and self.vision_width != self.text_width:
             raise ValueError(
                 f"projection: found 'none' for the widths {self.vision_width} and {self.text_width}, allowed are "

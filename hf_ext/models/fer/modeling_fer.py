@@ -4,6 +4,7 @@ Li et al., "Knowledge-Enhanced Facial Expression Recognition with Emotional-to-N
 Transactions on Multimedia 2025, https://arxiv.org/abs/2409.08598.
 """
 
+import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 from .configuration_fer import FERConfig
 from .portable import carrying_code
 from .text import TextEncoder, class_prompts, text_features
-from .vision import Vision, aligned_parts, pooled_width, vision_backbone
+from .vision import Vision, pooled, pooled_width, vision_backbone
 
 try:  # the losses; a model that only predicts does without
     from hf_ext.functional import fer_losses
@@ -60,6 +61,10 @@ class FERPreTrainedModel(PreTrainedModel):
     base_model_prefix = "fer"
     main_input_name = "pixel_values"
     input_modalities = "image"
+    _supports_sdpa = True  # where the backbone does
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     accepts_loss_kwargs = False  # the loss is a mean over the batch: Trainer has to divide by the accumulation steps
 
     @torch.no_grad()
@@ -92,6 +97,8 @@ class FERModel(FERPreTrainedModel):
     def __init__(self, config: FERConfig) -> None:
         super().__init__(config)
         self.vision = AutoModel.from_config(config.vision_config)
+        if not config.vision_pools and hasattr(self.vision, "pooler"):
+            self.vision.pooler = None
         self.supports_gradient_checkpointing = self.vision.supports_gradient_checkpointing
         width = config.text_width
         self.projection: nn.Module = nn.Identity()
@@ -117,7 +124,7 @@ class FERModel(FERPreTrainedModel):
             `pooler_output`: f, `[B, D]`; `last_hidden_state`: the backbone's.
         """
         found = self.vision(pixel_values)
-        features = self.projection(found.pooler_output.flatten(1))
+        features = self.projection(pooled(found, self.config.vision_pools))
         output = BaseModelOutputWithPooling(last_hidden_state=found.last_hidden_state, pooler_output=features)
         return output if return_dict is None or return_dict else output.to_tuple()
 
@@ -141,10 +148,11 @@ class TextClassifier(nn.Module):
 
     @property
     def scale(self) -> Tensor | float:
-        """s; a learnt one is at most 100."""
+        """s; a learnt one is at most 100, and learns on from there."""
         if self.log_scale is None:
             return self.fixed_scale
-        return self.log_scale.float().clamp(max=math.log(100.0)).exp()
+        log = self.log_scale.float()
+        return (log + (log.clamp(max=math.log(100.0)) - log).detach()).exp()
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `[B, C]`, float32, of features `[B, D]`."""
@@ -173,6 +181,11 @@ class FERForImageClassification(FERPreTrainedModel):
         )
         self.classifier = TextClassifier(config)
         self.post_init()
+        self._set_trained()
+
+    def _set_trained(self) -> None:
+        # without a neutral class the loss has no use for it, and DDP waits for the gradients of all that has one
+        self.transformation.requires_grad_(self.config.neutral_id is not None)
 
     # ---------------------------------------------------------------------------------------------- making one
     @classmethod
@@ -211,16 +224,18 @@ class FERForImageClassification(FERPreTrainedModel):
         texts = list(prompts) if prompts is not None else class_prompts(names, template)
         _check_classes(names, texts)
         features = text_features(texts, text, text_tokenizer)
-        backbone, projection, scale = aligned_parts(vision_backbone(vision))
+        backbone = vision_backbone(vision)
         options.setdefault(
             "text_model", text if isinstance(text, str) else getattr(text, "name_or_path", None) or None
         )
-        if scale is not None:
-            options.setdefault("logit_scale", scale)
-        aligned = projection is not None and len(projection) == features.shape[1]
+        if backbone.scale is not None:
+            options.setdefault("logit_scale", backbone.scale)
+        own = copy.deepcopy(backbone.model.config)
+        own.dtype = torch.float32  # whatever the checkpoint's: one for all that is trained
         config = FERConfig(
-            vision_config=backbone.config,
+            vision_config=own,
             vision_width=pooled_width(backbone),
+            vision_pools=backbone.pools,
             text_width=features.shape[1],
             class_prompts=texts,
             neutral_id=_neutral_id(neutral, names),
@@ -229,12 +244,13 @@ class FERForImageClassification(FERPreTrainedModel):
             **options,
         )
         model = cls(config)
-        model.fer.vision.load_state_dict(backbone.state_dict())
+        model.fer.vision.load_state_dict(backbone.model.state_dict(), strict=backbone.pools)
         with torch.no_grad():
             model.classifier.text_features.copy_(features)
-            if aligned and config.projection == "linear":
+            projection = backbone.projection
+            if projection is not None and config.projection == "linear" and len(projection) == features.shape[1]:
                 model.fer.projection.load_state_dict({"weight": projection})
-        return model
+        return model.eval()
 
     def set_classes(
         self,
@@ -248,11 +264,15 @@ class FERForImageClassification(FERPreTrainedModel):
     ) -> None:
         """Give the classes other words, or the model other classes, without training.
 
-        Arguments as in `from_backbones`.
+        Arguments as in `from_backbones`; a neutral class that is not named, nor found by that name, stays where it is
+        if there are as many classes as before.
 
         Raises:
-            ValueError: names or prompts that cannot work, or features of another width than the model's.
+            ValueError: no text encoder, names or prompts that cannot work, or features of another width than the
+                model's.
         """
+        if text is None:
+            raise ValueError("text: found None, allowed is the encoder of texts that the model was made with")
         names = list(class_names) if class_names is not None else list(prompts or ())
         texts = list(prompts) if prompts is not None else class_prompts(names, template)
         _check_classes(names, texts)
@@ -263,10 +283,13 @@ class FERForImageClassification(FERPreTrainedModel):
                 "the encoder that the model was made with"
             )
         neutral_id = _neutral_id(neutral, names)
+        if neutral_id is None and neutral == "neutral" and len(names) == self.config.num_labels:
+            neutral_id = self.config.neutral_id
         self.classifier.text_features = features.to(self.classifier.text_features)
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: number for number, name in enumerate(names)}
         self.config.class_prompts, self.config.neutral_id = texts, neutral_id
+        self._set_trained()
 
     # ---------------------------------------------------------------------------------------------- running it
     def forward(
@@ -288,7 +311,7 @@ class FERForImageClassification(FERPreTrainedModel):
             `FEROutput`.
 
         Raises:
-            ValueError: no text features have been set.
+            ValueError: no text features have been set (seen on the CPU; elsewhere all logits are zero).
             ImportError: labels, without hf_ext, which has the losses.
         """
         text = self.classifier.text_features
@@ -334,6 +357,8 @@ def _check_classes(names: Sequence[str], texts: Sequence[str]) -> None:
 
 def _neutral_id(neutral: str | int | None, names: Sequence[str]) -> int | None:
     """The neutral class; a name in any case of letters."""
+    if isinstance(neutral, int) and not 0 <= neutral < len(names):
+        raise ValueError(f"neutral: found {neutral}, allowed are None, a name, or 0 to {len(names) - 1}")
     if neutral is None or isinstance(neutral, int):
         return neutral
     found = [number for number, name in enumerate(names) if name.lower() == neutral.lower()]

@@ -1,5 +1,6 @@
 """What prepares faces for the FER matcher."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor
@@ -21,25 +22,35 @@ class FERProcessor(ViTImageProcessor):
         """The one that fits a vision backbone.
 
         Args:
-            vision: name or folder, whose own processor's size, mean and standard deviation are taken; or a model,
+            vision: name or folder, whose own processor's size, normalisation and way to resize are taken; or a model,
                 whose size and, of timm, mean and standard deviation are taken, otherwise ImageNet's.
             **options: of `ViTImageProcessor`, such as `size={"height": 112, "width": 112}`.
         """
         if isinstance(vision, str):
             own: Any = AutoImageProcessor.from_pretrained(vision)
-            mean, std, size = own.image_mean, own.image_std, getattr(own, "crop_size", None) or own.size
-            side = size.get("shortest_edge", 0)
-            height, width = size.get("height", side), size.get("width", side)
+            timms = getattr(own, "data_config", None)
+            found = _of_processor(own) if timms is None else _settings(timms["input_size"][-2:], timms)
         else:
-            known, (height, width) = pretrained_cfg(vision.config), image_size(vision.config)
-            mean, std = known.get("mean", IMAGENET_MEAN), known.get("std", IMAGENET_STD)
-        found = {
-            "size": {"height": height, "width": width},
-            "image_mean": list(mean),
-            "image_std": list(std),
-            "do_convert_rgb": True,
-        }
-        return cls(**{**found, **options})
+            found = _settings(image_size(vision.config), pretrained_cfg(vision.config))
+        return cls(**{**found, "do_convert_rgb": True, **options})
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "image_processor_type": "ViTImageProcessor"}
+
+
+def _settings(size: Sequence[int], known: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "size": {"height": size[0], "width": size[1]},
+        "image_mean": list(known.get("mean", IMAGENET_MEAN)),
+        "image_std": list(known.get("std", IMAGENET_STD)),
+    }
+
+
+def _of_processor(own: Any) -> dict[str, Any]:
+    size = getattr(own, "crop_size", None) or own.size
+    side = size.get("shortest_edge")
+    found: dict[str, Any] = {"size": {"height": size.get("height", side), "width": size.get("width", side)}}
+    for name in ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor", "resample"):
+        if getattr(own, name, None) is not None:
+            found[name] = getattr(own, name)
+    return found

@@ -66,7 +66,10 @@ def _encode(texts: list[str], encoder: Any, tokenizer: Any) -> Any:
     encoder.eval()
     try:
         device = next(encoder.parameters()).device
-        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(device)
+        # SigLIP reads the last place, and was trained with texts of full length
+        full = str(getattr(getattr(encoder, "config", None), "model_type", "")).startswith("siglip")
+        tokens = tokenizer(texts, padding="max_length" if full else True, truncation=True, return_tensors="pt")
+        tokens = tokens.to(device)
         return _pooled(encoder, tokens)
     finally:
         encoder.train(was_training)

@@ -1,5 +1,6 @@
 """Vision backbones: found by name, or made to fit from what a user has."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,27 +10,67 @@ from transformers import AutoModel, PreTrainedModel
 Vision = Any  # a name, a model of transformers, or one of timm
 
 
-def vision_backbone(vision: Vision) -> PreTrainedModel:
-    """A model of transformers.
+@dataclass
+class Backbone:
+    """A vision model and how its features reach the texts.
+
+    Args:
+        model: of transformers.
+        pools: whether it has a pooled output; its first token is taken otherwise.
+        projection: of a CLIP-like model, `[D, W]`: its features are aligned with its texts.
+        scale: of a CLIP-like model's logits.
+    """
+
+    model: PreTrainedModel
+    pools: bool = True
+    projection: Tensor | None = None
+    scale: float | None = None
+
+
+def vision_backbone(vision: Vision) -> Backbone:
+    """From a name or folder, a model of transformers, also one of images and texts, or one of timm.
 
     Raises:
-        ValueError: what is no model of transformers or timm.
+        ValueError: none of these.
     """
+    pools = True
     if isinstance(vision, str):
-        vision = AutoModel.from_pretrained(vision)
-    if isinstance(vision, PreTrainedModel):
-        return vision
+        vision, found = AutoModel.from_pretrained(vision, output_loading_info=True)
+        # a classifier's checkpoint may have no weights for a pooler, which would be made of random ones
+        pools = not any(name.split(".")[0] == "pooler" for name in found["missing_keys"])
     if isinstance(vision, nn.Module) and isinstance(getattr(vision, "pretrained_cfg", None), dict):
-        return _wrapped_timm(vision)
-    raise ValueError(
-        f"vision: found {type(vision).__name__}, allowed are a name or folder, a model of transformers, or one of timm"
+        vision = _wrapped_timm(vision)
+    if not isinstance(vision, PreTrainedModel):
+        raise ValueError(
+            f"vision: found {type(vision).__name__}, allowed are a name or folder, a model of transformers, or one of "
+            "timm"
+        )
+    inner = getattr(vision, "vision_model", None)
+    return _of_both(vision, inner) if isinstance(inner, nn.Module) else Backbone(vision, pools)
+
+
+def _of_both(model: Any, inner: Any) -> Backbone:
+    """Of a model of images and texts: CLIP projects its pooled output, SigLIP's is as wide as the texts' features."""
+    backbone = AutoModel.from_config(inner.config)
+    backbone.load_state_dict(inner.state_dict())
+    projection = getattr(model, "visual_projection", None)
+    scale = getattr(model, "logit_scale", None)
+    return Backbone(
+        backbone,
+        projection=projection.weight.detach() if isinstance(projection, nn.Linear) else _identity(inner.config),
+        scale=None if scale is None else min(float(scale.detach().exp()), 100.0),
     )
+
+
+def _identity(config: Any) -> Tensor:
+    return torch.eye(int(config.hidden_size))
 
 
 def _wrapped_timm(model: Any) -> PreTrainedModel:
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
-    config = TimmWrapperConfig.from_dict({"architecture": model.pretrained_cfg["architecture"]}, num_labels=2)
+    known = {"architecture": model.pretrained_cfg["architecture"], "pretrained_cfg": dict(model.pretrained_cfg)}
+    config = TimmWrapperConfig.from_dict(known, num_labels=2)
     wrapped = TimmWrapperModel(config)
     weights = {name: value for name, value in model.state_dict().items() if name in wrapped.timm_model.state_dict()}
     try:
@@ -42,39 +83,35 @@ def _wrapped_timm(model: Any) -> PreTrainedModel:
     return wrapped
 
 
-def aligned_parts(model: PreTrainedModel) -> tuple[PreTrainedModel, Tensor | None, float | None]:
-    """The backbone; of a CLIP-like model the vision part of it, the projection to the texts' width `[D, W]`, and the
-    scale of its logits."""
-    projection, inner = getattr(model, "visual_projection", None), getattr(model, "vision_model", None)
-    if not isinstance(projection, nn.Linear) or inner is None:
-        return model, None, None
-    backbone = AutoModel.from_config(inner.config)
-    backbone.load_state_dict(inner.state_dict())
-    scale = getattr(model, "logit_scale", None)
-    return backbone, projection.weight.detach(), None if scale is None else min(float(scale.detach().exp()), 100.0)
+def pooled(outputs: Any, pools: bool) -> Tensor | None:
+    """The pooled output of a vision model `[B, W]`, or its first token; None if it has neither."""
+    if pools:
+        found = getattr(outputs, "pooler_output", None)
+        return None if found is None else found.flatten(1)
+    return outputs.last_hidden_state[:, 0]
 
 
 @torch.no_grad()
-def pooled_width(model: PreTrainedModel) -> int:
+def pooled_width(backbone: Backbone) -> int:
     """Width of the pooled output, by looking: configurations do not tell.
 
     Raises:
         ValueError: a model without one.
     """
-    size = image_size(model.config)
+    model = backbone.model
     was_training = model.training
     model.eval()
     try:
-        pixels = torch.zeros(1, _channels(model.config), *size, device=model.device, dtype=model.dtype)
-        pooled = getattr(model(pixels), "pooler_output", None)
+        size = (_channels(model.config), *image_size(model.config))
+        found = pooled(model(torch.zeros(1, *size, device=model.device, dtype=model.dtype)), backbone.pools)
     finally:
         model.train(was_training)
-    if pooled is None:
+    if found is None:
         raise ValueError(
             f"vision: found {type(model).__name__}, whose output has no pooler_output, allowed are bare models that "
             "have one (AutoModel, not AutoModelForImageClassification)"
         )
-    return pooled.flatten(1).shape[1]
+    return found.shape[1]
 
 
 def pretrained_cfg(config: Any) -> dict[str, Any]:

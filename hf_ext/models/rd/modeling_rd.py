@@ -161,7 +161,7 @@ class RDPreTrainedModel(PreTrainedModel):
         own = {f"pixel_{name}": value for name, value in pixel_settings(image_processor).items() if name != "size"}
         its = {f"teacher_{name}": value for name, value in pixel_settings(teacher_processor).items()}
         converted = own | its if image_processor is not None and teacher_processor is not None else {}
-        attached = None if teacher is None else RDTeacher(teacher)
+        attached = None if teacher is None else RDTeacher(teacher, config.get("teacher_revision"))
         if teacher_width is None:
             if attached is None:
                 raise ValueError("teacher_width: found none without a teacher, allowed is the width of its features")
@@ -190,8 +190,9 @@ class RDPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: no teacher of these kinds.
         """
-        if teacher is None:
-            teacher, revision = self.config.teacher_name, revision or self.config.teacher_revision
+        if revision is None and teacher in (None, self.config.teacher_name):
+            revision = self.config.teacher_revision
+        teacher = self.config.teacher_name if teacher is None else teacher
         if teacher is None:
             raise ValueError("teacher: found none, here and as teacher_name of the configuration, allowed is one")
         self._attach(RDTeacher(teacher, revision))
@@ -199,9 +200,7 @@ class RDPreTrainedModel(PreTrainedModel):
 
     def _attach(self, teacher: RDTeacher) -> None:
         self._teacher, self.config.teacher_kind = teacher, teacher.kind
-        name, revision = teacher.name, teacher.revision
-        if name is not None and (name, revision) != (self.config.teacher_name, None):
-            self.config.teacher_name, self.config.teacher_revision = name, revision
+        self.config.teacher_name, self.config.teacher_revision = teacher.name, teacher.revision
 
     @property
     def teacher(self) -> Any:

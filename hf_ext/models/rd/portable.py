@@ -35,7 +35,10 @@ def carrying_code(model: Any, auto_classes: Mapping[str, type]) -> Iterator[None
     """
     kind, config = type(model), type(model.config)
     classes, auto_map = (kind._auto_class, config._auto_class), model.config.__dict__.get("auto_map")
-    main = next(name for name, found in auto_classes.items() if found is kind)
+    main = next((name for name, found in auto_classes.items() if found is kind), None)
+    if main is None:  # a class derived from one of them, in files of its own
+        yield
+        return
     kind._auto_class, config._auto_class = main, "AutoConfig"
     model.config.auto_map = {
         name: f"{found.__module__.rpartition('.')[2]}.{found.__name__}" for name, found in auto_classes.items()

@@ -40,6 +40,9 @@ class RDTeacher:
                 f"teacher: found {type(teacher).__name__}, allowed are a model, a function of pixel values "
                 "and a name or path"
             )
+        inner = getattr(teacher, "vision_model", None)  # of a model of images and texts, what sees images
+        if isinstance(teacher, PreTrainedModel) and isinstance(inner, nn.Module):
+            self.name, teacher = self.name or teacher.name_or_path or None, inner
         self.call: Any = teacher
         if isinstance(teacher, nn.Module):
             teacher.requires_grad_(False).eval()
@@ -69,7 +72,8 @@ class RDTeacher:
             raise ValueError(
                 f"teacher_width: found none with a {self.kind} as teacher, allowed is its features' width"
             )
-        pixels = torch.zeros(1, getattr(config, "num_channels", None) or channels, height, width)
+        weight = next(self.call.parameters())
+        pixels = torch.zeros(1, getattr(config, "num_channels", None) or channels, height, width, device=weight.device)
         return self.features(pixels, maps=False).flatten(1).shape[1]
 
     @torch.no_grad()
