@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from toy_models import clip
 from transformers import (
     AutoModel,
     DeiTConfig,
@@ -293,6 +294,30 @@ def test_a_teachers_name_stays_with_the_teacher_given_again(make_student: Make, 
     settings = {"teacher_width": width, "teacher_name": str(tmp_path), "teacher_revision": "v1"}
     model = _make(make_student(), AutoModel.from_pretrained(tmp_path), **settings)
     assert (model.config.teacher_name, model.config.teacher_revision) == (str(tmp_path), "v1")
+
+
+def test_a_teachers_name_goes_with_the_teacher(make_student: Make, tmp_path: Path) -> None:
+    make, width, _ = TEACHERS["resnet"]
+    make().save_pretrained(tmp_path)
+    model = _make(make_student(), tmp_path, teacher_width=width)
+    assert model.config.teacher_name == str(tmp_path)
+    model.attach_teacher(lambda images: images.mean((2, 3)))
+    assert (model.config.teacher_name, model.config.teacher_kind) == (None, "callable")
+    with pytest.raises(ValueError, match="teacher: found none, here and as teacher_name"):
+        model.attach_teacher()
+    named = _make(make_student(), lambda images: images.mean((2, 3)), teacher_name="my/teacher")
+    assert named.config.teacher_name == "my/teacher"
+
+
+def test_of_a_model_of_images_and_texts_the_image_part_teaches(make_student: Make, tmp_path: Path) -> None:
+    dual = clip()
+    dual.save_pretrained(tmp_path)
+    pixels = torch.randn(2, 3, 16, 16)
+    expected = dual.vision_model(pixels).pooler_output
+    for teacher in (dual, tmp_path):
+        model = RDForImageClassification.from_student(make_student(), teacher)
+        torch.testing.assert_close(model.get_teacher_features(pixels), expected)
+        assert model.config.teacher_name == str(tmp_path) or teacher is dual
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,8 @@ class RDPreTrainedModel(PreTrainedModel):
         its = {f"teacher_{name}": value for name, value in pixel_settings(teacher_processor).items()}
         converted = own | its if image_processor is not None and teacher_processor is not None else {}
         attached = None if teacher is None else RDTeacher(teacher, config.get("teacher_revision"))
+        if attached is not None:
+            attached.name = attached.name or config.get("teacher_name")
         if teacher_width is None:
             if attached is None:
                 raise ValueError("teacher_width: found none without a teacher, allowed is the width of its features")
