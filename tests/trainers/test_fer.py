@@ -14,7 +14,9 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTModel
 from hf_ext.functional import fer_losses
 from hf_ext.models import FERForImageClassification
 from hf_ext.trainers import (
+    DISAMArguments,
     DISAMConfig,
+    DISAMMixin,
     DISAMTrainer,
     DivBSArguments,
     DivBSConfig,
@@ -186,6 +188,30 @@ class _Chosen(DivBSMixin, FERMixin, Trainer):
 @dataclass
 class _ChosenConfig(DivBSArguments, FERArguments, TrainingArguments):
     pass
+
+
+class _Sharp(DISAMMixin, FERMixin, Trainer):
+    pass
+
+
+@dataclass
+class _SharpConfig(DISAMArguments, FERArguments, TrainingArguments):
+    pass
+
+
+def test_disam_over_the_losses_of_the_whole_update(data: Dataset, tmp_path: Path) -> None:
+    rows = data.rename_column("task_ids", "domain_ids")
+    models = []
+    for size, steps, rho in ((8, 1, 0.05), (2, 4, 0.05), (8, 1, 0.0)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "disam_rho": rho}
+        models.append(_model())
+        arguments = _arguments(tmp_path, _SharpConfig, max_steps=2, learning_rate=0.01, disam_lambda=1.0, **options)
+        _Sharp(models[-1], arguments, train_dataset=rows).train()
+    assert _difference(models[0], models[1]) < 2e-6 < 1e-5 < _difference(models[0], models[2])
+    plain = _model()
+    arguments = _arguments(tmp_path, max_steps=2, learning_rate=0.01)
+    FERTrainer(plain, arguments, train_dataset=rows).train()
+    assert _difference(plain, models[2]) == 0
 
 
 def test_other_methods_train_it(data: Dataset, tmp_path: Path) -> None:
