@@ -65,7 +65,7 @@ class System:
         grid: hyper-parameters and the values tried (JSON values, or tuples of them); the combination with the best
             validation score is used. A function of the case where the values depend on it. Runs do not see it.
         is_method: whether it is the study's method (tables print it bold).
-        cases: in which it is run, by default all.
+        runs_in: whether it is run in a case; by default in all.
         excluded: data sets it cannot be run on, and why.
     """
 
@@ -73,7 +73,7 @@ class System:
     options: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, tuple[Any, ...]] | Callable[[Case], Mapping[str, tuple[Any, ...]]] = field(default_factory=dict)
     is_method: bool = False
-    cases: tuple[str, ...] | None = None
+    runs_in: Callable[[Case], bool] | None = None
     excluded: Mapping[str, str] = field(default_factory=dict)
 
     def points(self, case: Case) -> list[dict[str, Any]]:
@@ -214,7 +214,6 @@ class Study:
             _json(f"cases: options of {case.name!r}", case.options)
         for system in self.systems:
             _known(f"systems: excluded of {system.name!r}", system.excluded, self.data)
-            _known(f"systems: cases of {system.name!r}", system.cases or (), cases)
             _json(f"systems: options of {system.name!r}", system.options)
         for comparison in self.comparisons:
             _known("comparisons", [comparison.method, comparison.baseline], systems)
@@ -231,7 +230,7 @@ class Study:
         return [
             system
             for system in self.systems
-            if case.data not in system.excluded and (system.cases is None or case.name in system.cases)
+            if case.data not in system.excluded and (system.runs_in is None or system.runs_in(case))
         ]
 
     def compared(self, case: Case) -> list[Comparison]:

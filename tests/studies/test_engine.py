@@ -47,6 +47,14 @@ def test_hyper_parameters_are_chosen_on_validation_data_of_other_seeds(
     assert result.seeds == [0, 1, 2]
 
 
+def test_a_system_runs_where_it_says(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
+    study = toy.make()
+    only = [replace(one, runs_in=lambda case: case.name == "one", grid={}) for one in study.systems[:2]]
+    result = reproduce(replace(study, systems=(only[0], only[1], study.systems[2])), out=tmp_path, data=given)
+    assert set(result.cases["one"]) == {"plain", "tuned", "noisy"}
+    assert not result.cases.get("two")
+
+
 def test_scores_are_paired_by_seed(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:
     result = reproduce(toy.make(), out=tmp_path, data=given)
     found = {(row.case, row.baseline): row.difference for row in result.judged}
@@ -187,7 +195,6 @@ def test_mistakes_are_found_before_any_run(
         ({"comparisons": (Comparison("tuned", "nobody"),)}, "comparisons: found 'nobody'"),
         ({"comparisons": (Comparison("tuned", "plain", ("typo",)),)}, "comparisons: cases: found 'typo', allowed are"),
         ({"systems": (System("a", excluded={"typo": "why"}),)}, "systems: excluded of 'a': found 'typo', allowed are"),
-        ({"systems": (System("a", cases=("typo",)),)}, "systems: cases of 'a': found 'typo', allowed are"),
         ({"systems": (System("a", {"f": print}),)}, "systems: options of 'a': found .*, allowed are JSON values"),
         ({"systems": (System("a", grid={"f": (print,)}),)}, "systems: grid of 'a': found .*, allowed are JSON values"),
         ({"systems": (System("a", grid={"x": ()}),)}, "systems: found an empty grid of 'a'"),
