@@ -124,21 +124,21 @@ def demo_arguments(
     )
 
 
-def demo_vit(names: Sequence[str], seed: int, **sizes: int) -> ViTForImageClassification:
-    """A small ViT for 8 x 8 pixels and these classes; `sizes` of its configuration in place of the usual ones."""
+def demo_vit(names: Sequence[str], seed: int) -> ViTForImageClassification:
+    """A small ViT for 8 x 8 pixels and these classes."""
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {
-        "image_size": 8,
-        "patch_size": 2,
-        "num_channels": 1,
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 96,
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: label for label, name in enumerate(names)},
-    }
-    return ViTForImageClassification(ViTConfig(**{**settings, **sizes}))
+    config = ViTConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        id2label=dict(enumerate(names)),
+        label2id={name: label for label, name in enumerate(names)},
+    )
+    return ViTForImageClassification(config)
 
 
 def pretrained_vit(data: DatasetDict, steps: int, seed: int, view: Demo) -> ViTForImageClassification:

@@ -181,7 +181,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
 def _trainer(texts: str, options: dict[str, float], steps: int, seed: int, **data: Any) -> Any:
     classifier = demo_vit(DIGITS, seed)
     if not texts:
-        arguments = demo_arguments(TrainingArguments, steps, 2e-3, seed)
+        arguments = demo_arguments(TrainingArguments, steps, 1e-3, seed)
         return Trainer(model=classifier, args=arguments, compute_metrics=accuracy, **data)
 
     def drawn(texts: Sequence[str]) -> Tensor:
@@ -195,7 +195,7 @@ def _trainer(texts: str, options: dict[str, float], steps: int, seed: int, **dat
         neutral=DIGITS[0],
         logit_scale=20.0,
     )
-    arguments = demo_arguments(FERTrainingConfig, steps, 2e-3, seed, **options)
+    arguments = demo_arguments(FERTrainingConfig, steps, 1e-3, seed, **options)
     return FERTrainer(model=model, args=arguments, compute_metrics=accuracy, **data)
 
 

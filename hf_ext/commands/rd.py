@@ -11,14 +11,20 @@ import torch
 from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ResNetForImageClassification,
+)
 
-from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds, pretrained_vit
+from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
 from hf_ext.commands.loading import ModelArguments, accuracy
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
 from hf_ext.models import RDForImageClassification
+from hf_ext.studies.rd_data import resnet
 from hf_ext.studies.training import logits
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
 
@@ -94,7 +100,7 @@ def _save_student(trainer: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ demo
-DATASET, ROWS = "digits", 100
+DATASET, ROWS = "digits", 50
 SHOWN, PROBE = "RD", "the teacher's features, linear probe"
 SYSTEMS: dict[str, dict[str, Any]] = {
     "student alone": {"rd_method": "student"},
@@ -121,14 +127,14 @@ class _Features(nn.Module):
 
 
 def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
-    """Train a tiny ViT on a hundred digits, alone and beside a larger one that has seen six times as many.
+    """Train a small ResNet on a few digits, alone and beside a ViT that has seen many others.
 
     Raises:
         ValueError: fewer than one seed or step.
     """
     text = (
-        f"[bold]RD[/] on {DATASET}: a tiny ViT learns from {ROWS} labelled digits, alone and beside a larger one that "
-        f"has seen others; {seeds} seeds."
+        f"[bold]RD[/] on {DATASET}: a small ResNet learns from {ROWS} labelled digits, alone and beside a ViT that "
+        f"has seen 597 others; {seeds} seeds."
     )
     scores: dict[str, list[float]] = {name: [] for name in (PROBE, *SYSTEMS)}
     with Demo(out, text, total=seeds * (1 + len(SYSTEMS)), seeds=seeds, steps=steps) as view:
@@ -157,9 +163,13 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
 def _trainer(
     teacher: nn.Module, rows: Dataset, test: Dataset, steps: int, seed: int, options: dict[str, Any]
 ) -> RDTrainer:
-    student = demo_vit(rows.features["labels"].names, seed, hidden_size=16, intermediate_size=32)
+    names = rows.features["labels"].names
+    torch.manual_seed(seed)
+    config = resnet(channels=1, classes=len(names))
+    config.id2label, config.label2id = dict(enumerate(names)), {name: label for label, name in enumerate(names)}
+    student = ResNetForImageClassification(config)
     model = RDForImageClassification.from_student(student, teacher, teacher_width=48)
-    arguments = demo_arguments(RDTrainingConfig, steps, 2e-3, seed, rd_cache_teacher=True, **options)
+    arguments = demo_arguments(RDTrainingConfig, steps, 1e-2, seed, rd_cache_teacher=True, **options)
     return RDTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=test, compute_metrics=accuracy)
 
 
@@ -178,8 +188,8 @@ def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]
         "method": "rd",
         "dataset": f"scikit-learn {DATASET}",
         "dataset_description": (
-            f"Accuracy on test images after {steps} steps of AdamW on {ROWS} images. The teacher is a larger ViT that "
-            "has learned from 597 other ones."
+            f"Accuracy on test images after {steps} steps of AdamW on {ROWS} images. The student is a small ResNet, "
+            "the teacher a ViT that has learned from 597 other images."
         ),
         "results": results,
         "example": EXAMPLE,
