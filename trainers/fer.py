@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.functional import fer_losses
+from hf_ext.functional.fer import label_counts_of
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.losses import IGNORED_LABEL
 
 
 @dataclass
@@ -106,11 +106,10 @@ class FERMixin(MethodMixin):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of an update; how often each label occurs in those of all processes is counted."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.zeros(self._fer_config.num_labels)
+        counts = torch.zeros(self._fer_config.num_labels, device=device)
         for batch in batches:
-            labels = batch["labels"].cpu()
-            counts += F.one_hot(labels[labels != IGNORED_LABEL], len(counts)).sum(0)
-        self._label_counts = self.accelerator.reduce(counts.to(device), reduction="sum")
+            counts += label_counts_of(batch["labels"].to(device), len(counts))
+        self._label_counts = self.accelerator.reduce(counts, reduction="sum")
         self._micro_batches = max(len(batches), 1)
         return batches, num_items
 

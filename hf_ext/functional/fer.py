@@ -65,6 +65,12 @@ def fer_anchor(text_features: Tensor, label_counts: Tensor, *, neutral_id: int |
         return counts @ text / counts.sum().clamp(min=1)
 
 
+def label_counts_of(labels: Tensor, num_classes: int) -> Tensor:
+    """How often each label occurs, float32 `[num_classes]`, -100 left out; without a look at a value."""
+    known = (labels != _IGNORED_LABEL).float()
+    return known.new_zeros(num_classes).index_add(0, labels.clamp(min=0), known)
+
+
 def _without_neutral(label_counts: Tensor, neutral_id: int | None) -> Tensor:
     if neutral_id is None:
         return torch.zeros_like(label_counts)
@@ -162,10 +168,7 @@ def fer_losses(
     """
     if contrast_pairs not in ("all", "paired"):
         raise ValueError(f"contrast_pairs: found {contrast_pairs!r}, allowed are 'all', 'paired'")
-    counts = label_counts
-    if counts is None:
-        known = (labels != _IGNORED_LABEL).float()
-        counts = torch.zeros(len(text_features), device=labels.device).index_add(0, labels.clamp(min=0), known)
+    counts = label_counts_of(labels, len(text_features)) if label_counts is None else label_counts
     losses = fer_sample_losses(
         features,
         neutral_features,

@@ -171,3 +171,14 @@ def test_half_precision_is_computed_in_float32() -> None:
 def test_wrong_input(call: Callable[[dict[str, Tensor]], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(_batch(0))
+
+
+def test_whatever_the_default_dtype() -> None:
+    options: dict[str, Any] = {"neutral_id": 2, "logit_scale": 10.0}
+    expected = fer_losses(**_batch(6), **options)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = fer_losses(**_batch(6), **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
