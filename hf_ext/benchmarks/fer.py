@@ -1,14 +1,13 @@
 """The FER matcher next to the same backbone with a linear head: an update, and inference."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, ViTModel
 
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
-from hf_ext.benchmarks.training import images, update, vit
+from hf_ext.benchmarks.training import images, inference, update, vit
 from hf_ext.models import FERForImageClassification
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
 
@@ -40,17 +39,7 @@ def _update(
 
 
 def _inference(make_model: Callable[[bool], nn.Module]) -> Callable[[torch.device, bool], Step]:
-    def make(device: torch.device, quick: bool) -> Step:
-        model: Any = make_model(quick).to(device).eval()
-        pixels = images(8 if quick else ROWS)["pixel_values"].to(device)
-
-        @torch.inference_mode()
-        def step() -> Any:
-            return model(pixels).logits
-
-        return step
-
-    return make
+    return lambda device, quick: inference(make_model(quick), images(8 if quick else ROWS)["pixel_values"], device)
 
 
 UPDATE = Benchmark(

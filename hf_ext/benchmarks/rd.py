@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, ViTModel
 
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
-from hf_ext.benchmarks.training import images, update, vit
+from hf_ext.benchmarks.training import images, inference, update, vit
 from hf_ext.models import RDForImageClassification
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
 
@@ -67,17 +67,7 @@ def _cached(device: torch.device, quick: bool) -> Step:
 
 
 def _inference(make_model: Callable[[bool], nn.Module]) -> Callable[[torch.device, bool], Step]:
-    def make(device: torch.device, quick: bool) -> Step:
-        model: Any = make_model(quick).to(device).eval()
-        pixels = _batch(device, quick)["pixel_values"]
-
-        @torch.inference_mode()
-        def step() -> Any:
-            return model(pixels).logits
-
-        return step
-
-    return make
+    return lambda device, quick: inference(make_model(quick), _batch(device, quick)["pixel_values"], device)
 
 
 UPDATE = Benchmark(

@@ -1,4 +1,4 @@
-"""An update of a Trainer as a step to be timed."""
+"""An update of a Trainer, or a prediction, as a step to be timed."""
 
 import tempfile
 from collections.abc import Sequence
@@ -62,5 +62,17 @@ def update(
         made._clip_grad_norm(wrapped)
         optimizer.step()
         wrapped.zero_grad()
+
+    return step
+
+
+def inference(model: Any, pixel_values: torch.Tensor, device: torch.device) -> Step:
+    """Logits of a batch of images."""
+    model.to(device).eval()
+    pixels = pixel_values.to(device)
+
+    @torch.inference_mode()
+    def step() -> Any:
+        return model(pixels).logits
 
     return step
