@@ -20,6 +20,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_ext.functional._dtypes import at_least_float32
+
 __all__ = [
     "DivBSInfo",
     "divbs_select",
@@ -57,10 +59,6 @@ class DivBSInfo(NamedTuple):
     num_greedy: Tensor
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 # ------------------------------------------------------------------------------------------------ residuals
 def logit_residuals(
     logits: Tensor,
@@ -84,7 +82,7 @@ def logit_residuals(
     Raises:
         ValueError: an unknown problem, labels of another shape or type, or (on the CPU) a class out of range.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     if problem in ("multi_label", "regression"):
         if labels.shape != logits.shape:
             raise ValueError(
@@ -112,7 +110,7 @@ def logit_residuals(
 
 def gradient_norms(residuals: Tensor, features: Tensor) -> Tensor:
     """`||g_i|| = ||a_i|| ||h_i||`, the score of selection by gradient norm: `[B, C]`, `[B, d]` -> `[B]`."""
-    return _at_least_float32(residuals).norm(dim=1) * _at_least_float32(features).norm(dim=1)
+    return at_least_float32(residuals).norm(dim=1) * at_least_float32(features).norm(dim=1)
 
 
 # ------------------------------------------------------------------------------------------------ selection
@@ -354,7 +352,7 @@ def sequence_sketch(
     rows = []
     with torch.autocast(hidden.device.type, enabled=False):
         for h, z, y in zip(hidden, logits, labels, strict=True):
-            a, h = logit_residuals(z, y), _at_least_float32(h)
+            a, h = logit_residuals(z, y), at_least_float32(h)
             a, h = (value if by is None else value @ by.to(value.dtype) for value, by in ((a, one), (h, two)))
             rows.append((a.t() @ h.to(a.dtype)).flatten())
     return torch.stack(rows)
@@ -367,7 +365,7 @@ def sequence_means(hidden: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tens
     known = labels.ne(IGNORED_LABEL)
     counts = known.sum(dim=1, keepdim=True).clamp(min=1)
     a = torch.stack([logit_residuals(z, y).sum(dim=0) for z, y in zip(logits, labels, strict=True)])
-    h = (_at_least_float32(hidden) * known.unsqueeze(-1)).sum(dim=1)
+    h = (at_least_float32(hidden) * known.unsqueeze(-1)).sum(dim=1)
     return a / counts, h / counts
 
 

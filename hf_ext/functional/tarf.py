@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_ext.functional._dtypes import at_least_float32
+
 __all__ = [
     "annealed_ascent_weight",
     "confidence_attack",
@@ -36,13 +38,9 @@ __all__ = [
 _IGNORED_LABEL = -100
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy per sample; of a sequence, the mean over its labels other than -100 (0 without any)."""
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     if logits.shape[:-1] != labels.shape or logits.ndim not in (2, 3):
         raise ValueError(
             f"labels: found shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, "
@@ -249,7 +247,7 @@ def npo_loss(losses: Tensor, original_losses: Tensor, *, beta: float = 0.1) -> T
     """
     if beta <= 0:
         raise ValueError(f"beta: found {beta!r}, allowed are numbers > 0")
-    return 2 / beta * F.softplus(beta * (_at_least_float32(original_losses) - _at_least_float32(losses)))
+    return 2 / beta * F.softplus(beta * (at_least_float32(original_losses) - at_least_float32(losses)))
 
 
 def saliency_masks(gradients: Sequence[Tensor], *, share: float) -> list[Tensor]:
@@ -270,7 +268,7 @@ def saliency_masks(gradients: Sequence[Tensor], *, share: float) -> list[Tensor]
         raise ValueError(
             f"share: found {share!r} of {len(gradients)} gradients, allowed are numbers in (0, 1] of some"
         )
-    sizes = torch.cat([_at_least_float32(gradient).abs().flatten() for gradient in gradients])
+    sizes = torch.cat([at_least_float32(gradient).abs().flatten() for gradient in gradients])
     taken = max(round(share * len(sizes)), 1)
     gamma = sizes.kthvalue(len(sizes) - taken + 1).values
     salient = sizes > gamma
@@ -294,7 +292,7 @@ def unlearning_gap(metrics: Tensor, retrained: Tensor) -> Tensor:
         raise ValueError(
             f"retrained: found shape {tuple(retrained.shape)}, allowed is that of metrics, {tuple(metrics.shape)}"
         )
-    return (_at_least_float32(metrics) - _at_least_float32(retrained)).abs().mean()
+    return (at_least_float32(metrics) - at_least_float32(retrained)).abs().mean()
 
 
 def confidence_attack(member_conf: Tensor, nonmember_conf: Tensor, target_conf: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,11 +315,11 @@ def confidence_attack(member_conf: Tensor, nonmember_conf: Tensor, target_conf: 
     for name, values in (("member", member_conf), ("nonmember", nonmember_conf), ("target", target_conf)):
         if values.ndim != 1 or len(values) == 0:
             raise ValueError(f"{name}_conf: found shape {tuple(values.shape)}, allowed is [N] with N > 0")
-    member_conf, nonmember_conf = _at_least_float32(member_conf), _at_least_float32(nonmember_conf)
+    member_conf, nonmember_conf = at_least_float32(member_conf), at_least_float32(nonmember_conf)
     candidates = torch.cat([member_conf, nonmember_conf]).unique()  # ascending
     called_out = [torch.searchsorted(part.sort().values, candidates) for part in (member_conf, nonmember_conf)]
     # as whole numbers: of equally good thresholds rounding must not pick one
     score = called_out[1] * len(member_conf) - called_out[0] * len(nonmember_conf)
     threshold = candidates[int((score == score.max()).nonzero()[0])]
-    outside = (_at_least_float32(target_conf) < threshold).to(threshold.dtype).mean()
+    outside = (at_least_float32(target_conf) < threshold).to(threshold.dtype).mean()
     return threshold, outside

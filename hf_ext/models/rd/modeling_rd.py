@@ -181,9 +181,10 @@ class RDPreTrainedModel(PreTrainedModel):
         """Give the model its teacher, needed for training alone and saved nowhere; again after every loading.
 
         Args:
-            teacher: a transformers model (its `pooler_output`, or `last_hidden_state` for maps), a timm model (its
-                features, whatever head it has), another module or a function of pixel values that returns features; a
-                name or path for `AutoModel`; by default what the configuration names. Modules are frozen.
+            teacher: a transformers model (its `pooler_output`, without one its first token, or `last_hidden_state` for
+                maps; of one of images and texts the image part), a timm model (its features, whatever head it has),
+                another module or a function of pixel values that returns features; a name or path for `AutoModel`; by
+                default what the configuration names. Modules are frozen.
             revision: of a repository.
 
         Returns:
