@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -248,6 +249,8 @@ def test_gradient_checkpointing_where_the_student_can(make_student: Make, batch:
 
 
 def test_mixed_precision(make_student: Make, kind: str, batch: Batch, teacher: nn.Module) -> None:
+    if kind == "timm":  # its last stage would see maps of 1 x 1: oneDNN's bfloat16 gradient of such weights is random
+        batch = {**batch, "pixel_values": F.interpolate(batch["pixel_values"], scale_factor=2)}
     model = _make(make_student(kind), teacher).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(**batch).loss
