@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.functional import divbs_select_with_info, gradient_norms
+from hf_ext.functional.divbs import all_finite
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.divbs_arguments import DivBSArguments, check_data, check_processes
 from hf_ext.trainers.losses import shifts_labels
@@ -67,6 +68,9 @@ class DivBSMixin(MethodMixin):
             seed=self.args.seed,
         )
         self._rows = {"candidates": 0, "kept": 0}  # of this call of `train`, in this process
+        self._finite: Tensor | None = (
+            None  # whether all scores since the last log were; on a device, which is not asked
+        )
 
     # ---------------------------------------------------------------------------------------------- arguments
     @property
@@ -116,6 +120,12 @@ class DivBSMixin(MethodMixin):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; the metrics at the end of the training say how many rows were candidates, and how many were kept."""
+        if self._finite is not None and not bool(self._finite):
+            raise ValueError(
+                f"residuals, features: found scores that are NaN or infinite up to step {self.state.global_step}, "
+                "allowed are finite ones"
+            )
+        self._finite = None
         if self._selects and "train_runtime" in logs:
             everyones = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
             for name in self._rows:
@@ -162,6 +172,9 @@ class DivBSMixin(MethodMixin):
     def _choose(self, scores: Scores, kept: int, generator: torch.Generator) -> Tensor:
         if self.args.divbs_strategy == "divbs":
             rule, draw = self.args.divbs_rule, self.args.divbs_draw
+            if scores.features.device.type != "cpu":  # where the selection itself does not look
+                finite = all_finite(scores.residuals) & all_finite(scores.features)
+                self._finite = finite if self._finite is None else self._finite & finite
             rows, info = divbs_select_with_info(*scores[:2], kept, rule=rule, draw=draw, generator=generator)
             self.record(captured_fraction=info.captured_fraction, greedy_fraction=info.num_greedy / kept)
             return rows

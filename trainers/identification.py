@@ -166,8 +166,9 @@ class Identification:
         """tau times the losses, `[B]`, of these remaining rows."""
         if self.retained is None or rows is None:
             return losses
+        self.retained = self.retained.to(losses.device)  # a device would be waited for at every copy
         # where, not a product: the loss of what is left out may be infinite
-        return torch.where(self.retained.to(losses.device)[rows] > 0, losses, 0.0)
+        return torch.where(self.retained[rows] > 0, losses, 0.0)
 
     def follow(self, trainer: Trainer, plan: Plan, t: float, *, remaining: Any, forget: Any = None) -> bool:
         """Measure what has to be known at time t: the original model's losses, then what is to be left out.

@@ -123,7 +123,9 @@ class TARFMixin(SaliencyMixin):
             size = self.args.tarf_forget_batch_size or self._train_batch_size
             batches = self.paired(batches, self.forget_dataset, size)
             counts[1] = sum(len(batch[PAIRED][ROW]) for batch in batches)
-        rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
+        rows = counts
+        if self.accelerator.num_processes > 1:
+            rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
         self._update = plan.update(t, retain_rows=rows[0], forget_rows=rows[1])
         return batches, num_items
 

@@ -115,8 +115,8 @@ class Update:
     weight: float
     retains: bool
     phase: int
-    retain_rows: Tensor
-    forget_rows: Tensor
+    retain_rows: Tensor | int
+    forget_rows: Tensor | int
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Plan:
         """1, identification (ascent only); 2, separation (both); 3, approximation of retraining (retaining only)."""
         return 1 if not self.retains(t) else 2 if self.weight(t) > 0 else 3
 
-    def update(self, t: float, *, retain_rows: Tensor, forget_rows: Tensor) -> Update:
+    def update(self, t: float, *, retain_rows: Tensor | int, forget_rows: Tensor | int) -> Update:
         """The update at time t, of so many rows."""
         return Update(self.weight(t), self.retains(t), self.phase(t), retain_rows, forget_rows)
 

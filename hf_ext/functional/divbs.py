@@ -144,8 +144,8 @@ def divbs_select_with_info(
     - `"residual"`: `|<g_i^perp, gbar>|`, the paper's streamlined rule and that of its code;
     - `"projection"`: `|<g_i^perp, gbar>| / ||g_i^perp||`, the exact gain |alpha|.
 
-    Takes `O(B (C + d) min(B, C) + k^2 B)` operations or fewer, `O(B (C + d) + k B)` memory and two synchronisations
-    with the device, for the check of the values.
+    Takes `O(B (C + d) min(B, C) + k^2 B)` operations or fewer and `O(B (C + d) + k B)` memory; never waits for a
+    device.
 
     Args:
         residuals: a, `[B, C]`. A common factor (1/B, say) changes nothing.
@@ -160,7 +160,8 @@ def divbs_select_with_info(
         int64 `[min(k, B)]`, distinct, in the order of the picks; and `DivBSInfo`.
 
     Raises:
-        ValueError: an unknown option, wrong shapes, a wrong k, or values that are not finite.
+        ValueError: an unknown option, wrong shapes, a wrong k, or, on the CPU, values that are not finite (elsewhere
+            see `all_finite`).
     """
     for name, value in (("residuals", residuals), ("features", features)):
         if value.ndim != 2 or len(value) != len(residuals):
@@ -196,7 +197,7 @@ def divbs_select_gram(
     """`divbs_select_with_info` from the matrix of all `<g_i, g_j>`, `[B, B]`, whatever the gradients g are.
 
     Raises:
-        ValueError: an unknown option, wrong shapes, a wrong k, or values that are not finite.
+        ValueError: an unknown option, wrong shapes, a wrong k, or, on the CPU, values that are not finite.
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise ValueError(f"gram: found shape {tuple(gram.shape)}, allowed is [B, B]")
@@ -206,11 +207,16 @@ def divbs_select_gram(
         return _greedy_gram(gram.to(_working_dtype(gram.device, k * len(gram))), k, rule, draw, generator)
 
 
-def _check_finite(name: str, value: Tensor) -> None:
-    if torch.compiler.is_compiling() or not value.numel():
-        return
+def all_finite(value: Tensor) -> Tensor:
+    """Whether no value is NaN or infinite: a scalar, bool, on the device of `value`, which must not be empty."""
     # what is not finite is the largest or the smallest, or makes both NaN
-    if not bool(torch.isfinite(torch.stack(value.aminmax())).all()):
+    return torch.isfinite(torch.stack(value.aminmax())).all()
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or not value.numel():
+        return  # a device would be waited for
+    if not bool(all_finite(value)):
         bad = int((~torch.isfinite(value)).sum())
         raise ValueError(f"{name}: found {bad} values that are NaN or infinite, allowed are finite ones")
 
