@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from hf_ext.models import FERForImageClassification
+from hf_ext.models.fer.vision import Backbone, pooled, pooled_width, vision_backbone
 from hf_ext.studies.fer_data import NEUTRAL, Part, check, open_parts, prepare, texts, training_part
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
 from hf_ext.studies.training import arguments, logits, quiet
@@ -60,12 +61,13 @@ AutoModel.register(PerceptronConfig, Perceptron, exist_ok=True)
 class LinearHead(nn.Module):
     """The same backbone with a linear classifier."""
 
-    def __init__(self, backbone: Perceptron, classes: int) -> None:
+    def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        self.backbone, self.classifier = backbone, nn.Linear(WIDTH, classes)
+        self.backbone, self.pools = backbone.model, backbone.pools
+        self.classifier = nn.Linear(pooled_width(backbone), classes)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        found = self.classifier(self.backbone(pixel_values).pooler_output)
+        found = self.classifier(pooled(self.backbone(pixel_values), self.pools))
         loss = None if labels is None else nn.functional.cross_entropy(found, labels)
         return ImageClassifierOutput(loss=loss, logits=found)
 
@@ -74,26 +76,36 @@ class LinearHead(nn.Module):
 def run(run: Run) -> Outcome:
     """Train one system; the score is the mean of the classes' accuracies."""
     parts, names = open_parts(run.folder)
+    torch.manual_seed(run.seed)
+    backbone = Perceptron(PerceptronConfig(inputs=parts["train"].features.shape[1]))
+    return train_and_score(run, backbone, parts, names, texts_of=run.case.data)
+
+
+def train_and_score(run: Run, backbone: Any, parts: dict[str, Part], names: list[str], *, texts_of: str) -> Outcome:
+    """Train one system with this backbone; the score is the mean of the classes' accuracies.
+
+    Args:
+        run: its options `per_class` and `wrong` say which rows and labels there are; its hyper-parameter
+            `backbone_rate` is the learning rate of the backbone, by default that of all.
+        backbone: as `FERForImageClassification.from_backbones` takes it.
+        parts: train, validation, test.
+        names: of the classes.
+        texts_of: the data set whose texts they are.
+    """
     options = run.case.options
     train = training_part(parts["train"], run.seed, per_class=options["per_class"], wrong=options["wrong"])
-    trainer = _trainer(run, train, names)
-    trainer.train()
-    return Outcome(_score(trainer, parts["validation"]), _score(trainer, parts["test"]))
-
-
-def _trainer(run: Run, train: Part, names: list[str]) -> Trainer:
     settings, own = dict(run.hyper_parameters), dict(run.system.options)
-    torch.manual_seed(run.seed)
-    backbone = Perceptron(PerceptronConfig(inputs=train.features.shape[1]))
-    kind, scale = own.pop("texts", None), settings.pop("logit_scale", None)
-    model: nn.Module
+    scale, rate = settings.pop("logit_scale", None), settings.pop("backbone_rate", None)
+    kind = own.pop("texts", None)
+    model: Any
     if kind is None:
-        model = LinearHead(backbone, len(names))
+        model = LinearHead(vision_backbone(backbone), len(names))
     else:
-        prompts, features = texts(run.case.data, names, kind, run.seed)
+        prompts, features = texts(texts_of, names, kind, run.seed)
         model = FERForImageClassification.from_backbones(
-            backbone, lambda _: features, names, prompts=prompts, neutral=NEUTRAL[run.case.data], logit_scale=scale
+            backbone, lambda _: features, names, prompts=prompts, neutral=NEUTRAL[texts_of], logit_scale=scale
         )
+    pretrained = model.backbone if kind is None else model.fer.vision
     classes = (Trainer, TrainingArguments) if kind is None else (FERTrainer, FERTrainingConfig)
     args = arguments(
         classes[1],
@@ -103,7 +115,21 @@ def _trainer(run: Run, train: Part, names: list[str]) -> Trainer:
         **own,
         **settings,
     )
-    return quiet(classes[0](model=model, args=args, train_dataset=train.rows()))
+    optimizers = (None if rate is None else _two_rates(model, pretrained, args, rate), None)
+    trainer = quiet(classes[0](model=model, args=args, train_dataset=train.rows(), optimizers=optimizers))
+    trainer.train()
+    return Outcome(_score(trainer, parts["validation"]), _score(trainer, parts["test"]))
+
+
+def _two_rates(model: nn.Module, pretrained: nn.Module, args: TrainingArguments, rate: float) -> torch.optim.AdamW:
+    """An optimizer with a rate of its own for what is pretrained."""
+    tuned = list(pretrained.parameters())
+    known = set(map(id, tuned))
+    groups = [
+        {"params": tuned, "lr": rate},
+        {"params": [weight for weight in model.parameters() if id(weight) not in known]},
+    ]
+    return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
 
 
 def _score(trainer: Trainer, part: Part) -> float:

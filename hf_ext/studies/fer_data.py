@@ -24,14 +24,15 @@ _FILE = "data.pt"
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one part of the data: `[N, D]` and `[N]`."""
+    """Rows of one part of the data: features `[N, D]`, or images `[N, C, H, W]`, and labels `[N]`."""
 
     features: Tensor
     labels: Tensor
 
     def rows(self) -> Rows:
         """As a data set that a Trainer takes; features are pixels of an image one pixel high."""
-        return Rows.of(pixel_values=self.features[:, None, None], labels=self.labels)
+        images = self.features if self.features.ndim == 4 else self.features[:, None, None]
+        return Rows.of(pixel_values=images, labels=self.labels)
 
 
 def check(name: str, data: DatasetDict) -> None:

@@ -77,7 +77,8 @@ def test_half_precision(method: str, precision: str, train: Any, tmp_path: Path)
     """fp16 with its gradient scaler, whose first scales are too large: such updates are left out."""
     whole = _run(train, method, tmp_path / "whole", max_steps=12)
     half = _run(train, method, tmp_path / "half", max_steps=12, **{precision: True})
-    start = _run(train, method, tmp_path / "start", learning_rate=1e-12)
+    unmoved = "trainer" if method == "tarf" else method  # the same model; TARF finds nothing where nothing moves
+    start = _run(train, unmoved, tmp_path / "start", learning_rate=1e-12)
     weights = half["weights"]
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert any(not torch.equal(value, start["weights"][name]) for name, value in weights.items())
