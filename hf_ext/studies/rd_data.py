@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict, concatenate_datasets
-from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments, set_seed
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
@@ -17,6 +24,7 @@ from hf_ext.studies.training import Rows, arguments, quiet
 
 SIDE = 32  # pixels a side of images that a user brings
 COLUMNS = ("image", "features", "label", "split")
+TEACHER = "teacher"
 TEACHER_STEPS = 600
 _FILE = "data.pt"
 
@@ -34,6 +42,11 @@ class Part:
         features = {"teacher_features": self.teacher_features} if with_features else {}
         return Rows.of(pixel_values=self.pixel_values, labels=self.labels, **features)
 
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return int(self.labels.max()) + 1
+
     def __getitem__(self, rows: Tensor) -> "Part":
         return Part(self.pixel_values[rows], self.teacher_features[rows], self.labels[rows])
 
@@ -45,7 +58,10 @@ def check(name: str, data: DatasetDict) -> None:
 
 
 def prepare(ready: Preparation) -> None:
-    """Leave training, validation and test rows in the folder, the teacher's features standardised."""
+    """Leave training, validation and test rows in the folder, the teacher's features standardised.
+
+    Of digits also the teacher itself, as a model in the folder `TEACHER`.
+    """
     parts = _digits(ready) if ready.name == "digits" else _images(ready)
     mean, std = parts["train"].teacher_features.mean(0), parts["train"].teacher_features.std(0) + 1e-6
     found = {
@@ -84,6 +100,7 @@ def _digits(ready: Preparation) -> dict[str, Part]:
     """The teacher learns from the split `pretrain` to tell the digits and their quarter turns apart, forty classes."""
     splits = load(ready.data, seed=ready.seed) if ready.data in EMBEDDED else load(ready.data)
     teacher = _teacher(splits, ready)
+    teacher.save_pretrained(ready.folder / TEACHER)
     found = {}
     for name in ("train", "test"):
         columns = splits[name].with_format("torch", columns=["pixel_values", "labels"])[:]
@@ -95,7 +112,7 @@ def _digits(ready: Preparation) -> dict[str, Part]:
     return {"train": found["train"][kept], "validation": found["train"][held], "test": found["test"]}
 
 
-def _teacher(splits: DatasetDict, ready: Preparation) -> nn.Module:
+def _teacher(splits: DatasetDict, ready: Preparation) -> PreTrainedModel:
     rows = concatenate_datasets([splits["pretrain"]]).with_format("torch", columns=["pixel_values", "labels"])[:]
     turned = torch.cat([torch.rot90(rows["pixel_values"], turns, dims=(2, 3)) for turns in range(4)])
     labels = torch.cat([4 * rows["labels"] + turns for turns in range(4)])
@@ -103,7 +120,7 @@ def _teacher(splits: DatasetDict, ready: Preparation) -> nn.Module:
     model = ResNetForImageClassification(resnet(channels=1, classes=40, widths=(32, 64, 128)))
     args = arguments(TrainingArguments, steps=5 if ready.quick else TEACHER_STEPS, learning_rate=3e-3, seed=ready.seed)
     quiet(Trainer(model=model, args=args, train_dataset=Rows.of(pixel_values=turned, labels=labels))).train()
-    bare: nn.Module = model.resnet
+    bare: PreTrainedModel = model.resnet
     return bare.eval()
 
 
