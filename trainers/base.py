@@ -1,6 +1,7 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     - `groups`: columns by the name of what they tell apart (`{"task": "task_ids"}`); evaluation calls
       `compute_metrics` for every value of such a column too, and reports the worst.
     - `text_columns`: own columns that may hold names in place of ids.
+    - `evaluation_context`: around forward passes outside of training.
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
     """
 
@@ -112,6 +114,13 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
         else:
             self.batch_columns = {}
         return inputs
+
+    def evaluation_context(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """What a forward pass outside of training needs around it, for a batch as the dataloader gives it.
+
+        Cooperative: enter `super().evaluation_context(inputs)` too.
+        """
+        return nullcontext()
 
     # ---------------------------------------------------------------------------------------------- losses
     def record(self, **terms: Tensor | float) -> None:

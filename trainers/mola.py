@@ -5,7 +5,7 @@ Gao et al. (LoRA experts allocated to the layers of an LLM).
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -232,13 +232,21 @@ class MoLAMixin(MethodMixin):
         return loss * self.accelerator.num_processes, outputs
 
     # ---------------------------------------------------------------------------------------------- evaluation
+    @contextmanager
+    def evaluation_context(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """The ids are set aside for the model, since `generate` (Seq2SeqTrainer) takes no unknown inputs."""
+        routing, *_ = self._adapter
+        # without ids what `set_task` has set holds on
+        task_ids = inputs.get(self.args.mola_task_column, routing.routing.default_task_ids)
+        with super().evaluation_context(inputs), TaskSetting(routing.routing, task_ids):
+            yield
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Predict; the ids are set aside for the model, since `generate` (Seq2SeqTrainer) takes no unknown inputs."""
+        """Predict, with the batch's ids."""
         routing, name, config = self._adapter
-        task_ids = inputs.get(self.args.mola_task_column)
-        with nullcontext() if task_ids is None else TaskSetting(routing.routing, task_ids):
+        with self.evaluation_context(inputs):
             result = super().prediction_step(model, inputs, *args, **kwargs)
-        if config.routing == "router" and task_ids is not None:
+        if config.routing == "router" and self.args.mola_task_column in inputs:
             task_ids = self.batch_columns[self.args.mola_task_column]
             weights = routing.routing.weights[name].detach()
             gathered = self.accelerator.gather_for_metrics((weights.contiguous(), task_ids))
