@@ -68,6 +68,7 @@ class FERMixin(MethodMixin):
     args: Any  # TrainingArguments with FERArguments mixed in
     model: Any
     method = "fer"
+    replaces_loss = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._label_counts: Tensor | None = None

@@ -63,7 +63,7 @@ class MoLAMixin(MethodMixin):
 
     Raises:
         ValueError: at construction, for a model without MoLA adapter, a missing task column, ids out of range, packed
-            sequences, or a reduction that the loss in use does not allow.
+            sequences, a reduction that the loss in use does not allow, or a mixin with a loss of its own in front.
     """
 
     args: Any  # TrainingArguments with MoLAArguments mixed in
@@ -125,16 +125,26 @@ class MoLAMixin(MethodMixin):
                 raise ValueError(
                     f"{option}: found True, allowed is False: a sequence that mixes samples has no one task"
                 )
-        own_loss = self.label_smoother is not None or self.compute_loss_func is not None
+        own_loss = self.label_smoother is not None or self.compute_loss_func is not None or self.replaces_loss
         if self.args.mola_task_reduction == "sum" and own_loss:
             raise ValueError(
-                "mola_task_reduction: found 'sum' with label_smoothing_factor or compute_loss_func, "
-                "allowed is 'sample' with those"
+                "mola_task_reduction: found 'sum' with label_smoothing_factor, compute_loss_func or a method with a "
+                "loss of its own, allowed is 'sample' with those"
             )
+        self._check_order()
         self._check_task_column("train_dataset", self.train_dataset, config, self._training_needs_ids(config))
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for name, dataset in evaluated.items():
             self._check_task_column(f"eval_dataset {name}".strip(), dataset, config, config.needs_task_ids)
+
+    def _check_order(self) -> None:
+        kinds = type(self).__mro__
+        for kind in kinds[: kinds.index(MoLAMixin)]:
+            if vars(kind).get("replaces_loss"):
+                raise ValueError(
+                    f"{type(self).__name__}: found {kind.__name__} in front of MoLAMixin, allowed is MoLAMixin in "
+                    f"front of it, which adds its term to the loss that {kind.__name__} makes"
+                )
 
     def _training_needs_ids(self, config: MoLAConfig) -> bool:
         return config.needs_task_ids or config.uses_twd or self.args.mola_task_reduction == "sum"

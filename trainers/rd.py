@@ -55,6 +55,7 @@ class RDMixin(MethodMixin):
     args: Any  # TrainingArguments with RDArguments mixed in
     model: Any
     method = "rd"
+    replaces_loss = True
 
     def __init__(
         self, *args: Any, teacher_classifier: Callable[[Tensor], Tensor] | None = None, **kwargs: Any
@@ -78,7 +79,7 @@ class RDMixin(MethodMixin):
             raise ValueError(
                 f"model: found {type(model).__name__}, allowed is RDForImageClassification, see its from_student"
             )
-        self.refuse_other_methods("its loss is of whole batches, of student and teacher")
+        self.refuse_other_methods("its loss is of whole batches, of student and teacher", but=["mola"])
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func: found one, allowed is none: RD has a loss of its own")
         if (self.args.rd_method == "kd") != (self.teacher_classifier is not None):
