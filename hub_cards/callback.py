@@ -50,6 +50,11 @@ class CardCallback(TrainerCallback):
         self._log_history: list[dict[str, float]] = []
         self._started = 0.0
 
+    @property
+    def step(self) -> int:
+        """Of the training, whose weights the model has: the last one, or the best one that was loaded again."""
+        return int(self._facts["step"])
+
     # ---------------------------------------------------------------------------------------------- collecting
     def add_groups(self, names: Mapping[str, tuple[str, str]]) -> None:
         """Name evaluation metrics of a part of the data: `{"eval_task_1_accuracy": ("task 1", "accuracy")}`."""

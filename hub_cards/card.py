@@ -30,7 +30,8 @@ class Result:
         is_method: whether the value is the method's; those go into the metadata.
         group: the part of the data it is of (a task, a domain), or "" for all.
         step: of the training, where the weights it was measured with are not those of the card.
-        published: False for a variant of the method whose weights are not the card's; it stays out of the metadata.
+        published: False for a value of the method's that stays out of the metadata, such as that of a variant whose
+            weights are not the card's.
 
     Raises:
         ValueError: a mean or standard deviation that is no number.

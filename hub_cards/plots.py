@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, product
 from typing import Any
@@ -53,7 +54,7 @@ def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> Non
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.15)
-    axes.set_xlabel(metrics[0], parse_math=False)
+    axes.set_xlabel(textwrap.fill(metrics[0], 80), parse_math=False)
     figure.savefig(path, dpi=150)
 
 

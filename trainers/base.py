@@ -1,6 +1,8 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
 import os
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -38,8 +40,12 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     - `groups`: columns by the name of what they tell apart (`{"task": "task_ids"}`); evaluation calls
       `compute_metrics` for every value of such a column too, and reports the worst.
     - `text_columns`: own columns that may hold names in place of ids.
+    - `replaces_loss`: whether its training loss is none that `super().compute_loss` makes.
+    - `evaluation_context`: around forward passes outside of training.
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
     """
+
+    replaces_loss: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,17 +59,18 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def check_arguments(self) -> None:
         """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
 
-    def refuse_other_methods(self, reason: str) -> None:
-        """For a method that no other one can be combined with.
+    def refuse_other_methods(self, reason: str, *, but: Collection[str] = ()) -> None:
+        """For a method that no other one can be combined with, `but` for some.
 
         Raises:
             ValueError: naming the others that this Trainer is made of.
         """
-        others = {vars(kind).get("method") for kind in type(self).__mro__} - {None, self.method}
-        if others:
+        found = {vars(kind).get("method") for kind in type(self).__mro__} - {None, *but}
+        if len(found) > 1:
+            others, allowed = found - {self.method}, f" but {', '.join(but)}" if but else ""
             raise ValueError(
                 f"{self.method}: found it combined with {', '.join(sorted(map(str, others)))}, allowed is no other "
-                f"method: {reason}"
+                f"method{allowed}: {reason}"
             )
 
     # ---------------------------------------------------------------------------------------------- columns
@@ -112,6 +119,13 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
         else:
             self.batch_columns = {}
         return inputs
+
+    def evaluation_context(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """What a forward pass outside of training needs around it, for a batch as the dataloader gives it.
+
+        Cooperative: enter `super().evaluation_context(inputs)` too.
+        """
+        return nullcontext()
 
     # ---------------------------------------------------------------------------------------------- losses
     def record(self, **terms: Tensor | float) -> None:

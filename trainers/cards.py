@@ -3,7 +3,7 @@
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -169,6 +169,13 @@ class CardMixin(_Base):
             commit_message=commit_message,
             token=token or self.args.hub_token,
         )
+
+
+def with_hyper_parameters(facts: dict[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+    """What `card_facts` gave, with further hyper-parameters; a run that has not trained says nothing of them."""
+    if "hyper_parameters" not in facts:
+        return facts
+    return facts | {"hyper_parameters": {**facts["hyper_parameters"], **further}}
 
 
 def _warn_of_failure(push: Future[CommitInfo]) -> None:

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from hf_ext.functional import fer_losses
 from hf_ext.functional.fer import label_counts_of
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.cards import with_hyper_parameters
 
 
 @dataclass
@@ -67,6 +68,7 @@ class FERMixin(MethodMixin):
     args: Any  # TrainingArguments with FERArguments mixed in
     model: Any
     method = "fer"
+    replaces_loss = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._label_counts: Tensor | None = None
@@ -149,12 +151,10 @@ class FERMixin(MethodMixin):
     def card_facts(self) -> dict[str, Any]:
         facts, config = super().card_facts(), self._fer_config
         used = {name: self._setting(name) for name in ("contrast_pairs", "lambda_s", "lambda_t", "lambda_c")}
+        facts = with_hyper_parameters(facts, used)
         unit = F.normalize(self._matcher.classifier.text_features.float(), dim=-1)
         texts = {"classes": list(config.id2label.values()), "similarities": (unit @ unit.T).tolist()}
-        return facts | {
-            "hyper_parameters": {**facts["hyper_parameters"], **used},
-            "facts": {**facts.get("facts", {}), "texts": texts},
-        }
+        return facts | {"facts": {**facts.get("facts", {}), "texts": texts}}
 
 
 class FERTrainer(FERMixin, Trainer):

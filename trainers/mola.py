@@ -5,7 +5,7 @@ Gao et al. (LoRA experts allocated to the layers of an LLM).
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,7 +63,7 @@ class MoLAMixin(MethodMixin):
 
     Raises:
         ValueError: at construction, for a model without MoLA adapter, a missing task column, ids out of range, packed
-            sequences, or a reduction that the loss in use does not allow.
+            sequences, a reduction that the loss in use does not allow, or a mixin with a loss of its own in front.
     """
 
     args: Any  # TrainingArguments with MoLAArguments mixed in
@@ -125,16 +125,26 @@ class MoLAMixin(MethodMixin):
                 raise ValueError(
                     f"{option}: found True, allowed is False: a sequence that mixes samples has no one task"
                 )
-        own_loss = self.label_smoother is not None or self.compute_loss_func is not None
+        own_loss = self.label_smoother is not None or self.compute_loss_func is not None or self.replaces_loss
         if self.args.mola_task_reduction == "sum" and own_loss:
             raise ValueError(
-                "mola_task_reduction: found 'sum' with label_smoothing_factor or compute_loss_func, "
-                "allowed is 'sample' with those"
+                "mola_task_reduction: found 'sum' with label_smoothing_factor, compute_loss_func or a method with a "
+                "loss of its own, allowed is 'sample' with those"
             )
+        self._check_order()
         self._check_task_column("train_dataset", self.train_dataset, config, self._training_needs_ids(config))
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for name, dataset in evaluated.items():
             self._check_task_column(f"eval_dataset {name}".strip(), dataset, config, config.needs_task_ids)
+
+    def _check_order(self) -> None:
+        kinds = type(self).__mro__
+        for kind in kinds[: kinds.index(MoLAMixin)]:
+            if vars(kind).get("replaces_loss"):
+                raise ValueError(
+                    f"{type(self).__name__}: found {kind.__name__} in front of MoLAMixin, allowed is MoLAMixin in "
+                    f"front of it, which adds its term to the loss that {kind.__name__} makes"
+                )
 
     def _training_needs_ids(self, config: MoLAConfig) -> bool:
         return config.needs_task_ids or config.uses_twd or self.args.mola_task_reduction == "sum"
@@ -232,13 +242,21 @@ class MoLAMixin(MethodMixin):
         return loss * self.accelerator.num_processes, outputs
 
     # ---------------------------------------------------------------------------------------------- evaluation
+    @contextmanager
+    def evaluation_context(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """The ids are set aside for the model, since `generate` (Seq2SeqTrainer) takes no unknown inputs."""
+        routing, *_ = self._adapter
+        # without ids what `set_task` has set holds on
+        task_ids = inputs.get(self.args.mola_task_column, routing.routing.default_task_ids)
+        with super().evaluation_context(inputs), TaskSetting(routing.routing, task_ids):
+            yield
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Predict; the ids are set aside for the model, since `generate` (Seq2SeqTrainer) takes no unknown inputs."""
+        """Predict, with the batch's ids."""
         routing, name, config = self._adapter
-        task_ids = inputs.get(self.args.mola_task_column)
-        with nullcontext() if task_ids is None else TaskSetting(routing.routing, task_ids):
+        with self.evaluation_context(inputs):
             result = super().prediction_step(model, inputs, *args, **kwargs)
-        if config.routing == "router" and task_ids is not None:
+        if config.routing == "router" and self.args.mola_task_column in inputs:
             task_ids = self.batch_columns[self.args.mola_task_column]
             weights = routing.routing.weights[name].detach()
             gathered = self.accelerator.gather_for_metrics((weights.contiguous(), task_ids))

@@ -18,9 +18,11 @@ from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.models.rd.modeling_rd import RDForImageClassification
 from hf_ext.models.rd.student_rd import check_labels
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.losses import gather_rows
 from hf_ext.trainers.rd_arguments import RDArguments, Weights, weights_of
 from hf_ext.trainers.teacher_cache import WithTeacherFeatures, features_of
+from hf_ext.trainers.teacher_comparison import TeacherComparison, compare, count_weights
 
 
 @dataclass
@@ -53,11 +55,14 @@ class RDMixin(MethodMixin):
     args: Any  # TrainingArguments with RDArguments mixed in
     model: Any
     method = "rd"
+    replaces_loss = True
 
     def __init__(
         self, *args: Any, teacher_classifier: Callable[[Tensor], Tensor] | None = None, **kwargs: Any
     ) -> None:
         self.teacher_classifier = teacher_classifier
+        #: the last one of `compare_with_teacher`
+        self.teacher_comparison: TeacherComparison | None = None
         super().__init__(*args, **kwargs)
         if isinstance(teacher_classifier, nn.Module):
             teacher_classifier.to(self.args.device)
@@ -74,7 +79,7 @@ class RDMixin(MethodMixin):
             raise ValueError(
                 f"model: found {type(model).__name__}, allowed is RDForImageClassification, see its from_student"
             )
-        self.refuse_other_methods("its loss is of whole batches, of student and teacher")
+        self.refuse_other_methods("its loss is of whole batches, of student and teacher", but=["mola"])
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func: found one, allowed is none: RD has a loss of its own")
         if (self.args.rd_method == "kd") != (self.teacher_classifier is not None):
@@ -174,19 +179,51 @@ class RDMixin(MethodMixin):
         return {name: losses[name] for name in used}
 
     # ---------------------------------------------------------------------------------------------- card
+    def compare_with_teacher(self, eval_dataset: Any = None) -> dict[str, float]:
+        """Size, speed and accuracy of student and teacher on the same images; logged, and in all cards made later.
+
+        Both run alone, in evaluation mode, on the Trainer's device and in its precision; the teacher's time is from
+        the images that the student sees to its features. Weights, modes and random state stay as they are.
+
+        Args:
+            eval_dataset: rows with `pixel_values` `[C, H, W]`, `labels` int64 and, where there is no teacher to run,
+                `teacher_features`; or the name of one of several data sets. By default the Trainer's.
+
+        Returns:
+            `student_accuracy`, `student_ms_per_image` (the median over batches) and `student_weights`; where phi is
+            trained `reprogrammed_accuracy`, that of the reprogrammed features through the shared classifier; where the
+            teacher can be run `teacher_ms_per_image` and, of a module, `teacher_weights`.
+
+        Raises:
+            ValueError: no data set or several, one without rows or classes, or no teacher and no features of one.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if rows is None or isinstance(rows, dict):
+            found = "none" if rows is None else f"several ({', '.join(rows)})"
+            raise ValueError(f"eval_dataset: found {found}, allowed is one data set, or the name of one of several")
+        model = self._rd_model()
+        self.teacher_comparison = compare(
+            self,
+            model,
+            self.get_eval_dataloader(eval_dataset),
+            reprogrammed=any(weight.requires_grad for weight in model.phi.parameters()),
+            step=self.card.step if self.card is not None else self.state.global_step,
+        )
+        self.log(dict(self.teacher_comparison.metrics))  # which Trainer adds the epoch to
+        return self.teacher_comparison.metrics
+
     def card_facts(self) -> dict[str, Any]:
         facts, model = super().card_facts(), self._rd_model()
         about: dict[str, Any] = {f"rd_{name}": value for name, value in self._first_weights()._asdict().items()}
-        about["weights of the student"] = _count(model.student)
+        about["weights of the student"] = count_weights(model.student)
         if self._first_weights().teach:
             about["teacher"] = model.config.teacher_name or model.config.teacher_kind
             if isinstance(model.teacher, nn.Module):
-                about["weights of the teacher"] = _count(model.teacher)
-        return facts | {"hyper_parameters": {**facts["hyper_parameters"], **about}}
-
-
-def _count(model: nn.Module) -> int:
-    return sum(weight.numel() for weight in model.parameters())
+                about["weights of the teacher"] = count_weights(model.teacher)
+        if self.teacher_comparison is not None and self.card is not None:
+            compared = self.teacher_comparison.results(self.card.step)
+            facts["results"] = [*facts.get("results", ()), *compared]
+        return with_hyper_parameters(facts, about)
 
 
 class RDTrainer(RDMixin, Trainer):

@@ -13,6 +13,7 @@ from accelerate.utils import find_batch_size
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_column, check_data, split_rows
 from hf_ext.trainers.identification import Identification, logits_of
 from hf_ext.trainers.losses import per_sample_losses, shifts_labels
@@ -194,7 +195,7 @@ class TARFMixin(SaliencyMixin):
         facts, about = super().card_facts(), self.identification.facts()
         if self.forget_dataset is not None:
             about["rows to forget"] = len(self.forget_dataset)
-        return facts | {"hyper_parameters": {**facts["hyper_parameters"], **about}}
+        return with_hyper_parameters(facts, about)
 
 
 class TARFTrainer(TARFMixin, Trainer):

@@ -129,6 +129,12 @@ class MoLAModel(BaseTuner):
             self._replace_module(parent, target_name, target, base)
         target.update_layer(adapter_name, peft_config, r, lora_alpha, partial(self._weights.take, current_key))
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):  # unloaded; it may have no weight, which peft would hand on
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     def _layer_class(self, config: MoLAConfig, target: nn.Module, key: str) -> type[MoLALayer] | None:
         """The MoLA layer for a module; `None` to leave out one that was not named itself."""
         if resolve_quantization_backend(target) is not None:

@@ -27,6 +27,7 @@ from hf_ext.models import RDForImageClassification
 from hf_ext.studies.rd_data import resnet
 from hf_ext.studies.training import logits
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
+from hf_ext.trainers.teacher_cache import COLUMN
 
 
 @dataclass
@@ -89,14 +90,17 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="A small student beside a large frozen model (RD, Zhou et al. 2024).",
         model=RDModelArguments,
-        saved=_save_student,
+        saved=_finish,
     )
 
 
-def _save_student(trainer: Any) -> None:
+def _finish(trainer: Any) -> None:
+    """Save the student alone, and compare it with its teacher for the card."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.args.should_save and hasattr(model, "save_student"):  # not within an adapter
         model.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)
+    if model.reads_teacher() or COLUMN in trainer.eval_dataset.column_names:
+        trainer.save_metrics("teacher_comparison", trainer.compare_with_teacher())
 
 
 # ------------------------------------------------------------------------------------------------ demo
@@ -152,11 +156,13 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 view.advance()
                 if seed == 0 and name == SHOWN:
                     trainer.evaluate()  # so that the card names the test data
+                    trainer.compare_with_teacher()
                     trainer.model.save_pretrained(view.folder)
                     trainer.model.save_student(view.folder / "student")
                     facts = trainer.card_facts()
     results = [over_seeds(name, values, is_method=name == SHOWN) for name, values in scores.items()]
-    create_card(view.folder, run=facts, **_card_facts(results, seeds, steps))
+    compared = [row for row in facts["results"] if row.system != SHOWN]  # student and teacher, of the first seed
+    create_card(view.folder, run=facts, **_card_facts([*results, *compared], seeds, steps))
     view.finish("accuracy", results)
 
 
@@ -189,7 +195,8 @@ def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]
         "dataset": f"scikit-learn {DATASET}",
         "dataset_description": (
             f"Accuracy on test images after {steps} steps of AdamW on {ROWS} images. The student is a small ResNet, "
-            "the teacher a ViT that has learned from 597 other images."
+            "the teacher a ViT that has learned from 597 other images. Student, teacher and reprogrammed features are "
+            "those of the model that is here, of one seed."
         ),
         "results": results,
         "example": EXAMPLE,

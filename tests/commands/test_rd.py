@@ -74,10 +74,20 @@ def test_from_a_folder_of_images_to_a_student_that_loads(
     torch.testing.assert_close(student.eval()(pixels).logits, model.eval()(pixels).logits)
     assert (out / "student" / "preprocessor_config.json").is_file()
     card = ModelCard.load(out / "README.md")
+    for row in (
+        "| teacher | million weights |",
+        "| reprogrammed features | accuracy |",
+        "| teacher | ms per image (med",
+    ):
+        assert row in card.text
+    assert {result.metric_type for result in card.data.eval_results} == {"loss", "accuracy"}
+    assert (out / "teacher_comparison_results.json").is_file()
     assert "knowledge-distillation" in card.data.tags and card.data.pipeline_tag == "image-classification"
     # goes on with the saved one, which knows its teacher
     again = ["train", "rd", "--model_name_or_path", str(out), "--dataset", str(images)]
     assert main([*again, *_short(tmp_path / "again")]) == 0
+    assert main([*again, "--lora_r", "2", *_short(tmp_path / "lora")]) == 0
+    assert "| teacher | million weights |" in (tmp_path / "lora" / "README.md").read_text()
 
 
 def test_both_models_have_to_be_said(
@@ -99,6 +109,8 @@ def test_demo_and_the_launch_script(tmp_path: Path, run_snippet: Callable[..., s
     assert {"README.md", "config.json", "model.safetensors", "modeling_rd.py", "student"} <= names
     card = ModelCard.load(out / "README.md")
     assert {result.metric_type for result in card.data.eval_results} == {"accuracy"}
+    for row in ("| teacher | million weights |", "| reprogrammed features | accuracy |", "| **student** | accuracy |"):
+        assert row in card.text
     snippet = card.text.split("```python\n")[1].split("```")[0]
     assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
 

@@ -323,7 +323,7 @@ def test_of_a_model_of_images_and_texts_the_image_part_teaches(make_student: Mak
 @pytest.mark.parametrize(
     ("settings", "extra", "message"),
     [
-        ({}, {}, "teacher: found none attached and no teacher_features in the batch, allowed is training with either"),
+        ({}, {}, "teacher: found none attached and no teacher_features in the batch, allowed is either: "),
         ({"teacher_inputs": "features"}, {"teacher": len}, "teacher: found 'features' as teacher_inputs and no"),
         (
             {"teacher_inputs": "pixel_values"},

@@ -181,6 +181,18 @@ def test_a_whole_model_is_saved_with_its_card_and_code(data: Dataset, tmp_path: 
     assert _difference(resumed, trainer.model) == 0
 
 
+def test_an_evaluation_alone_leaves_what_the_card_says_of_the_training(data: Dataset, tmp_path: Path) -> None:
+    trained = FERTrainer(_model(), _arguments(tmp_path), train_dataset=data)
+    trained.train()
+    trained.save_model()
+    trained.create_model_card()
+    again = FERTrainer(trained.model, _arguments(tmp_path, learning_rate=0.5), eval_dataset=data)
+    again.evaluate()
+    again.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| learning_rate | 0.1 |" in card and "| **FER matcher** | loss |" in card
+
+
 class _Chosen(DivBSMixin, FERMixin, Trainer):
     pass
 

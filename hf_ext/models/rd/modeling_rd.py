@@ -236,7 +236,7 @@ class RDPreTrainedModel(PreTrainedModel):
             if self._teacher is None or inputs == "features":
                 found = "none attached" if self._teacher is None else f"{inputs!r} as teacher_inputs"
                 raise ValueError(
-                    f"teacher: found {found} and no teacher_features in the batch, allowed is training with either: "
+                    f"teacher: found {found} and no teacher_features in the batch, allowed is either: "
                     "attach_teacher(...), or that column"
                 )
             if (inputs == "pixel_values") != (teacher_pixel_values is not None):
