@@ -137,7 +137,8 @@ def teacher_view(pixel_values: Tensor, config: RDConfig) -> Tensor:
     """
 
     def column(values: Any) -> Tensor:
-        return torch.tensor(values, dtype=pixel_values.dtype, device=pixel_values.device).view(1, -1, 1, 1)
+        # filled there: a device would be waited for while a list is copied to it
+        return torch.cat([pixel_values.new_full((1, 1, 1, 1), value) for value in values], dim=1)
 
     if config.pixel_mean is not None and config.teacher_mean is not None:
         pixel_values = pixel_values * column(config.pixel_std) + column(config.pixel_mean)
