@@ -10,7 +10,7 @@ from hf_ext.commands.loading import accuracy
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
-from hf_ext.studies.training import logits
+from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import DivBSConfig, DivBSTrainer
 
 
@@ -64,8 +64,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
             for name, options in SYSTEMS.items():
                 trainer = _trainer(demo_vit(names, seed), rows, data["test"], steps, seed, options)
                 view.watch(trainer, f"seed {seed}: {name}").train()
-                predicted = logits(trainer, data["test"]).argmax(-1)
-                scores[name].append(float((predicted == data["test"].with_format("numpy")["labels"][:]).mean()))
+                scores[name].append(accuracy_on(trainer, data["test"]))
                 view.advance()
                 if seed == 0 and name == SHOWN:
                     trainer.evaluate()  # so that the card names the test data

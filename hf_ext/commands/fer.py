@@ -17,7 +17,7 @@ from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
 from hf_ext.models import FERForImageClassification, FERProcessor
 from hf_ext.models.fer.modeling_fer import TEMPLATE
-from hf_ext.studies.training import logits
+from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
 
 
@@ -166,8 +166,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
             for name, (texts, options) in SYSTEMS.items():
                 trainer = _trainer(texts, options, steps, seed, train_dataset=rows, eval_dataset=data["test"])
                 view.watch(trainer, f"seed {seed}: {name}").train()
-                predicted = logits(trainer, data["test"]).argmax(-1)
-                scores[name].append(float((predicted == data["test"].with_format("numpy")["labels"][:]).mean()))
+                scores[name].append(accuracy_on(trainer, data["test"]))
                 view.advance()
                 if seed == 0 and name == SHOWN:
                     trainer.evaluate()  # so that the card names the test data

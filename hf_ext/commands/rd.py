@@ -25,7 +25,7 @@ from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
 from hf_ext.models import RDForImageClassification
 from hf_ext.studies.rd_data import resnet
-from hf_ext.studies.training import logits
+from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
 from hf_ext.trainers.teacher_cache import COLUMN
 
@@ -151,8 +151,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
             for name, options in SYSTEMS.items():
                 trainer = _trainer(copy.deepcopy(teacher), rows, test, steps, seed, options)
                 view.watch(trainer, f"seed {seed}: {name}").train()
-                predicted = logits(trainer, test).argmax(-1)
-                scores[name].append(float((predicted == test.with_format("numpy")["labels"][:]).mean()))
+                scores[name].append(accuracy_on(trainer, test))
                 view.advance()
                 if seed == 0 and name == SHOWN:
                     trainer.evaluate()  # so that the card names the test data

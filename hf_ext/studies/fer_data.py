@@ -1,6 +1,7 @@
 """Data of FER's study: features of faces (or pixels of digits) with few or wrong labels, and embeddings of texts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,14 @@ class Part:
 
 def check(name: str, data: DatasetDict) -> None:
     """Raises ValueError for data that cannot be used under this name."""
-    if name == "digits":
-        return
-    check_table(name, data, COLUMNS, classes=["label"])
-    found, known = one_table(name, data, COLUMNS).features["label"].names, list(TEXTS[name])
+    if name != "digits":
+        check_faces(name, data, COLUMNS)
+
+
+def check_faces(name: str, data: DatasetDict, columns: Sequence[str]) -> None:
+    """Raises ValueError for anything but a table with these columns and the seven expressions as labels."""
+    check_table(name, data, columns, classes=["label"])
+    found, known = one_table(name, data, columns).features["label"].names, list(TEXTS["faces"])
     if set(found) != set(known):
         raise ValueError(f"--data: found the classes {', '.join(found)} in {name}, allowed are {', '.join(known)}")
 

@@ -13,9 +13,9 @@ from transformers import AutoImageProcessor
 
 from hf_ext.data import load
 from hf_ext.studies import fer
-from hf_ext.studies.fer_data import TEXTS, Part
+from hf_ext.studies.fer_data import Part, check_faces
 from hf_ext.studies.study import Comparison, Outcome, Preparation, Run, Source, Study, System
-from hf_ext.studies.tables import check_table, one_table, rows_by_split
+from hf_ext.studies.tables import one_table, rows_by_split
 
 COLUMNS = ("image", "label", "split")
 _FILE = "data.pt"
@@ -23,10 +23,7 @@ _FILE = "data.pt"
 
 def check(name: str, data: DatasetDict) -> None:
     """Raises ValueError for anything but a table of images of the seven expressions."""
-    check_table(name, data, COLUMNS, classes=["label"])
-    found, known = one_table(name, data, COLUMNS).features["label"].names, list(TEXTS["faces"])
-    if set(found) != set(known):
-        raise ValueError(f"--data: found the classes {', '.join(found)} in {name}, allowed are {', '.join(known)}")
+    check_faces(name, data, COLUMNS)
 
 
 def prepare(ready: Preparation) -> None:

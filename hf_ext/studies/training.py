@@ -88,6 +88,11 @@ def logits(trainer: Trainer, data: MapDataset[Any]) -> NDArray[np.float32]:
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
+def accuracy_on(trainer: Trainer, data: Dataset) -> float:
+    """Share of the rows whose `labels` have the largest logit."""
+    return float((logits(trainer, data).argmax(-1) == data.with_format("numpy")["labels"][:]).mean())
+
+
 def group_accuracies(
     predicted: NDArray[np.float32], labels: NDArray[Any], groups: NDArray[Any], names: Sequence[str]
 ) -> dict[str, float]:
