@@ -125,7 +125,7 @@ def _two_rates(model: nn.Module, pretrained: nn.Module, args: TrainingArguments,
     """An optimizer with a rate of its own for what is pretrained."""
     tuned = list(pretrained.parameters())
     known = set(map(id, tuned))
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": tuned, "lr": rate},
         {"params": [weight for weight in model.parameters() if id(weight) not in known]},
     ]
