@@ -54,6 +54,16 @@ def test_adapter_is_known_in_every_order(imports: str) -> None:
     run(imports + "\n" + ADAPTER_IS_KNOWN)
 
 
+@pytest.mark.parametrize("module", ["fer.vision", "fer.processing_fer", "rd.teacher_rd"])
+def test_models_are_known_whichever_of_their_modules_comes_first(module: str) -> None:
+    run(f"""
+import hf_ext.models.{module}
+from transformers import AutoConfig, AutoModelForImageClassification
+for name in ("fer", "rd"):
+    assert type(AutoConfig.for_model(name)) in AutoModelForImageClassification._model_mapping
+""")
+
+
 def test_reimport_replaces_the_classes() -> None:
     run("""
 import sys

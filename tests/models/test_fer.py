@@ -77,7 +77,7 @@ def test_timm_models_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_clip_like_model_classifies_before_any_training() -> None:
-    dual, words = clip(), tokenizer()
+    dual, words = clip(), tokenizer(ends=True)
     model = FERForImageClassification.from_backbones(dual, dual, NAMES, text_tokenizer=words).eval()
     tokens = words(model.config.class_prompts, padding=True, return_tensors="pt")
     pixels = _images()
@@ -162,12 +162,16 @@ def test_text_encoders() -> None:
         text_features(texts, lambda _: embed(["one"]))
     with pytest.raises(ValueError, match="prompts: found"):
         text_features(["", "sad"], embed)
+    with pytest.raises(ValueError, match="text: found one direction for 'angry' and 'fearful', allowed"):
+        text_features(["sad", "angry", "fearful"], bert(), words)  # which knows neither
+    assert len(text_features(["sad", "sad"], bert(), words)) == 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"class_names": ["happy", "happy"]}, "class_names: found"),
+        ({"class_names": "happy"}, "class_names: found 'happy', allowed is a list of texts"),
         ({"template": "a face"}, "template: found 'a face', allowed is a text with one"),
         ({"prompts": ["one", "two"]}, "prompts: found 2 for 3 class names"),
         ({"neutral": "angry"}, "neutral: found 'angry', allowed are"),

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from toy_models import clip
 from transformers import (
     AutoModel,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
     Dinov2Config,
@@ -392,6 +394,30 @@ def test_the_teachers_view_is_what_its_processor_makes(make_student: Make) -> No
         ).eval()
         model(student(image, return_tensors="pt")["pixel_values"], output_details=True)
         torch.testing.assert_close(seen[-1], processor(image, return_tensors="pt")["pixel_values"], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("processor", "size"),
+    [
+        (ConvNextImageProcessor(size={"shortest_edge": 24}), [24, 24]),
+        (CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 20, "width": 24}), [20, 24]),
+        (ViTImageProcessor(size={"height": 20, "width": 24}), [20, 24]),
+    ],
+    ids=["an edge", "a crop", "height and width"],
+)
+def test_the_teachers_size_is_read_in_every_form(processor: Any, size: list[int], make_student: Make) -> None:
+    seen = []
+
+    def teacher(pixels: Tensor) -> Tensor:
+        seen.append(list(pixels.shape[-2:]))
+        return pixels.mean((2, 3))
+
+    student = ViTImageProcessor(size={"height": 16, "width": 16})
+    model = RDForImageClassification.from_student(
+        make_student(), teacher, teacher_width=3, image_processor=student, teacher_processor=processor
+    )
+    model.get_teacher_features(torch.randn(2, 3, 16, 16))
+    assert model.config.teacher_size == size and seen == [size]
 
 
 def test_the_teachers_view_has_its_size_and_channels(make_student: Make) -> None:

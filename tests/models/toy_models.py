@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -72,7 +73,8 @@ def bert() -> BertModel:
     return BertModel(BertConfig(vocab_size=40, **sizes)).eval()
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(*, ends: bool = False) -> PreTrainedTokenizerFast:
+    """Of a few words; `ends`: with [EOS] after a text, where CLIP's features are."""
     words = [
         "[PAD]",
         "[EOS]",
@@ -82,6 +84,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     ]
     model = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     model.pre_tokenizer = WhitespaceSplit()
+    if ends:
+        model.post_processor = TemplateProcessing("$A [EOS]", special_tokens=[("[EOS]", words.index("[EOS]"))])
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[PAD]", eos_token="[EOS]", unk_token="[UNK]")
 
 

@@ -220,6 +220,9 @@ class FERForImageClassification(FERPreTrainedModel):
         Raises:
             ValueError: names, prompts, or features that cannot work.
         """
+        for name, given in (("class_names", class_names), ("prompts", prompts)):
+            if isinstance(given, str):
+                raise ValueError(f"{name}: found {given!r}, allowed is a list of texts")
         names = list(class_names) if class_names is not None else list(prompts or ())
         texts = list(prompts) if prompts is not None else class_prompts(names, template)
         _check_classes(names, texts)
@@ -273,6 +276,9 @@ class FERForImageClassification(FERPreTrainedModel):
         """
         if text is None:
             raise ValueError("text: found None, allowed is the encoder of texts that the model was made with")
+        for name, given in (("class_names", class_names), ("prompts", prompts)):
+            if isinstance(given, str):
+                raise ValueError(f"{name}: found {given!r}, allowed is a list of texts")
         names = list(class_names) if class_names is not None else list(prompts or ())
         texts = list(prompts) if prompts is not None else class_prompts(names, template)
         _check_classes(names, texts)

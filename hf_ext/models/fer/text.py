@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+ALIKE = 1 - 1e-12  # cosine of float32 features that differ by rounding alone
 TextEncoder = Any  # a name, a model of transformers, a sentence transformer, or texts -> [N, D]
 
 
@@ -33,7 +35,8 @@ def text_features(prompts: Sequence[str], encoder: TextEncoder, tokenizer: Any =
         tokenizer: or its name; needed with a model of transformers.
 
     Raises:
-        ValueError: no texts, a model without a tokenizer, or features that are not a finite row for each text.
+        ValueError: no texts, a model without a tokenizer, features that are not a finite row for each text, or one
+            direction for different texts.
     """
     texts = list(prompts)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -50,7 +53,19 @@ def text_features(prompts: Sequence[str], encoder: TextEncoder, tokenizer: Any =
             f"text: found features of shape {tuple(found.shape)} for {len(texts)} texts, allowed is a finite row "
             "other than zero for each"
         )
+    _check_different(texts, found)
     return found
+
+
+def _check_different(texts: list[str], features: Tensor) -> None:
+    unit = F.normalize(features.double(), dim=1)
+    alike = (unit @ unit.t()).triu(diagonal=1) > ALIKE
+    for one, other in alike.nonzero().tolist():
+        if texts[one] != texts[other]:
+            raise ValueError(
+                f"text: found one direction for {texts[one]!r} and {texts[other]!r}, allowed are features that tell "
+                "them apart (a tokenizer that knows none of their words gives such)"
+            )
 
 
 def _encode(texts: list[str], encoder: Any, tokenizer: Any) -> Any:

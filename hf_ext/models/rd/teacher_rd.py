@@ -170,5 +170,6 @@ def pixel_settings(processor: Any) -> dict[str, Any]:
         known = {"mean": list(processor.image_mean), "std": list(processor.image_std)}
     name = "crop_size" if getattr(processor, "do_center_crop", False) else "size"
     size = getattr(processor, name, None) or {}
-    height, width = (getattr(size, "get", lambda _: None)(side) for side in ("height", "width"))
+    get = getattr(size, "get", lambda _: None)  # of an edge alone: of square images, as most students' are, the size
+    height, width = (get(side) or get("shortest_edge") for side in ("height", "width"))
     return {**known, "size": [height, width]} if height and width else known
