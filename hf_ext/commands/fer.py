@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
 
 from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
-from hf_ext.commands.loading import LoraArguments, ModelArguments, accuracy
+from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
@@ -89,23 +90,14 @@ class FERModelArguments(ModelArguments):
         return FERProcessor.from_backbone(str(self.vision_model), **side)
 
 
-class _MatcherLora(LoraArguments):
+class _MatcherLora(PartLora):
     """A LoRA on the backbone of a saved matcher; what comes after it is trained in full."""
 
-    def adapted(self, model: nn.Module) -> nn.Module:
-        if self.lora_r > 0:
-            if not getattr(model, "name_or_path", ""):
-                raise ValueError(
-                    f"lora_r: found {self.lora_r} with a new matcher, whose other weights nobody could load, allowed "
-                    "is 0, or a saved matcher (model_name_or_path)"
-                )
-            self.lora_modules_to_save = self.lora_modules_to_save or ["projection", "transformation"]
-            self.lora_target_modules = self.lora_target_modules or [
-                name
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear) and name.startswith("fer.vision.")
-            ]
-        return super().adapted(model)
+    what = "matcher"
+
+    def defaults(self, model: Any) -> tuple[list[str], list[str]]:
+        modules = model.fer.vision.named_modules(prefix="fer.vision")
+        return [name for name, module in modules if isinstance(module, nn.Linear)], ["projection", "transformation"]
 
 
 def train(argv: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import ClassLabel, DatasetDict, Image, Value
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -77,47 +76,6 @@ class DataArguments:
     text_column: str = field(default="text", metadata={"help": "Column of texts."})
     label_column: str = field(default="labels", metadata={"help": "Column of classes; 'label' is found too."})
     max_length: int = field(default=128, metadata={"help": "Tokens a text is cut at."})
-
-
-@dataclass
-class LoraArguments:
-    """Whether all weights are trained, or a LoRA."""
-
-    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA to train in place of all weights; 0 for none."})
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "The LoRA is scaled by lora_alpha / lora_r; by default 2 lora_r."}
-    )
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers the LoRA is added to; by default all linear ones but the classifier."}
-    )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers trained in full beside it; by default the classifier; 'none': none."},
-    )
-
-    def adapted(self, model: nn.Module) -> nn.Module:
-        """The model, or the model with a LoRA.
-
-        Raises:
-            ValueError: a negative rank, or options of a LoRA without a rank.
-        """
-        if self.lora_r < 0:
-            raise ValueError(f"lora_r: found {self.lora_r}, allowed are integers >= 0")
-        if self.lora_r == 0:
-            for name in ("lora_alpha", "lora_target_modules", "lora_modules_to_save"):
-                if getattr(self, name):
-                    raise ValueError(f"lora_r: found 0 with {name}, allowed is a rank >= 1")
-            return model
-        heads = [name for name in ("classifier", "score") if hasattr(model, name)]
-        saved = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
-        config = LoraConfig(
-            r=self.lora_r,
-            lora_alpha=2 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
-            target_modules=self.lora_target_modules or "all-linear",
-            exclude_modules=None if self.lora_target_modules or not heads else rf"(.*\.)?({'|'.join(heads)})(\..*)?",
-            modules_to_save=None if saved == ["none"] else saved,
-        )
-        return get_peft_model(model, config)
 
 
 @dataclass

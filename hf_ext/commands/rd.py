@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
 
 from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
 from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
@@ -81,6 +83,26 @@ def _processor(place: str) -> Any:
         return None
 
 
+class _StudentLora(PartLora):
+    """A LoRA on the student of a saved RD model; its classifier and norms of batches, and phi, are trained in full."""
+
+    what = "RD model"
+
+    def defaults(self, model: Any) -> tuple[list[str], list[str]]:
+        head = f"student.{model.config.student_classifier}"
+        modules = dict(model.student.named_modules(prefix="student"))
+        targets = [name for name, module in modules.items() if name != head and _takes_lora(module, self.lora_r)]
+        # an adapter has the statistics only of layers that are saved in full
+        statistics = [name for name, module in modules.items() if getattr(module, "running_mean", None) is not None]
+        return targets, [head, "phi", *statistics]
+
+
+def _takes_lora(module: nn.Module, rank: int) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 or rank % module.groups == 0
+    return isinstance(module, nn.Linear)
+
+
 def train(argv: Sequence[str]) -> None:
     """Train a student beside its teacher, evaluate it and leave a folder ready for the Hub, the student in it too."""
     train_method(
@@ -90,17 +112,29 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="A small student beside a large frozen model (RD, Zhou et al. 2024).",
         model=RDModelArguments,
+        adapter=_StudentLora,
         saved=_finish,
     )
 
 
 def _finish(trainer: Any) -> None:
-    """Save the student alone, and compare it with its teacher for the card."""
+    """Save the student alone, without an adapter, and compare it with its teacher for the card."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    if trainer.args.should_save and hasattr(model, "save_student"):  # not within an adapter
-        model.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)
+    if trainer.args.should_save:
+        merged = _merged(model) if isinstance(model, PeftModel) else model
+        merged.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)
     if model.reads_teacher() or COLUMN in trainer.eval_dataset.column_names:
         trainer.save_metrics("teacher_comparison", trainer.compare_with_teacher())
+
+
+def _merged(model: Any) -> Any:
+    """A copy of what an RD model with an adapter computes, without the adapter and without its teacher."""
+    inner = model.get_base_model()
+    teacher, inner._teacher = inner._teacher, None
+    try:
+        return copy.deepcopy(model).merge_and_unload()
+    finally:
+        inner._teacher = teacher
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from hf_ext.commands.loading import DataArguments, LoraArguments, ModelArguments, accuracy, load_model_and_data
+from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
+from hf_ext.commands.lora import LoraArguments
 from hf_ext.commands.parsing import parse
 
 

@@ -1,5 +1,6 @@
 """`hf-ext train rd` and `hf-ext demo rd`."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from PIL import Image
 from transformers import (
     AutoModelForImageClassification,
@@ -86,8 +88,26 @@ def test_from_a_folder_of_images_to_a_student_that_loads(
     # goes on with the saved one, which knows its teacher
     again = ["train", "rd", "--model_name_or_path", str(out), "--dataset", str(images)]
     assert main([*again, *_short(tmp_path / "again")]) == 0
-    assert main([*again, "--lora_r", "2", *_short(tmp_path / "lora")]) == 0
-    assert "| teacher | million weights |" in (tmp_path / "lora" / "README.md").read_text()
+    lora = tmp_path / "lora"
+    assert main([*again, "--lora_r", "2", "--learning_rate", "0.1", *_short(lora)]) == 0
+    assert "| teacher | million weights |" in (lora / "README.md").read_text()
+    adapter = json.loads((lora / "adapter_config.json").read_text())
+    assert all(name.startswith("student.") and "classifier" not in name for name in adapter["target_modules"])
+    assert {"student.classifier.1", "phi"} <= set(adapter["modules_to_save"])
+    # the student in it is an ordinary one, and equal to the adapter's
+    merged = AutoModelForImageClassification.from_pretrained(lora / "student")
+    assert set(merged.state_dict()) == set(student.state_dict())
+    tuned = PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(out), lora)
+    torch.testing.assert_close(merged.eval()(pixels).logits, tuned.eval()(pixels).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged(pixels).logits, model(pixels).logits, atol=1e-3)
+
+
+def test_no_lora_on_a_new_model(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
+    assert main([*words, "--dataset", str(images), "--lora_r", "4", *_short(tmp_path / "out")]) == 2
+    assert "lora_r: found 4 with a new RD model" in capsys.readouterr().err
 
 
 def test_both_models_have_to_be_said(
