@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
 from hf_ext.commands.lora import LoraArguments
@@ -41,6 +41,8 @@ def train_method(
     chosen, data, options, args = parse(types, argv, prog=f"hf-ext train {method}", description=description)
     if check is not None:
         check(args)
+    # here already, as Trainer does it later: heads and adapters start with random weights
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
     loaded = load_model_and_data(chosen, data)
     network: nn.Module = options.adapted(loaded.model)
     args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns

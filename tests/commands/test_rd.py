@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageClassification,
     ResNetConfig,
@@ -100,6 +101,17 @@ def test_from_a_folder_of_images_to_a_student_that_loads(
     tuned = PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(out), lora)
     torch.testing.assert_close(merged.eval()(pixels).logits, tuned.eval()(pixels).logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(merged(pixels).logits, model(pixels).logits, atol=1e-3)
+
+
+def test_the_seed_covers_the_first_weights(parts: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
+    weights = []
+    for number, seed in enumerate(("1", "1", "2")):
+        out = tmp_path / f"run{number}"
+        assert main([*words, "--dataset", str(images), "--seed", seed, "--learning_rate", "0", *_short(out)]) == 0
+        weights.append(load_file(out / "model.safetensors"))
+    same = [[torch.equal(weights[0][name], other[name]) for name in weights[0]] for other in weights[1:]]
+    assert all(same[0]) and not all(same[1])
 
 
 def test_no_lora_on_a_new_model(
