@@ -1,14 +1,19 @@
 """What all of `hf-ext train METHOD` share: a Trainer from the command line, and what is done with it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
 from hf_ext.commands.lora import LoraArguments
 from hf_ext.commands.parsing import parse
+
+#: what the HTTP client under huggingface_hub raises, whichever of its libraries that is
+_HTTPError: Any = HfHubHTTPError.__bases__[0]
 
 
 def train_method(
@@ -46,15 +51,16 @@ def train_method(
     loaded = load_model_and_data(chosen, data)
     network: nn.Module = options.adapted(loaded.model)
     args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
-    trainer: Any = trainer_class(
-        model=network,
-        args=args,
-        data_collator=loaded.collator,
-        train_dataset=loaded.data["train"],
-        eval_dataset=loaded.data["eval"],
-        processing_class=loaded.processor,
-        compute_metrics=accuracy,
-    )
+    with _reaching_the_hub(args):
+        trainer: Any = trainer_class(
+            model=network,
+            args=args,
+            data_collator=loaded.collator,
+            train_dataset=loaded.data["train"],
+            eval_dataset=loaded.data["eval"],
+            processing_class=loaded.processor,
+            compute_metrics=accuracy,
+        )
     resume: str | bool | None = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "false"):
         resume = str(resume).lower() == "true"
@@ -69,3 +75,18 @@ def train_method(
     if args.push_to_hub:
         trainer.push_to_hub(dataset=data.dataset)
     trainer.accelerator.end_training()  # a process group that is left to the interpreter's end may abort there
+
+
+@contextmanager
+def _reaching_the_hub(args: TrainingArguments) -> Iterator[None]:
+    """A Trainer that is to push makes its repository first."""
+    try:
+        yield
+    except (_HTTPError, ConnectionError) as error:
+        if not args.push_to_hub:
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"push_to_hub: found no way to reach the Hub ({reason}), allowed is training without it; push the folder "
+            "later"
+        ) from error

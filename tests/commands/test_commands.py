@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from peft import PeftModel
 from PIL import Image
 from tokenizers import Tokenizer
@@ -16,6 +18,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
+    Trainer,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -107,6 +110,23 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
     monkeypatch.setattr("hf_ext.commands.mola.demo", interrupted)
     assert main(["demo"]) == 130
+
+
+HTTPError: Any = HfHubHTTPError.__bases__[0]
+
+
+@pytest.mark.parametrize("error", [HTTPError("no route to host\nat all"), OfflineModeIsEnabled("offline")])
+def test_no_way_to_reach_the_hub(
+    error: Exception, config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", unreachable)
+    assert main(["train", "mola", "--config", str(config_file), "--push_to_hub", "true"]) == 2
+    message = capsys.readouterr().err
+    assert f"push_to_hub: found no way to reach the Hub ({str(error).splitlines()[0]}), allowed is training" in message
+    assert "Traceback" not in message
 
 
 def test_train_leaves_a_folder_that_loads(config_file: Path, tmp_path: Path, vit: str) -> None:
