@@ -1,7 +1,8 @@
 """`hf-ext train rd` and `hf-ext demo rd`."""
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from PIL.Image import Resampling
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    BitImageProcessor,
     ResNetForImageClassification,
+    ViTImageProcessor,
 )
 
 from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
@@ -75,12 +79,34 @@ class RDModelArguments(ModelArguments):
             teacher_processor=_processor(self.teacher_model),
         )
 
+    def processor(self) -> Any:
+        """What prepares images for the student; of a timm model one that can be saved beside an RD model."""
+        own = super().processor()
+        settings = getattr(own, "data_config", None)
+        return own if settings is None else _of_timm(settings)
+
 
 def _processor(place: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(place)
     except (OSError, ValueError):  # a model of pixel values, without one
         return None
+
+
+def _of_timm(settings: Mapping[str, Any]) -> Any:
+    """What prepares images as timm does, and is saved like any: timm's own is nowhere but in a timm model's folder."""
+    channels, height, width = settings["input_size"]
+    common = {
+        "image_mean": list(settings["mean"]),
+        "image_std": list(settings["std"]),
+        "resample": int(Resampling[settings["interpolation"].upper()]),
+        "do_convert_rgb": channels == 3,
+    }
+    size = {"height": height, "width": width}
+    if settings["crop_mode"] != "center" or height != width:
+        return ViTImageProcessor(size=size, **common)
+    edge = math.floor(height / settings["crop_pct"])
+    return BitImageProcessor(size={"shortest_edge": edge}, crop_size=size, **common)
 
 
 class _StudentLora(PartLora):

@@ -8,23 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
+    pipeline,
 )
 
 from hf_ext.commands.cli import main
 from hf_ext.models import RDForImageClassification
+from hf_ext.models.rd.student_rd import save_student
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -101,6 +107,23 @@ def test_from_a_folder_of_images_to_a_student_that_loads(
     tuned = PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(out), lora)
     torch.testing.assert_close(merged.eval()(pixels).logits, tuned.eval()(pixels).logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(merged(pixels).logits, model(pixels).logits, atol=1e-3)
+
+
+def test_a_timm_student_leaves_what_prepares_its_images(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    out, timms = tmp_path / "out", tmp_path / "timm"
+    known = {"architecture": "test_resnet", "pretrained_cfg": timm.create_model("test_resnet").pretrained_cfg}
+    config = TimmWrapperConfig.from_dict(known, num_labels=2)
+    save_student(TimmWrapperForImageClassification(config), timms)
+    words = ["train", "rd", "--model_name_or_path", str(timms), "--teacher_model", str(parts[1])]
+    assert main([*words, "--dataset", str(images), *_short(out)]) == 0
+    image = Image.open(images / "test" / "benign" / "0.png")
+    pixels = [AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt") for folder in (out, timms)]
+    torch.testing.assert_close(pixels[0]["pixel_values"], pixels[1]["pixel_values"], rtol=0, atol=0.02)  # 1 of 255
+    for folder in (out, out / "student"):
+        found = pipeline("image-classification", model=str(folder), trust_remote_code=True)(image)
+        assert {row["label"] for row in found} == {"benign", "malignant"}
 
 
 def test_the_seed_covers_the_first_weights(parts: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
