@@ -1,12 +1,13 @@
 """Model, data and collator for training from the command line."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import ClassLabel, DatasetDict, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -19,6 +20,8 @@ from transformers import (
 )
 
 from hf_ext.data import load
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -141,26 +144,52 @@ class ImageCollator:
 
 
 def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
-    columns = splits["train"].column_names
-    if column not in columns:
-        if "label" not in columns:
-            raise ValueError(f"label_column: found {column!r}, allowed are {columns}")
-        column = "label"
-    if not isinstance(splits["train"].features[column], ClassLabel):
-        # each split by itself would number the classes that occur in it
-        train = splits["train"].class_encode_column(column)
-        classes = train.features[column]
-        others = {str(value) for value in splits["eval"].unique(column)} - set(classes.names)
-        if others:
+    train, evaluated = splits["train"], splits["eval"]
+    if column not in train.column_names:
+        if "label" not in train.column_names:
             raise ValueError(
-                f"{column}: found {', '.join(sorted(others))} in the split to evaluate on alone, allowed are "
-                f"{', '.join(classes.names)}, the classes of the other one"
+                f"label_column: found no column {column!r}, allowed is a column of classes, of {train.column_names}; "
+                "images in folders have one where there are two or more folders, one a class"
             )
-        as_text = splits["eval"].cast_column(column, Value("string"))
-        splits = DatasetDict(train=train, eval=as_text.cast_column(column, classes))
+        column = "label"
+    numbered = isinstance(train.features[column], ClassLabel)
+    if not numbered:
+        # each split by itself would number the classes that occur in it
+        train = train.class_encode_column(column)
+    known = _classes(train, column)
+    others = set(_classes(evaluated, column)) - set(known)
+    if others:
+        message = (
+            f"{column}: found {', '.join(sorted(others))} in the split to evaluate on alone, allowed are "
+            f"{', '.join(known)}, the classes of the other one"
+        )
+        # folders make a class of every name there is, in any split; elsewhere somebody has said that it is one
+        if not numbered or train.info.builder_name == "imagefolder":
+            raise ValueError(message)
+        logger.warning(message)
+    if len(known) < 2:
+        raise ValueError(f"{column}: found the classes {known}, allowed are two or more; a folder of images for each")
+    classes = train.features[column]
+    if not numbered:
+        evaluated = evaluated.cast_column(column, Value("string")).cast_column(column, classes)
+    if getattr(evaluated.features[column], "names", None) != classes.names:
+        raise ValueError(
+            f"{column}: found {evaluated.features[column]} in the split to evaluate on, allowed is {classes}, as in "
+            "the other one"
+        )
+    splits = DatasetDict(train=train, eval=evaluated)
     if column != "labels":
         splits = splits.rename_column(column, "labels")
-    return splits, splits["train"].features["labels"].names
+    return splits, classes.names
+
+
+def _classes(rows: Dataset, column: str) -> list[str]:
+    """The classes that occur, sorted as their numbers are."""
+    names = getattr(rows.features[column], "names", None)
+    found = [value for value in rows.select_columns(column).unique(column) if value is not None]
+    if names is None:
+        return sorted(map(str, found))
+    return [names[value] for value in sorted(found) if 0 <= value < len(names)]
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
