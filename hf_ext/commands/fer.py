@@ -1,5 +1,6 @@
 """`hf-ext train fer` and `hf-ext demo fer`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
 
 from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
-from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place
 from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
@@ -20,6 +21,8 @@ from hf_ext.models import FERForImageClassification, FERProcessor
 from hf_ext.models.fer.modeling_fer import TEMPLATE
 from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,7 +44,8 @@ class FERModelArguments(ModelArguments):
         """Before anything is loaded.
 
         Raises:
-            ValueError: neither or both kinds of model are named, or texts instead of images asked for.
+            ValueError: neither or both kinds of model are named, a folder that does not exist, what a saved matcher
+                has already, or texts instead of images asked for.
         """
         new = (self.vision_model, self.text_model)
         if bool(self.model_name_or_path) == any(new) or any(new) != all(new):
@@ -49,11 +53,16 @@ class FERModelArguments(ModelArguments):
                 f"model_name_or_path, vision_model, text_model: found {self.model_name_or_path!r}, {new[0]!r} and "
                 f"{new[1]!r}, allowed are the first or the other two"
             )
-        if self.model_name_or_path and self.class_prompts:
-            raise ValueError(
-                "class_prompts: found some with a saved matcher, which has its own, allowed are none (set_classes "
-                "gives it others)"
-            )
+        if self.model_name_or_path:
+            for name in ("class_prompts", "template", "neutral", "image_side"):
+                found = getattr(self, name)
+                if found != self.__dataclass_fields__[name].default:
+                    raise ValueError(
+                        f"{name}: found {found!r} with a saved matcher, which has its own, allowed is none; "
+                        "vision_model and text_model make a new one, set_classes gives it other texts"
+                    )
+        for name in ("model_name_or_path", "vision_model", "text_model"):
+            check_place(name, getattr(self, name))
         if self.task != "image-classification":
             raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
 
@@ -72,15 +81,21 @@ class FERModelArguments(ModelArguments):
                     f"{', '.join(names)}, allowed is one of the same in that order; vision_model and text_model make "
                     "one"
                 )
-            return model
-        return FERForImageClassification.from_backbones(
-            self.vision_model,
-            self.text_model,
-            names,
-            prompts=self.class_prompts,
-            template=self.template,
-            neutral=self.neutral,
-        )
+        else:
+            model = FERForImageClassification.from_backbones(
+                self.vision_model,
+                self.text_model,
+                names,
+                prompts=self.class_prompts,
+                template=self.template,
+                neutral=self.neutral,
+            )
+        if model.config.neutral_id is None and self.neutral is not None:
+            logger.warning(
+                "neutral: found no such class among %s: two of the three losses are off; --neutral names a new matcher's",
+                ", ".join(names),
+            )
+        return model
 
     def processor(self) -> Any:
         """What prepares its images."""
@@ -109,6 +124,7 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="Match faces to text embeddings of their expressions (FER, Li et al. 2025).",
         model=FERModelArguments,
+        rows=OwnDataArguments,
         adapter=_MatcherLora,
     )
 

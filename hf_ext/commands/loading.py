@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,16 @@ from hf_ext.data import load
 logger = logging.getLogger(__name__)
 
 
+def check_place(argument: str, place: str | None) -> None:
+    """Before a model is loaded from there, if anything is named.
+
+    Raises:
+        ValueError: what can only be a folder is none.
+    """
+    if place and (place.startswith((".", "/", "~")) or place.count("/") > 1) and not Path(place).is_dir():
+        raise ValueError(f"{argument}: found {place!r}, which is no folder, allowed is a folder or a Hub id")
+
+
 @dataclass
 class ModelArguments:
     """Which model."""
@@ -39,10 +50,11 @@ class ModelArguments:
         """Before anything is loaded.
 
         Raises:
-            ValueError: no model named.
+            ValueError: no model named, or a folder that does not exist.
         """
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path: found nothing, allowed is a Hub id or the folder of a model")
+        check_place("model_name_or_path", self.model_name_or_path)
 
     def load(self, names: Sequence[str]) -> nn.Module:
         """The model, with a head for classes of these names."""
@@ -82,6 +94,16 @@ class DataArguments:
 
 
 @dataclass
+class OwnDataArguments(DataArguments):
+    """Which data; a method that digits are of no use to has no default."""
+
+    dataset: str = field(
+        default="",
+        metadata={"help": "A folder (images, csv, parquet), a Hub id, a file or an embedded name (digits)."},
+    )
+
+
+@dataclass
 class Loaded:
     """What a Trainer needs."""
 
@@ -96,9 +118,14 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
     """Load both; classes and their names come from the data.
 
     Raises:
-        ValueError: no model named, or a split or column that the data does not have.
+        ValueError: no model or no data named, or a split or column that the data does not have.
     """
     model.check()
+    if not data.dataset:
+        raise ValueError(
+            "dataset: found nothing, allowed is a folder (of images with a folder for each class, of csv or parquet), "
+            "a Hub id, a file or an embedded name (digits)"
+        )
     loaded = load(data.dataset)
     for name in (data.train_split, data.eval_split):
         if name not in loaded:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
-from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place
 from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
@@ -48,9 +48,10 @@ class RDModelArguments(ModelArguments):
         """Before anything is loaded.
 
         Raises:
-            ValueError: no student named, or texts instead of images asked for.
+            ValueError: no student named, a folder that does not exist, or texts instead of images asked for.
         """
         super().check()
+        check_place("teacher_model", self.teacher_model)
         if self.task != "image-classification":
             raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
 
@@ -68,6 +69,7 @@ class RDModelArguments(ModelArguments):
                     f"model_name_or_path: found an RD model of {config.num_labels} classes for data of {len(names)}, "
                     "allowed is one of as many"
                 )
+            check_place("teacher_model", self.teacher_model or config.teacher_name)
             return AutoModelForImageClassification.from_pretrained(place).attach_teacher(self.teacher_model)
         if not self.teacher_model:
             raise ValueError("teacher_model: found nothing, allowed is a Hub id or the folder of a model")
@@ -138,6 +140,7 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="A small student beside a large frozen model (RD, Zhou et al. 2024).",
         model=RDModelArguments,
+        rows=OwnDataArguments,
         adapter=_StudentLora,
         saved=_finish,
     )

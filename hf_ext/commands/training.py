@@ -24,6 +24,7 @@ def train_method(
     *,
     description: str,
     model: type[ModelArguments] = ModelArguments,
+    rows: type[DataArguments] = DataArguments,
     adapter: type = LoraArguments,
     check: Callable[[Any], None] | None = None,
     evaluated: Callable[[Any], Mapping[str, Any]] | None = None,
@@ -34,15 +35,16 @@ def train_method(
     Args:
         method: as in `hf-ext train METHOD`.
         trainer_class, config_class: of the method.
-        argv: options of `ModelArguments`, `DataArguments`, `adapter` and `config_class`.
+        argv: options of `model`, `rows`, `adapter` and `config_class`.
         description: for `--help`.
         model: options that say which model, with a `load(names)` of their own where it is not an Auto class's.
+        rows: options that say which data.
         adapter: a dataclass of options with `adapted(model)`, which gives what is trained.
         check: called with the config before anything is loaded; raises ValueError.
         evaluated: data sets to evaluate on besides, by name; called with the trainer.
         saved: called with the trainer once the model is saved, and before it is pushed.
     """
-    types = (model, DataArguments, adapter, config_class)
+    types = (model, rows, adapter, config_class)
     chosen, data, options, args = parse(types, argv, prog=f"hf-ext train {method}", description=description)
     if check is not None:
         check(args)

@@ -151,8 +151,11 @@ def test_both_models_have_to_be_said(
     for words, message in (
         ([], "model_name_or_path: found nothing"),
         (["--model_name_or_path", str(parts[0])], "teacher_model: found nothing"),
+        (["--model_name_or_path", "./nope"], "model_name_or_path: found './nope', which is no folder"),
+        (["--model_name_or_path", str(parts[0]), "--teacher_model", "./nope"], "teacher_model: found './nope', which"),
+        (["--model_name_or_path", str(parts[0]), "--dataset", ""], "dataset: found nothing"),
     ):
-        assert main(["train", "rd", *words, "--dataset", str(images), *_short(tmp_path / "out")]) == 2
+        assert main(["train", "rd", "--dataset", str(images), *words, *_short(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
 
 
