@@ -9,10 +9,10 @@ import torch
 from datasets import concatenate_datasets
 from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
+from transformers import AutoConfig, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
 
 from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
-from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place
+from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place, naming_the_processor
 from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
@@ -70,7 +70,7 @@ class FERModelArguments(ModelArguments):
         """The matcher, for classes of these names.
 
         Raises:
-            ValueError: a saved one of other classes.
+            ValueError: a saved one of other classes, or a model of texts for images or the other way round.
         """
         if self.model_name_or_path:
             model = AutoModelForImageClassification.from_pretrained(self.model_name_or_path)
@@ -82,6 +82,7 @@ class FERModelArguments(ModelArguments):
                     "one"
                 )
         else:
+            self._check_kinds()
             model = FERForImageClassification.from_backbones(
                 self.vision_model,
                 self.text_model,
@@ -92,17 +93,40 @@ class FERModelArguments(ModelArguments):
             )
         if model.config.neutral_id is None and self.neutral is not None:
             logger.warning(
-                "neutral: found no such class among %s: two of the three losses are off; --neutral names a new matcher's",
+                "neutral: found no such class among %s, so two of the three losses are off",
                 ", ".join(names),
             )
         return model
 
+    def _check_kinds(self) -> None:
+        for name, wanted, other in (("vision_model", "images", "texts"), ("text_model", "texts", "images")):
+            config = AutoConfig.from_pretrained(getattr(self, name))
+            reads = {
+                "texts": hasattr(config, "vocab_size") or hasattr(config, "text_config"),
+                "images": any(hasattr(config, key) for key in ("image_size", "num_channels", "vision_config")),
+            }
+            if reads[other] and not reads[wanted]:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, a model of {other} ({config.model_type}), allowed is one "
+                    f"of {wanted}"
+                )
+
+    @property
+    def image_arguments(self) -> str:
+        """Those that say which images are read."""
+        return super().image_arguments if self.model_name_or_path else "vision_model, image_side"
+
     def processor(self) -> Any:
-        """What prepares its images."""
+        """What prepares its images.
+
+        Raises:
+            ValueError: nothing does.
+        """
         if self.model_name_or_path:
-            return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+            return super().processor()
         side = {"size": {"height": self.image_side, "width": self.image_side}} if self.image_side else {}
-        return FERProcessor.from_backbone(str(self.vision_model), **side)
+        with naming_the_processor("vision_model", str(self.vision_model)):
+            return FERProcessor.from_backbone(str(self.vision_model), **side)
 
 
 class _MatcherLora(PartLora):

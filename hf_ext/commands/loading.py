@@ -1,7 +1,8 @@
 """Model, data and collator for training from the command line."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,43 @@ def check_place(argument: str, place: str | None) -> None:
     """
     if place and (place.startswith((".", "/", "~")) or place.count("/") > 1) and not Path(place).is_dir():
         raise ValueError(f"{argument}: found {place!r}, which is no folder, allowed is a folder or a Hub id")
+
+
+@contextmanager
+def naming_the_processor(argument: str, place: str) -> Iterator[None]:
+    """For errors of loading what prepares images, from a place that an argument names.
+
+    Raises:
+        ValueError: with both.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{argument}: found {place!r} without an image processor, allowed is a model with one "
+            "(preprocessor_config.json), or data with a column pixel_values"
+        ) from error
+
+
+@contextmanager
+def naming_the_images(argument: str, images: str) -> Iterator[None]:
+    """For errors of a model that an argument names, or of its processor, with images as described.
+
+    Raises:
+        ValueError: with both, and what went wrong.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{argument}: found a model that fails with images of {images} ({reason}), allowed is one that takes them"
+        ) from error
+
+
+def shape_of(pixel_values: Tensor) -> str:
+    """Of one image, to be read."""
+    return f"shape {tuple(pixel_values.shape[1:])}"
 
 
 @dataclass
@@ -70,9 +108,28 @@ class ModelArguments:
             label2id={name: i for i, name in enumerate(names)},
         )
 
+    @property
+    def image_arguments(self) -> str:
+        """Those that say which images are read."""
+        return "model_name_or_path"
+
     def processor(self) -> Any:
-        """What prepares images for it."""
-        return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+        """What prepares images for it.
+
+        Raises:
+            ValueError: nothing does.
+        """
+        with naming_the_processor("model_name_or_path", str(self.model_name_or_path)):
+            return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+
+    def try_out(self, model: Any, pixel_values: Tensor) -> None:
+        """Give images to the loaded model, before it is trained.
+
+        Raises:
+            ValueError: it cannot take them.
+        """
+        with naming_the_images(self.image_arguments, shape_of(pixel_values)):
+            model(pixel_values=pixel_values.to(model.dtype))
 
 
 @dataclass
@@ -118,7 +175,8 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
     """Load both; classes and their names come from the data.
 
     Raises:
-        ValueError: no model or no data named, or a split or column that the data does not have.
+        ValueError: no model or no data named, a split or column that the data does not have, or images
+            that the model cannot take.
     """
     model.check()
     if not data.dataset:
@@ -126,11 +184,11 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
             "dataset: found nothing, allowed is a folder (of images with a folder for each class, of csv or parquet), "
             "a Hub id, a file or an embedded name (digits)"
         )
-    loaded = load(data.dataset)
+    rows = load(data.dataset)
     for name in (data.train_split, data.eval_split):
-        if name not in loaded:
-            raise ValueError(f"split: found {name!r}, allowed are {sorted(loaded)} of {data.dataset!r}")
-    splits = DatasetDict({"train": loaded[data.train_split], "eval": loaded[data.eval_split]})
+        if name not in rows:
+            raise ValueError(f"split: found {name!r}, allowed are {sorted(rows)} of {data.dataset!r}")
+    splits = DatasetDict({"train": rows[data.train_split], "eval": rows[data.eval_split]})
     splits, names = _with_labels(splits, data.label_column)
     columns = splits["train"].column_names
     if model.task == "text-classification":
@@ -147,12 +205,27 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
 
     network = model.load(names)
     if "pixel_values" in columns:
-        return Loaded(network, splits, default_data_collator, None, keeps_columns=False)
-    if data.image_column not in columns:
-        raise ValueError(f"image_column: found {data.image_column!r}, allowed are {columns}")
-    processor = model.processor()
-    splits = splits.cast_column(data.image_column, Image(mode="RGB"))
-    return Loaded(network, splits, ImageCollator(processor, data.image_column), processor, keeps_columns=True)
+        loaded = Loaded(network, splits, default_data_collator, None, keeps_columns=False)
+        pixels = torch.as_tensor(splits["train"][:1]["pixel_values"])
+    else:
+        if data.image_column not in columns:
+            raise ValueError(f"image_column: found {data.image_column!r}, allowed are {columns}")
+        processor = model.processor()
+        mode = "L" if _is_grey(network) else "RGB"
+        splits = splits.cast_column(data.image_column, Image(mode=mode))
+        collator = ImageCollator(processor, data.image_column)
+        loaded = Loaded(network, splits, collator, processor, keeps_columns=True)
+        with naming_the_images(model.image_arguments, f"mode {mode}"):
+            pixels = collator([splits["train"][0]])["pixel_values"]
+    with torch.no_grad():
+        model.try_out(network, pixels)
+    return loaded
+
+
+def _is_grey(network: nn.Module) -> bool:
+    """Whether it reads images of one channel: its first convolution tells, of any library."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return first is not None and first.in_channels == 1
 
 
 @dataclass

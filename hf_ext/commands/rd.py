@@ -24,7 +24,14 @@ from transformers import (
 )
 
 from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
-from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place
+from hf_ext.commands.loading import (
+    ModelArguments,
+    OwnDataArguments,
+    accuracy,
+    check_place,
+    naming_the_images,
+    shape_of,
+)
 from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
@@ -82,10 +89,25 @@ class RDModelArguments(ModelArguments):
         )
 
     def processor(self) -> Any:
-        """What prepares images for the student; of a timm model one that can be saved beside an RD model."""
+        """What prepares images for the student; of a timm model one that can be saved beside an RD model.
+
+        Raises:
+            ValueError: nothing does.
+        """
         own = super().processor()
         settings = getattr(own, "data_config", None)
         return own if settings is None else _of_timm(settings)
+
+    def try_out(self, model: Any, pixel_values: Tensor) -> None:
+        """Give images to the student, and to a teacher that sees the same.
+
+        Raises:
+            ValueError: one of them cannot take them.
+        """
+        super().try_out(model, pixel_values)
+        if model.config.teacher_inputs == "same":
+            with naming_the_images("teacher_model", shape_of(pixel_values)):
+                model.get_teacher_features(pixel_values)
 
 
 def _processor(place: str) -> Any:

@@ -191,6 +191,21 @@ def test_train_on_images(tmp_path: Path) -> None:
     assert "eval_task_1_accuracy" in json.loads((tmp_path / "out" / "eval_results.json").read_text())
 
 
+@pytest.mark.parametrize(("mean", "code"), [([0.5], 0), ([0.5] * 3, 2)])
+def test_images_for_a_model_of_grey_ones(
+    mean: list[float], code: int, tmp_path: Path, vit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = {"height": 8, "width": 8}
+    ViTImageProcessor(size=size, image_mean=mean, image_std=mean).save_pretrained(vit)
+    for place in ("train/dark", "train/light", "test/dark", "test/light"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (0, 9, number)).save(tmp_path / "images" / place / f"{number}.png")
+    arguments = ["train", "divbs", "--model_name_or_path", vit, "--dataset", str(tmp_path / "images")]
+    assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu", "true"]) == code
+    assert code == 0 or "model_name_or_path: found" in capsys.readouterr().err
+
+
 def test_train_on_texts(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "book"]

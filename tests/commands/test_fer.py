@@ -116,6 +116,26 @@ def test_mistakes_name_their_argument(
     assert "dataset: found nothing, allowed is" in capsys.readouterr().err
 
 
+def test_models_that_cannot_take_the_images(
+    parts: tuple[Path, Path], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vision, text = map(str, parts)
+    bare, grey = str(tmp_path / "bare"), str(tmp_path / "grey")
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **SIZES)).save_pretrained(bare)
+    ViTModel(ViTConfig(image_size=16, patch_size=8, num_channels=1, **SIZES)).save_pretrained(grey)
+    ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5]).save_pretrained(grey)
+    for (vision_model, text_model, *words), message in (
+        ((text, vision), f"vision_model: found {text!r}, a model of texts (bert)"),
+        ((vision, vision), f"text_model: found {vision!r}, a model of images (vit)"),
+        ((bare, text), f"vision_model: found {bare!r} without an image processor"),
+        ((vision, text, "--image_side", "24"), "vision_model, image_side: found a model that fails with images of sh"),
+        ((grey, text), "vision_model, image_side: found a model that fails with images of shape (3, 16, 16)"),
+    ):
+        models = ["--vision_model", vision_model, "--text_model", text_model]
+        assert main(["train", "fer", "--dataset", str(faces), *models, *words, *_short(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_without_a_neutral_class(
     parts: tuple[Path, Path], faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -123,7 +143,7 @@ def test_without_a_neutral_class(
         (faces / split / "neutral").rename(faces / split / "calm")
     words = ["train", "fer", "--vision_model", str(parts[0]), "--text_model", str(parts[1]), "--dataset", str(faces)]
     assert main([*words, *_short(tmp_path / "out")]) == 0
-    assert caplog.text.count("neutral: found no such class among calm, happy, sad: two of the three losses") == 1
+    assert caplog.text.count("neutral: found no such class among calm, happy, sad, so two of the three losses") == 1
 
 
 @pytest.mark.slow

@@ -126,6 +126,20 @@ def test_a_timm_student_leaves_what_prepares_its_images(
         assert {row["label"] for row in found} == {"benign", "malignant"}
 
 
+def test_models_that_cannot_take_the_images(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (parts[1] / "preprocessor_config.json").unlink()
+    for message in (
+        "teacher_model: found a model that fails with images of shape (3, 16, 16)",  # it was made for 24
+        f"model_name_or_path: found {str(parts[0])!r} without an image processor",
+    ):
+        words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
+        assert main([*words, "--dataset", str(images), *_short(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        (parts[0] / "preprocessor_config.json").unlink(missing_ok=True)
+
+
 def test_the_seed_covers_the_first_weights(parts: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
     weights = []
