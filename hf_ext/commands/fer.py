@@ -1,5 +1,6 @@
 """`hf-ext train fer` and `hf-ext demo fer`."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,10 +9,11 @@ import torch
 from datasets import concatenate_datasets
 from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
+from transformers import AutoConfig, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
 
 from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
-from hf_ext.commands.loading import LoraArguments, ModelArguments, accuracy
+from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place, naming_the_processor
+from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
@@ -19,6 +21,8 @@ from hf_ext.models import FERForImageClassification, FERProcessor
 from hf_ext.models.fer.modeling_fer import TEMPLATE
 from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,7 +44,8 @@ class FERModelArguments(ModelArguments):
         """Before anything is loaded.
 
         Raises:
-            ValueError: neither or both kinds of model are named, or texts instead of images asked for.
+            ValueError: neither or both kinds of model are named, a folder that does not exist, what a saved matcher
+                has already, or texts instead of images asked for.
         """
         new = (self.vision_model, self.text_model)
         if bool(self.model_name_or_path) == any(new) or any(new) != all(new):
@@ -48,11 +53,16 @@ class FERModelArguments(ModelArguments):
                 f"model_name_or_path, vision_model, text_model: found {self.model_name_or_path!r}, {new[0]!r} and "
                 f"{new[1]!r}, allowed are the first or the other two"
             )
-        if self.model_name_or_path and self.class_prompts:
-            raise ValueError(
-                "class_prompts: found some with a saved matcher, which has its own, allowed are none (set_classes "
-                "gives it others)"
-            )
+        if self.model_name_or_path:
+            for name in ("class_prompts", "template", "neutral", "image_side"):
+                found = getattr(self, name)
+                if found != self.__dataclass_fields__[name].default:
+                    raise ValueError(
+                        f"{name}: found {found!r} with a saved matcher, which has its own, allowed is none; "
+                        "vision_model and text_model make a new one, set_classes gives it other texts"
+                    )
+        for name in ("model_name_or_path", "vision_model", "text_model"):
+            check_place(name, getattr(self, name))
         if self.task != "image-classification":
             raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
 
@@ -60,7 +70,7 @@ class FERModelArguments(ModelArguments):
         """The matcher, for classes of these names.
 
         Raises:
-            ValueError: a saved one of other classes.
+            ValueError: a saved one of other classes, or a model of texts for images or the other way round.
         """
         if self.model_name_or_path:
             model = AutoModelForImageClassification.from_pretrained(self.model_name_or_path)
@@ -71,41 +81,62 @@ class FERModelArguments(ModelArguments):
                     f"{', '.join(names)}, allowed is one of the same in that order; vision_model and text_model make "
                     "one"
                 )
-            return model
-        return FERForImageClassification.from_backbones(
-            self.vision_model,
-            self.text_model,
-            names,
-            prompts=self.class_prompts,
-            template=self.template,
-            neutral=self.neutral,
-        )
+        else:
+            self._check_kinds()
+            model = FERForImageClassification.from_backbones(
+                self.vision_model,
+                self.text_model,
+                names,
+                prompts=self.class_prompts,
+                template=self.template,
+                neutral=self.neutral,
+            )
+        if model.config.neutral_id is None and self.neutral is not None:
+            logger.warning(
+                "neutral: found no such class among %s, so two of the three losses are off",
+                ", ".join(names),
+            )
+        return model
+
+    def _check_kinds(self) -> None:
+        for name, wanted, other in (("vision_model", "images", "texts"), ("text_model", "texts", "images")):
+            config = AutoConfig.from_pretrained(getattr(self, name))
+            reads = {
+                "texts": hasattr(config, "vocab_size") or hasattr(config, "text_config"),
+                "images": any(hasattr(config, key) for key in ("image_size", "num_channels", "vision_config")),
+            }
+            if reads[other] and not reads[wanted]:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, a model of {other} ({config.model_type}), allowed is one "
+                    f"of {wanted}"
+                )
+
+    @property
+    def image_arguments(self) -> str:
+        """Those that say which images are read."""
+        return super().image_arguments if self.model_name_or_path else "vision_model, image_side"
 
     def processor(self) -> Any:
-        """What prepares its images."""
+        """What prepares its images.
+
+        Raises:
+            ValueError: nothing does.
+        """
         if self.model_name_or_path:
-            return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+            return super().processor()
         side = {"size": {"height": self.image_side, "width": self.image_side}} if self.image_side else {}
-        return FERProcessor.from_backbone(str(self.vision_model), **side)
+        with naming_the_processor("vision_model", str(self.vision_model)):
+            return FERProcessor.from_backbone(str(self.vision_model), **side)
 
 
-class _MatcherLora(LoraArguments):
+class _MatcherLora(PartLora):
     """A LoRA on the backbone of a saved matcher; what comes after it is trained in full."""
 
-    def adapted(self, model: nn.Module) -> nn.Module:
-        if self.lora_r > 0:
-            if not getattr(model, "name_or_path", ""):
-                raise ValueError(
-                    f"lora_r: found {self.lora_r} with a new matcher, whose other weights nobody could load, allowed "
-                    "is 0, or a saved matcher (model_name_or_path)"
-                )
-            self.lora_modules_to_save = self.lora_modules_to_save or ["projection", "transformation"]
-            self.lora_target_modules = self.lora_target_modules or [
-                name
-                for name, module in model.named_modules()
-                if isinstance(module, nn.Linear) and name.startswith("fer.vision.")
-            ]
-        return super().adapted(model)
+    what = "matcher"
+
+    def defaults(self, model: Any) -> tuple[list[str], list[str]]:
+        modules = model.fer.vision.named_modules(prefix="fer.vision")
+        return [name for name, module in modules if isinstance(module, nn.Linear)], ["projection", "transformation"]
 
 
 def train(argv: Sequence[str]) -> None:
@@ -117,6 +148,7 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="Match faces to text embeddings of their expressions (FER, Li et al. 2025).",
         model=FERModelArguments,
+        rows=OwnDataArguments,
         adapter=_MatcherLora,
     )
 

@@ -1,13 +1,15 @@
 """Model, data and collator for training from the command line."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import ClassLabel, DatasetDict, Image, Value
-from peft import LoraConfig, get_peft_model
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -20,6 +22,55 @@ from transformers import (
 )
 
 from hf_ext.data import load
+
+logger = logging.getLogger(__name__)
+
+
+def check_place(argument: str, place: str | None) -> None:
+    """Before a model is loaded from there, if anything is named.
+
+    Raises:
+        ValueError: what can only be a folder is none.
+    """
+    if place and (place.startswith((".", "/", "~")) or place.count("/") > 1) and not Path(place).is_dir():
+        raise ValueError(f"{argument}: found {place!r}, which is no folder, allowed is a folder or a Hub id")
+
+
+@contextmanager
+def naming_the_processor(argument: str, place: str) -> Iterator[None]:
+    """For errors of loading what prepares images, from a place that an argument names.
+
+    Raises:
+        ValueError: with both.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{argument}: found {place!r} without an image processor, allowed is a model with one "
+            "(preprocessor_config.json), or data with a column pixel_values"
+        ) from error
+
+
+@contextmanager
+def naming_the_images(argument: str, images: str) -> Iterator[None]:
+    """For errors of a model that an argument names, or of its processor, with images as described.
+
+    Raises:
+        ValueError: with both, and what went wrong.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{argument}: found a model that fails with images of {images} ({reason}), allowed is one that takes them"
+        ) from error
+
+
+def shape_of(pixel_values: Tensor) -> str:
+    """Of one image, to be read."""
+    return f"shape {tuple(pixel_values.shape[1:])}"
 
 
 @dataclass
@@ -37,10 +88,11 @@ class ModelArguments:
         """Before anything is loaded.
 
         Raises:
-            ValueError: no model named.
+            ValueError: no model named, or a folder that does not exist.
         """
         if not self.model_name_or_path:
             raise ValueError("model_name_or_path: found nothing, allowed is a Hub id or the folder of a model")
+        check_place("model_name_or_path", self.model_name_or_path)
 
     def load(self, names: Sequence[str]) -> nn.Module:
         """The model, with a head for classes of these names."""
@@ -56,9 +108,28 @@ class ModelArguments:
             label2id={name: i for i, name in enumerate(names)},
         )
 
+    @property
+    def image_arguments(self) -> str:
+        """Those that say which images are read."""
+        return "model_name_or_path"
+
     def processor(self) -> Any:
-        """What prepares images for it."""
-        return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+        """What prepares images for it.
+
+        Raises:
+            ValueError: nothing does.
+        """
+        with naming_the_processor("model_name_or_path", str(self.model_name_or_path)):
+            return AutoImageProcessor.from_pretrained(self.model_name_or_path)
+
+    def try_out(self, model: Any, pixel_values: Tensor) -> None:
+        """Give images to the loaded model, before it is trained.
+
+        Raises:
+            ValueError: it cannot take them.
+        """
+        with naming_the_images(self.image_arguments, shape_of(pixel_values)):
+            model(pixel_values=pixel_values.to(model.dtype))
 
 
 @dataclass
@@ -80,44 +151,13 @@ class DataArguments:
 
 
 @dataclass
-class LoraArguments:
-    """Whether all weights are trained, or a LoRA."""
+class OwnDataArguments(DataArguments):
+    """Which data; a method that digits are of no use to has no default."""
 
-    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA to train in place of all weights; 0 for none."})
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "The LoRA is scaled by lora_alpha / lora_r; by default 2 lora_r."}
+    dataset: str = field(
+        default="",
+        metadata={"help": "A folder (images, csv, parquet), a Hub id, a file or an embedded name (digits)."},
     )
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers the LoRA is added to; by default all linear ones but the classifier."}
-    )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers trained in full beside it; by default the classifier; 'none': none."},
-    )
-
-    def adapted(self, model: nn.Module) -> nn.Module:
-        """The model, or the model with a LoRA.
-
-        Raises:
-            ValueError: a negative rank, or options of a LoRA without a rank.
-        """
-        if self.lora_r < 0:
-            raise ValueError(f"lora_r: found {self.lora_r}, allowed are integers >= 0")
-        if self.lora_r == 0:
-            for name in ("lora_alpha", "lora_target_modules", "lora_modules_to_save"):
-                if getattr(self, name):
-                    raise ValueError(f"lora_r: found 0 with {name}, allowed is a rank >= 1")
-            return model
-        heads = [name for name in ("classifier", "score") if hasattr(model, name)]
-        saved = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
-        config = LoraConfig(
-            r=self.lora_r,
-            lora_alpha=2 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
-            target_modules=self.lora_target_modules or "all-linear",
-            exclude_modules=None if self.lora_target_modules or not heads else rf"(.*\.)?({'|'.join(heads)})(\..*)?",
-            modules_to_save=None if saved == ["none"] else saved,
-        )
-        return get_peft_model(model, config)
 
 
 @dataclass
@@ -135,14 +175,20 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
     """Load both; classes and their names come from the data.
 
     Raises:
-        ValueError: no model named, or a split or column that the data does not have.
+        ValueError: no model or no data named, a split or column that the data does not have, or images
+            that the model cannot take.
     """
     model.check()
-    loaded = load(data.dataset)
+    if not data.dataset:
+        raise ValueError(
+            "dataset: found nothing, allowed is a folder (of images with a folder for each class, of csv or parquet), "
+            "a Hub id, a file or an embedded name (digits)"
+        )
+    rows = load(data.dataset)
     for name in (data.train_split, data.eval_split):
-        if name not in loaded:
-            raise ValueError(f"split: found {name!r}, allowed are {sorted(loaded)} of {data.dataset!r}")
-    splits = DatasetDict({"train": loaded[data.train_split], "eval": loaded[data.eval_split]})
+        if name not in rows:
+            raise ValueError(f"split: found {name!r}, allowed are {sorted(rows)} of {data.dataset!r}")
+    splits = DatasetDict({"train": rows[data.train_split], "eval": rows[data.eval_split]})
     splits, names = _with_labels(splits, data.label_column)
     columns = splits["train"].column_names
     if model.task == "text-classification":
@@ -159,12 +205,27 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
 
     network = model.load(names)
     if "pixel_values" in columns:
-        return Loaded(network, splits, default_data_collator, None, keeps_columns=False)
-    if data.image_column not in columns:
-        raise ValueError(f"image_column: found {data.image_column!r}, allowed are {columns}")
-    processor = model.processor()
-    splits = splits.cast_column(data.image_column, Image(mode="RGB"))
-    return Loaded(network, splits, ImageCollator(processor, data.image_column), processor, keeps_columns=True)
+        loaded = Loaded(network, splits, default_data_collator, None, keeps_columns=False)
+        pixels = torch.as_tensor(splits["train"][:1]["pixel_values"])
+    else:
+        if data.image_column not in columns:
+            raise ValueError(f"image_column: found {data.image_column!r}, allowed are {columns}")
+        processor = model.processor()
+        mode = "L" if _is_grey(network) else "RGB"
+        splits = splits.cast_column(data.image_column, Image(mode=mode))
+        collator = ImageCollator(processor, data.image_column)
+        loaded = Loaded(network, splits, collator, processor, keeps_columns=True)
+        with naming_the_images(model.image_arguments, f"mode {mode}"):
+            pixels = collator([splits["train"][0]])["pixel_values"]
+    with torch.no_grad():
+        model.try_out(network, pixels)
+    return loaded
+
+
+def _is_grey(network: nn.Module) -> bool:
+    """Whether it reads images of one channel: its first convolution tells, of any library."""
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return first is not None and first.in_channels == 1
 
 
 @dataclass
@@ -183,26 +244,52 @@ class ImageCollator:
 
 
 def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
-    columns = splits["train"].column_names
-    if column not in columns:
-        if "label" not in columns:
-            raise ValueError(f"label_column: found {column!r}, allowed are {columns}")
-        column = "label"
-    if not isinstance(splits["train"].features[column], ClassLabel):
-        # each split by itself would number the classes that occur in it
-        train = splits["train"].class_encode_column(column)
-        classes = train.features[column]
-        others = {str(value) for value in splits["eval"].unique(column)} - set(classes.names)
-        if others:
+    train, evaluated = splits["train"], splits["eval"]
+    if column not in train.column_names:
+        if "label" not in train.column_names:
             raise ValueError(
-                f"{column}: found {', '.join(sorted(others))} in the split to evaluate on alone, allowed are "
-                f"{', '.join(classes.names)}, the classes of the other one"
+                f"label_column: found no column {column!r}, allowed is a column of classes, of {train.column_names}; "
+                "images in folders have one where there are two or more folders, one a class"
             )
-        as_text = splits["eval"].cast_column(column, Value("string"))
-        splits = DatasetDict(train=train, eval=as_text.cast_column(column, classes))
+        column = "label"
+    numbered = isinstance(train.features[column], ClassLabel)
+    if not numbered:
+        # each split by itself would number the classes that occur in it
+        train = train.class_encode_column(column)
+    known = _classes(train, column)
+    others = set(_classes(evaluated, column)) - set(known)
+    if others:
+        message = (
+            f"{column}: found {', '.join(sorted(others))} in the split to evaluate on alone, allowed are "
+            f"{', '.join(known)}, the classes of the other one"
+        )
+        # folders make a class of every name there is, in any split; elsewhere somebody has said that it is one
+        if not numbered or train.info.builder_name == "imagefolder":
+            raise ValueError(message)
+        logger.warning(message)
+    if len(known) < 2:
+        raise ValueError(f"{column}: found the classes {known}, allowed are two or more; a folder of images for each")
+    classes = train.features[column]
+    if not numbered:
+        evaluated = evaluated.cast_column(column, Value("string")).cast_column(column, classes)
+    if getattr(evaluated.features[column], "names", None) != classes.names:
+        raise ValueError(
+            f"{column}: found {evaluated.features[column]} in the split to evaluate on, allowed is {classes}, as in "
+            "the other one"
+        )
+    splits = DatasetDict(train=train, eval=evaluated)
     if column != "labels":
         splits = splits.rename_column(column, "labels")
-    return splits, splits["train"].features["labels"].names
+    return splits, classes.names
+
+
+def _classes(rows: Dataset, column: str) -> list[str]:
+    """The classes that occur, sorted as their numbers are."""
+    names = getattr(rows.features[column], "names", None)
+    found = [value for value in rows.select_columns(column).unique(column) if value is not None]
+    if names is None:
+        return sorted(map(str, found))
+    return [names[value] for value in sorted(found) if 0 <= value < len(names)]
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """`hf-ext train rd` and `hf-ext demo rd`."""
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
+from PIL.Image import Resampling
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    BitImageProcessor,
     ResNetForImageClassification,
+    ViTImageProcessor,
 )
 
 from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
-from hf_ext.commands.loading import ModelArguments, accuracy
+from hf_ext.commands.loading import (
+    ModelArguments,
+    OwnDataArguments,
+    accuracy,
+    check_place,
+    naming_the_images,
+    shape_of,
+)
+from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
@@ -42,9 +55,10 @@ class RDModelArguments(ModelArguments):
         """Before anything is loaded.
 
         Raises:
-            ValueError: no student named, or texts instead of images asked for.
+            ValueError: no student named, a folder that does not exist, or texts instead of images asked for.
         """
         super().check()
+        check_place("teacher_model", self.teacher_model)
         if self.task != "image-classification":
             raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
 
@@ -62,6 +76,7 @@ class RDModelArguments(ModelArguments):
                     f"model_name_or_path: found an RD model of {config.num_labels} classes for data of {len(names)}, "
                     "allowed is one of as many"
                 )
+            check_place("teacher_model", self.teacher_model or config.teacher_name)
             return AutoModelForImageClassification.from_pretrained(place).attach_teacher(self.teacher_model)
         if not self.teacher_model:
             raise ValueError("teacher_model: found nothing, allowed is a Hub id or the folder of a model")
@@ -73,12 +88,69 @@ class RDModelArguments(ModelArguments):
             teacher_processor=_processor(self.teacher_model),
         )
 
+    def processor(self) -> Any:
+        """What prepares images for the student; of a timm model one that can be saved beside an RD model.
+
+        Raises:
+            ValueError: nothing does.
+        """
+        own = super().processor()
+        settings = getattr(own, "data_config", None)
+        return own if settings is None else _of_timm(settings)
+
+    def try_out(self, model: Any, pixel_values: Tensor) -> None:
+        """Give images to the student, and to a teacher that sees the same.
+
+        Raises:
+            ValueError: one of them cannot take them.
+        """
+        super().try_out(model, pixel_values)
+        if model.config.teacher_inputs == "same":
+            with naming_the_images("teacher_model", shape_of(pixel_values)):
+                model.get_teacher_features(pixel_values)
+
 
 def _processor(place: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(place)
     except (OSError, ValueError):  # a model of pixel values, without one
         return None
+
+
+def _of_timm(settings: Mapping[str, Any]) -> Any:
+    """What prepares images as timm does, and is saved like any: timm's own is nowhere but in a timm model's folder."""
+    channels, height, width = settings["input_size"]
+    common = {
+        "image_mean": list(settings["mean"]),
+        "image_std": list(settings["std"]),
+        "resample": int(Resampling[settings["interpolation"].upper()]),
+        "do_convert_rgb": channels == 3,
+    }
+    size = {"height": height, "width": width}
+    if settings["crop_mode"] != "center" or height != width:
+        return ViTImageProcessor(size=size, **common)
+    edge = math.floor(height / settings["crop_pct"])
+    return BitImageProcessor(size={"shortest_edge": edge}, crop_size=size, **common)
+
+
+class _StudentLora(PartLora):
+    """A LoRA on the student of a saved RD model; its classifier and norms of batches, and phi, are trained in full."""
+
+    what = "RD model"
+
+    def defaults(self, model: Any) -> tuple[list[str], list[str]]:
+        head = f"student.{model.config.student_classifier}"
+        modules = dict(model.student.named_modules(prefix="student"))
+        targets = [name for name, module in modules.items() if name != head and _takes_lora(module, self.lora_r)]
+        # an adapter has the statistics only of layers that are saved in full
+        statistics = [name for name, module in modules.items() if getattr(module, "running_mean", None) is not None]
+        return targets, [head, "phi", *statistics]
+
+
+def _takes_lora(module: nn.Module, rank: int) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 or rank % module.groups == 0
+    return isinstance(module, nn.Linear)
 
 
 def train(argv: Sequence[str]) -> None:
@@ -90,17 +162,30 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="A small student beside a large frozen model (RD, Zhou et al. 2024).",
         model=RDModelArguments,
+        rows=OwnDataArguments,
+        adapter=_StudentLora,
         saved=_finish,
     )
 
 
 def _finish(trainer: Any) -> None:
-    """Save the student alone, and compare it with its teacher for the card."""
+    """Save the student alone, without an adapter, and compare it with its teacher for the card."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    if trainer.args.should_save and hasattr(model, "save_student"):  # not within an adapter
-        model.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)
+    if trainer.args.should_save:
+        merged = _merged(model) if isinstance(model, PeftModel) else model
+        merged.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)
     if model.reads_teacher() or COLUMN in trainer.eval_dataset.column_names:
         trainer.save_metrics("teacher_comparison", trainer.compare_with_teacher())
+
+
+def _merged(model: Any) -> Any:
+    """A copy of what an RD model with an adapter computes, without the adapter and without its teacher."""
+    inner = model.get_base_model()
+    teacher, inner._teacher = inner._teacher, None
+    try:
+        return copy.deepcopy(model).merge_and_unload()
+    finally:
+        inner._teacher = teacher
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from peft import PeftModel
 from PIL import Image
 from tokenizers import Tokenizer
@@ -16,6 +18,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
+    Trainer,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -109,6 +112,23 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert main(["demo"]) == 130
 
 
+HTTPError: Any = HfHubHTTPError.__bases__[0]
+
+
+@pytest.mark.parametrize("error", [HTTPError("no route to host\nat all"), OfflineModeIsEnabled("offline")])
+def test_no_way_to_reach_the_hub(
+    error: Exception, config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", unreachable)
+    assert main(["train", "mola", "--config", str(config_file), "--push_to_hub", "true"]) == 2
+    message = capsys.readouterr().err
+    assert f"push_to_hub: found no way to reach the Hub ({str(error).splitlines()[0]}), allowed is training" in message
+    assert "Traceback" not in message
+
+
 def test_train_leaves_a_folder_that_loads(config_file: Path, tmp_path: Path, vit: str) -> None:
     # the command line wins over the file
     assert main(["train", "mola", "--config", str(config_file), "--r", "3"]) == 0
@@ -169,6 +189,21 @@ def test_train_on_images(tmp_path: Path) -> None:
     arguments += ["--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--use_cpu", "true"]
     assert main(arguments) == 0
     assert "eval_task_1_accuracy" in json.loads((tmp_path / "out" / "eval_results.json").read_text())
+
+
+@pytest.mark.parametrize(("mean", "code"), [([0.5], 0), ([0.5] * 3, 2)])
+def test_images_for_a_model_of_grey_ones(
+    mean: list[float], code: int, tmp_path: Path, vit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = {"height": 8, "width": 8}
+    ViTImageProcessor(size=size, image_mean=mean, image_std=mean).save_pretrained(vit)
+    for place in ("train/dark", "train/light", "test/dark", "test/light"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (8, 8), (0, 9, number)).save(tmp_path / "images" / place / f"{number}.png")
+    arguments = ["train", "divbs", "--model_name_or_path", vit, "--dataset", str(tmp_path / "images")]
+    assert main([*arguments, "--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu", "true"]) == code
+    assert code == 0 or "model_name_or_path: found" in capsys.readouterr().err
 
 
 def test_train_on_texts(tmp_path: Path) -> None:

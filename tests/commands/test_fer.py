@@ -94,6 +94,58 @@ def test_which_model_has_to_be_said(
     assert "neutral: found 'calm', allowed are None, an id, or one of" in capsys.readouterr().err
 
 
+def test_mistakes_name_their_argument(
+    parts: tuple[Path, Path], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vision, text = map(str, parts)
+    new = ["--vision_model", vision, "--text_model", text]
+    saved = ["--model_name_or_path", vision]  # never loaded
+    for words, message in (
+        (["--vision_model", "./nope", "--text_model", text], "vision_model: found './nope', which is no folder"),
+        (["--vision_model", vision, "--text_model", "a/b/c"], "text_model: found 'a/b/c', which is no folder"),
+        (["--model_name_or_path", "~/nope"], "model_name_or_path: found '~/nope', which is no folder"),
+        ([*saved, "--neutral", "calm"], "neutral: found 'calm' with a saved matcher"),
+        ([*saved, "--template", "{}"], "template: found '{}' with a saved matcher"),
+        ([*saved, "--class_prompts", "a"], "class_prompts: found ['a'] with a saved matcher"),
+        ([*saved, "--image_side", "16"], "image_side: found 16 with a saved matcher"),
+        ([*new, "--dataset", ""], "dataset: found nothing, allowed is"),
+    ):
+        assert main(["train", "fer", "--dataset", str(faces), *words, *_short(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["train", "fer", *new, *_short(tmp_path / "out")]) == 2
+    assert "dataset: found nothing, allowed is" in capsys.readouterr().err
+
+
+def test_models_that_cannot_take_the_images(
+    parts: tuple[Path, Path], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vision, text = map(str, parts)
+    bare, grey = str(tmp_path / "bare"), str(tmp_path / "grey")
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **SIZES)).save_pretrained(bare)
+    ViTModel(ViTConfig(image_size=16, patch_size=8, num_channels=1, **SIZES)).save_pretrained(grey)
+    ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5]).save_pretrained(grey)
+    for (vision_model, text_model, *words), message in (
+        ((text, vision), f"vision_model: found {text!r}, a model of texts (bert)"),
+        ((vision, vision), f"text_model: found {vision!r}, a model of images (vit)"),
+        ((bare, text), f"vision_model: found {bare!r} without an image processor"),
+        ((vision, text, "--image_side", "24"), "vision_model, image_side: found a model that fails with images of sh"),
+        ((grey, text), "vision_model, image_side: found a model that fails with images of shape (3, 16, 16)"),
+    ):
+        models = ["--vision_model", vision_model, "--text_model", text_model]
+        assert main(["train", "fer", "--dataset", str(faces), *models, *words, *_short(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_without_a_neutral_class(
+    parts: tuple[Path, Path], faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test"):
+        (faces / split / "neutral").rename(faces / split / "calm")
+    words = ["train", "fer", "--vision_model", str(parts[0]), "--text_model", str(parts[1]), "--dataset", str(faces)]
+    assert main([*words, *_short(tmp_path / "out")]) == 0
+    assert caplog.text.count("neutral: found no such class among calm, happy, sad, so two of the three losses") == 1
+
+
 @pytest.mark.slow
 def test_demo_and_the_launch_script(tmp_path: Path, run_snippet: Callable[..., str]) -> None:
     out = tmp_path / "hf_ext_demo_fer"

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
+from PIL import Image
 
 from hf_ext.commands.loading import _with_labels
+from hf_ext.data import load
 
 
 def _splits(train: list[str], evaluated: list[str]) -> DatasetDict:
@@ -32,6 +34,43 @@ def test_a_class_of_the_evaluation_alone() -> None:
         _with_labels(DatasetDict(_splits(["a", "b"], ["d"])).rename_column("label", "labels"), "labels")
 
 
-def test_given_class_labels_stay(tmp_path: Path) -> None:
+def test_given_class_labels_stay(caplog: pytest.LogCaptureFixture) -> None:
     rows = _splits(["b", "a"], ["a", "a"]).class_encode_column("label")
     assert _with_labels(DatasetDict(train=rows["train"], eval=rows["train"]), "labels")[1] == ["a", "b"]
+    # also one that happens not to occur
+    classes = ClassLabel(names=["a", "b", "c"])
+    few = DatasetDict({name: rows.cast_column("label", classes) for name, rows in _splits(["b", "a"], ["c"]).items()})
+    assert _with_labels(few, "labels")[1] == classes.names
+    assert "found c in the split to evaluate on alone" in caplog.text
+
+
+def test_a_class_folder_of_another_name_in_the_split_to_evaluate_on(tmp_path: Path) -> None:
+    for place in ("train/angry", "train/happy", "test/anger", "test/happy"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (4, 4)).save(tmp_path / place / f"{number}.png")
+    rows = load(str(tmp_path))
+    with pytest.raises(
+        ValueError, match="label: found anger in the split to evaluate on alone, allowed are angry, ha"
+    ):
+        _with_labels(DatasetDict(train=rows["train"], eval=rows["test"]), "labels")
+
+
+def test_numbers_that_mean_other_classes() -> None:
+    rows = _splits(["b", "a"], ["a", "b"])
+    eval_ = rows["eval"].cast_column("label", ClassLabel(names=["b", "a"]))
+    train = rows["train"].cast_column("label", ClassLabel(names=["a", "b"]))
+    with pytest.raises(ValueError, match=r"label: found ClassLabel.* in the split to evaluate on, allowed is ClassL"):
+        _with_labels(DatasetDict(train=train, eval=eval_), "labels")
+
+
+def test_one_class_is_none(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split / "happy").mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (4, 4)).save(tmp_path / split / "happy" / f"{number}.png")
+    rows = load(str(tmp_path))
+    with pytest.raises(ValueError, match=r"label_column: found no column 'labels', .* two or more folders"):
+        _with_labels(DatasetDict(train=rows["train"], eval=rows["test"]), "labels")
+    with pytest.raises(ValueError, match=r"label: found the classes \['a'\], allowed are two or more"):
+        _with_labels(_splits(["a", "a"], ["a"]), "labels")

@@ -1,5 +1,6 @@
 """`hf-ext train rd` and `hf-ext demo rd`."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,21 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from huggingface_hub import ModelCard
+from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
     ViTModel,
+    pipeline,
 )
 
 from hf_ext.commands.cli import main
 from hf_ext.models import RDForImageClassification
+from hf_ext.models.rd.student_rd import save_student
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -86,8 +95,68 @@ def test_from_a_folder_of_images_to_a_student_that_loads(
     # goes on with the saved one, which knows its teacher
     again = ["train", "rd", "--model_name_or_path", str(out), "--dataset", str(images)]
     assert main([*again, *_short(tmp_path / "again")]) == 0
-    assert main([*again, "--lora_r", "2", *_short(tmp_path / "lora")]) == 0
-    assert "| teacher | million weights |" in (tmp_path / "lora" / "README.md").read_text()
+    lora = tmp_path / "lora"
+    assert main([*again, "--lora_r", "2", "--learning_rate", "0.1", *_short(lora)]) == 0
+    assert "| teacher | million weights |" in (lora / "README.md").read_text()
+    adapter = json.loads((lora / "adapter_config.json").read_text())
+    assert all(name.startswith("student.") and "classifier" not in name for name in adapter["target_modules"])
+    assert {"student.classifier.1", "phi"} <= set(adapter["modules_to_save"])
+    # the student in it is an ordinary one, and equal to the adapter's
+    merged = AutoModelForImageClassification.from_pretrained(lora / "student")
+    assert set(merged.state_dict()) == set(student.state_dict())
+    tuned = PeftModel.from_pretrained(AutoModelForImageClassification.from_pretrained(out), lora)
+    torch.testing.assert_close(merged.eval()(pixels).logits, tuned.eval()(pixels).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged(pixels).logits, model(pixels).logits, atol=1e-3)
+
+
+def test_a_timm_student_leaves_what_prepares_its_images(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    out, timms = tmp_path / "out", tmp_path / "timm"
+    known = {"architecture": "test_resnet", "pretrained_cfg": timm.create_model("test_resnet").pretrained_cfg}
+    config = TimmWrapperConfig.from_dict(known, num_labels=2)
+    save_student(TimmWrapperForImageClassification(config), timms)
+    words = ["train", "rd", "--model_name_or_path", str(timms), "--teacher_model", str(parts[1])]
+    assert main([*words, "--dataset", str(images), *_short(out)]) == 0
+    image = Image.open(images / "test" / "benign" / "0.png")
+    pixels = [AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt") for folder in (out, timms)]
+    torch.testing.assert_close(pixels[0]["pixel_values"], pixels[1]["pixel_values"], rtol=0, atol=0.02)  # 1 of 255
+    for folder in (out, out / "student"):
+        found = pipeline("image-classification", model=str(folder), trust_remote_code=True)(image)
+        assert {row["label"] for row in found} == {"benign", "malignant"}
+
+
+def test_models_that_cannot_take_the_images(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (parts[1] / "preprocessor_config.json").unlink()
+    for message in (
+        "teacher_model: found a model that fails with images of shape (3, 16, 16)",  # it was made for 24
+        f"model_name_or_path: found {str(parts[0])!r} without an image processor",
+    ):
+        words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
+        assert main([*words, "--dataset", str(images), *_short(tmp_path / "out")]) == 2
+        assert message in capsys.readouterr().err
+        (parts[0] / "preprocessor_config.json").unlink(missing_ok=True)
+
+
+def test_the_seed_covers_the_first_weights(parts: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
+    weights = []
+    for number, seed in enumerate(("1", "1", "2")):
+        out = tmp_path / f"run{number}"
+        assert main([*words, "--dataset", str(images), "--seed", seed, "--learning_rate", "0", *_short(out)]) == 0
+        weights.append(load_file(out / "model.safetensors"))
+    same = [[torch.equal(weights[0][name], other[name]) for name in weights[0]] for other in weights[1:]]
+    assert all(same[0]) and not all(same[1])
+
+
+def test_no_lora_on_a_new_model(
+    parts: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
+    assert main([*words, "--dataset", str(images), "--lora_r", "4", *_short(tmp_path / "out")]) == 2
+    assert "lora_r: found 4 with a new RD model" in capsys.readouterr().err
 
 
 def test_both_models_have_to_be_said(
@@ -96,8 +165,11 @@ def test_both_models_have_to_be_said(
     for words, message in (
         ([], "model_name_or_path: found nothing"),
         (["--model_name_or_path", str(parts[0])], "teacher_model: found nothing"),
+        (["--model_name_or_path", "./nope"], "model_name_or_path: found './nope', which is no folder"),
+        (["--model_name_or_path", str(parts[0]), "--teacher_model", "./nope"], "teacher_model: found './nope', which"),
+        (["--model_name_or_path", str(parts[0]), "--dataset", ""], "dataset: found nothing"),
     ):
-        assert main(["train", "rd", *words, "--dataset", str(images), *_short(tmp_path / "out")]) == 2
+        assert main(["train", "rd", "--dataset", str(images), *words, *_short(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
 
 

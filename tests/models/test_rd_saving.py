@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -139,6 +140,14 @@ def test_the_student_alone_is_an_ordinary_model(
     assert student.config.id2label == dict(enumerate(names))
     assert AutoImageProcessor.from_pretrained(tmp_path).size["height"] == 16
     assert "rd" not in json.loads((tmp_path / "config.json").read_text())["model_type"]
+
+
+def test_a_student_with_an_adapter_is_not_saved_as_an_ordinary_model(make_student: Make, tmp_path: Path) -> None:
+    model = _make(make_student("vit"))
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"student: found '.*', a layer of peft, allowed .* merge_and_unload"):
+        model.save_student(tmp_path)
+    adapted.merge_and_unload().save_student(tmp_path)
 
 
 @pytest.mark.parametrize(

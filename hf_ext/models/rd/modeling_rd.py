@@ -259,6 +259,9 @@ class RDPreTrainedModel(PreTrainedModel):
         Args:
             folder: created if needed.
             image_processor: saved beside it.
+
+        Raises:
+            ValueError: a student with layers of peft.
         """
         save_student(self.student, folder, image_processor)
 

@@ -91,13 +91,27 @@ def save_student(student: Any, folder: str | os.PathLike[str], image_processor: 
         student: of transformers, also one that wraps a timm model.
         folder: created if needed.
         image_processor: saved beside it. One of a timm model is in the model's own configuration, and not needed.
+
+    Raises:
+        ValueError: a student with layers of peft, whose weights an ordinary model has not.
     """
+    adapted = next((name for name, module in student.named_modules() if _is_of_peft(module)), None)
+    if adapted is not None:
+        raise ValueError(
+            f"student: found {adapted!r}, a layer of peft, allowed is a student without adapters; merge_and_unload() "
+            "of the model with the adapter gives one"
+        )
     if hasattr(student, "timm_model"):
         _save_timm(student, Path(folder))
     else:
         student.save_pretrained(folder)
         if image_processor is not None:
             image_processor.save_pretrained(folder)
+
+
+def _is_of_peft(module: nn.Module) -> bool:
+    """Whether a layer, or one that it derives from, is of peft, which may not be installed."""
+    return any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)
 
 
 def _save_timm(student: Any, folder: Path) -> None:

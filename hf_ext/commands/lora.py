@@ -1,0 +1,75 @@
+"""A LoRA in place of all weights, for training from the command line."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+
+@dataclass
+class LoraArguments:
+    """Whether all weights are trained, or a LoRA."""
+
+    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA to train in place of all weights; 0 for none."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "The LoRA is scaled by lora_alpha / lora_r; by default 2 lora_r."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Layers the LoRA is added to; by default all linear ones but the classifier."}
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers trained in full beside it; by default the classifier; 'none': none."},
+    )
+
+    def adapted(self, model: nn.Module) -> nn.Module:
+        """The model, or the model with a LoRA.
+
+        Raises:
+            ValueError: a negative rank, or options of a LoRA without a rank.
+        """
+        if self.lora_r < 0:
+            raise ValueError(f"lora_r: found {self.lora_r}, allowed are integers >= 0")
+        if self.lora_r == 0:
+            for name in ("lora_alpha", "lora_target_modules", "lora_modules_to_save"):
+                if getattr(self, name):
+                    raise ValueError(f"lora_r: found 0 with {name}, allowed is a rank >= 1")
+            return model
+        heads = [name for name in ("classifier", "score") if hasattr(model, name)]
+        saved = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
+        config = LoraConfig(
+            r=self.lora_r,
+            lora_alpha=2 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
+            target_modules=self.lora_target_modules or "all-linear",
+            exclude_modules=None if self.lora_target_modules or not heads else rf"(.*\.)?({'|'.join(heads)})(\..*)?",
+            modules_to_save=None if saved == ["none"] else saved,
+        )
+        return get_peft_model(model, config)
+
+
+class PartLora(LoraArguments):
+    """A LoRA on a part of a saved model that is composed of others; a new one's other weights nobody could load."""
+
+    what: ClassVar[str]  # in errors
+
+    def adapted(self, model: nn.Module) -> nn.Module:
+        """The model, or a saved model with a LoRA.
+
+        Raises:
+            ValueError: as of any LoRA, or one on a new model.
+        """
+        if self.lora_r > 0:
+            if not getattr(model, "name_or_path", ""):
+                raise ValueError(
+                    f"lora_r: found {self.lora_r} with a new {self.what}, whose other weights nobody could load, "
+                    f"allowed is 0, or a saved {self.what} (model_name_or_path)"
+                )
+            targets, saved = self.defaults(model)
+            self.lora_target_modules = self.lora_target_modules or targets
+            self.lora_modules_to_save = self.lora_modules_to_save or saved
+        return super().adapted(model)
+
+    def defaults(self, model: Any) -> tuple[list[str], list[str]]:
+        """Names of the layers that the LoRA is added to, and of those that are trained in full."""
+        raise NotImplementedError
