@@ -323,7 +323,8 @@ def _pictures(card: MethodCard) -> dict[str, tuple[str, Callable[[str], None]]]:
     metrics = {result.metric for result in card.overall}
     for metric in sorted(metrics):
         rows = [result for result in card.overall if result.metric == metric]
-        if len({result.system for result in rows}) > 1:
+        # two numbers need no picture
+        if len({row.system for row in rows}) > 1 and (len(rows) > 2 or any(row.std for row in rows)):
             file = "results.png" if len(metrics) == 1 else f"results_{len(pictures)}.png"
             pictures[file] = (f"All systems: {metric}", partial(plot_results, rows))
     for method in card.about:

@@ -221,8 +221,9 @@ class RDMixin(MethodMixin):
             if isinstance(model.teacher, nn.Module):
                 about["weights of the teacher"] = count_weights(model.teacher)
         if self.teacher_comparison is not None and self.card is not None:
-            compared = self.teacher_comparison.results(self.card.step)
-            facts["results"] = [*facts.get("results", ()), *compared]
+            evaluated = facts.get("results", ())
+            compared = self.teacher_comparison.results(self.card.step, known=evaluated)
+            facts["results"] = [*evaluated, *compared]
         return with_hyper_parameters(facts, about)
 
 

@@ -38,7 +38,7 @@ def _code(folder: Path) -> str:
 
 def test_pictures_are_drawn_from_the_facts(tmp_path: Path) -> None:
     table = {"tasks": ["a", "b"], "weights": [[0.9, 0.1], [None, None]]}
-    results = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, is_method=True)]
+    results = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, 0.1, 3, is_method=True)]
     create_card(_adapter(tmp_path), results=results, log_history=HISTORY, facts={"routing_table": table})
     text = (tmp_path / "README.md").read_text()
     for name in ("results.png", "losses.png", "routing.png"):
@@ -79,14 +79,15 @@ def test_what_the_folder_says_now_is_what_counts(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     folder = _adapter(tmp_path / "old", base_model_name_or_path="me/old", routing="router")
     table = {"routing_table": {"tasks": ["a"], "weights": [[1.0]]}}
-    rows = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, is_method=True)]
+    rows = [Result(name, "accuracy", 0.5) for name in ("LoRA", "Poly")]
+    rows.append(Result("MoLA", "accuracy", 0.7, is_method=True))
     create_card(folder, license="mit", run={"log_history": HISTORY, "facts": table, "results": rows, "dataset": "x"})
     folder = _adapter(folder.rename(tmp_path / "new"), base_model_name_or_path="me/new", r=16)
     card = create_card(folder)
     assert (card.base_model, card.hyper_parameters["r"]) == ("me/new", 16)
     assert (card.place, card.model_name, card.license) == ("./new", "new", "mit")
     assert {file for file, _ in card.plots} == {"results.png", "losses.png", "routing.png"}
-    again = create_card(folder, run={"log_history": HISTORY, "facts": {}, "results": rows[1:]})
+    again = create_card(folder, run={"log_history": HISTORY, "facts": {}, "results": rows[2:]})
     assert [file for file, _ in again.plots] == ["losses.png"] and again.dataset == "unknown"
 
 
