@@ -16,6 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.functional import fer_losses
 from hf_ext.functional.fer import label_counts_of
+from hf_ext.hub_cards.methods.fer import losses_shown
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
 
@@ -151,7 +152,7 @@ class FERMixin(MethodMixin):
     def card_facts(self) -> dict[str, Any]:
         facts, config = super().card_facts(), self._fer_config
         used = {name: self._setting(name) for name in ("contrast_pairs", "lambda_s", "lambda_t", "lambda_c")}
-        facts = with_hyper_parameters(facts, used)
+        facts = with_hyper_parameters(facts, losses_shown(used, config.neutral_id))
         unit = F.normalize(self._matcher.classifier.text_features.float(), dim=-1)
         texts = {"classes": list(config.id2label.values()), "similarities": (unit @ unit.T).tolist()}
         return facts | {"facts": {**facts.get("facts", {}), "texts": texts}}

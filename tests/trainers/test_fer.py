@@ -181,6 +181,18 @@ def test_a_whole_model_is_saved_with_its_card_and_code(data: Dataset, tmp_path: 
     assert _difference(resumed, trainer.model) == 0
 
 
+def test_without_a_neutral_class_the_card_says_what_is_off(data: Dataset, tmp_path: Path) -> None:
+    model = _model()
+    model.config.neutral_id = None
+    trainer = FERTrainer(model, _arguments(tmp_path), train_dataset=data)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| losses | the cross-entropy alone: without a neutral class the other two are off |" in card
+    assert "| lambda_s | 1 |" in card and "| lambda_t |" not in card and "| fer_lambda" not in card
+
+
 def test_an_evaluation_alone_leaves_what_the_card_says_of_the_training(data: Dataset, tmp_path: Path) -> None:
     trained = FERTrainer(_model(), _arguments(tmp_path), train_dataset=data)
     trained.train()
