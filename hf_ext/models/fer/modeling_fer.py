@@ -230,7 +230,7 @@ class FERForImageClassification(FERPreTrainedModel):
         )
         if backbone.scale is not None:
             options.setdefault("logit_scale", backbone.scale)
-        own = copy.deepcopy(backbone.model.config)
+        own: Any = copy.deepcopy(backbone.model.config)
         own.dtype = torch.float32  # whatever the checkpoint's: one for all that is trained
         own._name_or_path = _public(own._name_or_path)
         config = FERConfig(
