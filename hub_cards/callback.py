@@ -191,13 +191,13 @@ def _name_of(dataset: Any) -> str | None:
 
 
 def _hyper_parameters(args: TrainingArguments) -> dict[str, Any]:
-    """Those that Trainer's own cards list, and the methods' own."""
+    """Those that Trainer's own cards list, and the methods' own that are set."""
     own = tuple(f"{name}_" for name in METHODS)
     fields = [field.name for field in dataclasses.fields(args) if field.name.startswith(own)]
     listed: dict[str, Any] = extract_hyperparameters_from_trainer(SimpleNamespace(args=args))
     if args.optim:
         listed["optimizer"] = getattr(args.optim, "value", args.optim)  # not a sentence
-    return listed | {name: getattr(args, name) for name in fields}
+    return listed | {name: getattr(args, name) for name in fields if getattr(args, name) is not None}
 
 
 def _model_facts(model: Any) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class MethodCard:
         base_model: Hub id of the model it adapts, or None.
         base_options: what `from_pretrained` is told when it loads `base_model`.
         base_folder: folder of the base model within the card's own, or None.
+        files: in the card's folder, of those that the methods have code for (`Method.further`).
         place: where the snippet loads the model from, a Hub id or a folder.
         dataset: name of the data, shown and put into the metadata.
         dataset_description: how they were used.
@@ -100,6 +101,7 @@ class MethodCard:
     base_model: str | None = None
     base_options: Mapping[str, Any] = field(default_factory=dict)
     base_folder: str | None = None
+    files: Sequence[str] = ()
     place: str = "."
     dataset: str = "unknown"
     dataset_description: str = ""
@@ -142,11 +144,22 @@ class MethodCard:
 
     @property
     def _usage(self) -> str:
-        """How to load what lies there: what an adapter is decides, whichever method trained it."""
+        """How to load what lies there: what an adapter or a model is decides, whichever method trained it."""
         if self.adapter:
             method = METHODS.get(self.adapter.lower())
-            return method.usage if method else USAGES["peft"]
-        return self.about[0].usage or USAGES["transformers"]
+            ours = "import hf_ext\n" if any(method.is_model_type for method in self.about) else ""
+            return method.usage if method else ours + USAGES["peft"]
+        usages = [self.about[0].usage, *(method.usage for method in self.about if method.is_model_type)]
+        return next(filter(None, usages), USAGES["transformers"])
+
+    @property
+    def further_code(self) -> list[tuple[str, str]]:
+        """Words and code for what else lies in a whole model's folder; they go on from `code`."""
+        if self.adapter or self.usage:
+            return []
+        auto_class = self.auto_class or auto_class_for(self.task)
+        found = [snippet for method in self.about for snippet in method.further if snippet.file in self.files]
+        return [(part.words, usage_of(part.code, auto_class, self.place, None, {}, None)) for part in found]
 
     @property
     def overall(self) -> list[Result]:

@@ -18,12 +18,15 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from hf_ext.hub_cards.card import CARD_FILE, MethodCard, Result, loss_entries
 from hf_ext.hub_cards.methods import METHODS
 from hf_ext.hub_cards.tasks import TASKS, auto_class_of
+from hf_ext.hub_cards.text import without_path
 
 FACTS_FILE = "hf_ext_card.json"
 _CONFIGS = ("adapter_config.json", "config.json")
 _FIELDS = {field.name for field in dataclasses.fields(MethodCard)}
 _MAPPINGS = ("base_options", "data", "environment", "facts", "hyper_parameters")
 _NOT_SETTINGS = {"architectures", "base_model_name_or_path", "inference_mode", "peft_version", "transformers_version"}
+#: of an adapter, also where they are the defaults
+_ALWAYS_SHOWN = ("r", "lora_alpha", "target_modules")
 #: in cards that Trainer generates, until somebody has completed them
 _TRAINERS_WORDS = "This model card has been generated automatically"
 #: what peft adds to the form that it saves beside an adapter
@@ -59,7 +62,7 @@ def create_card(
 
     Facts come from `adapter_config.json` or `config.json` as they are now (hyper-parameters, base model, task), over
     these from the last run, and over those from the `facts` of this call and of earlier ones. Paths of this machine
-    are not named: of data the last part, of a base model nothing.
+    are not named: of data and in hyper-parameters the last part, of a base model nothing.
 
     Args:
         folder: of the trained model.
@@ -151,6 +154,7 @@ def _card(folder: Path, kept: _Kept, name: str | None = None) -> MethodCard:
     card.hyper_parameters = _settings(config, card) | card.hyper_parameters
     if card.base_folder is None and (folder / "base_model" / "config.json").is_file():
         card.base_folder = "base_model"
+    card.files = [code.file for about in card.about for code in about.further if (folder / code.file).is_file()]
     return card
 
 
@@ -257,14 +261,17 @@ def _without_paths(facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if public.get("base_model") and not is_hub_id(str(public["base_model"]), folder):
         public["base_model"] = None
     if public.get("dataset"):
-        public["dataset"] = ", ".join(map(_without_path, str(public["dataset"]).split(", ")))
+        public["dataset"] = ", ".join(map(without_path, str(public["dataset"]).split(", ")))
+    if public.get("hyper_parameters"):
+        public["hyper_parameters"] = _public(public["hyper_parameters"])
     return public
 
 
-def _without_path(name: str) -> str:
-    if name.startswith(("/", "./", "../", "~")) or os.path.isabs(name) or os.path.exists(name):
-        return Path(os.path.abspath(os.path.expanduser(name))).name or "unknown"
-    return name
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: without_path(str(value)) if isinstance(value, str | os.PathLike) else value
+        for name, value in settings.items()
+    }
 
 
 def _method_of(config: Mapping[str, Any]) -> str | None:
@@ -274,13 +281,28 @@ def _method_of(config: Mapping[str, Any]) -> str | None:
 
 
 def _settings(config: Mapping[str, Any], card: MethodCard) -> dict[str, Any]:
-    """What the methods pick; all that an adapter's configuration says if it is of no method that picks."""
+    """What the methods pick; of an adapter of no method that picks, what its configuration does not say by itself."""
     owner = METHODS.get(_method_of(config) or "")
     shown: dict[str, Any] = {}
     if card.adapter and not (owner and owner.settings):
-        shown = {name: value for name, value in config.items() if _is_setting(name, value)}
+        shown = _of_adapter(config)
     for method in card.about:
         shown |= method.settings(config) if method.settings else {}
+    return _public(shown)
+
+
+def _of_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING  # takes its time
+
+    kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(config["peft_type"])
+    defaults = {} if kind is None else {field.name: field.default for field in dataclasses.fields(kind)}
+    shown = {
+        name: value
+        for name, value in config.items()
+        if _is_setting(name, value) and (name in _ALWAYS_SHOWN or name not in defaults or defaults[name] != value)
+    }
+    if isinstance(targets := shown.get("target_modules"), list):
+        shown["target_modules"] = sorted(targets)  # a set's, in any order
     return shown
 
 
@@ -323,7 +345,8 @@ def _pictures(card: MethodCard) -> dict[str, tuple[str, Callable[[str], None]]]:
     metrics = {result.metric for result in card.overall}
     for metric in sorted(metrics):
         rows = [result for result in card.overall if result.metric == metric]
-        if len({result.system for result in rows}) > 1:
+        # two numbers need no picture
+        if len({row.system for row in rows}) > 1 and (len(rows) > 2 or any(row.std for row in rows)):
             file = "results.png" if len(metrics) == 1 else f"results_{len(pictures)}.png"
             pictures[file] = (f"All systems: {metric}", partial(plot_results, rows))
     for method in card.about:

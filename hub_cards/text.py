@@ -1,7 +1,12 @@
 """Text of users on its way into markdown and YAML: nothing in it can break either."""
 
+import os
 import re
+from pathlib import Path
 from typing import Any
+
+#: of longer lists only the first values are told
+_LONG, _TOLD = 10, 5
 
 
 def yaml(value: Any) -> Any:
@@ -21,11 +26,13 @@ def block(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """Text of one table cell."""
+    """Text of one table cell; of a long list the beginning."""
     if isinstance(value, float):
         value = f"{value:.4g}"
     if isinstance(value, list | tuple | set):
-        value = ", ".join(str(item) for item in value)
+        items = [str(item) for item in value]
+        more = len(items) - _TOLD if len(items) > _LONG else 0
+        value = ", ".join(items[: len(items) - more]) + (f" and {more} more" if more else "")
     return line(value) or " "
 
 
@@ -40,6 +47,13 @@ def span(value: str) -> str:
     text, pad = re.sub(r"\s+", " ", value).strip(), " " if "`" in value else ""
     fence = _fence(text, 1)
     return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def without_path(name: str) -> str:
+    """The name; of a place on this machine its last part."""
+    if name.startswith(("/", "./", "../", "~")) or os.path.isabs(name) or os.path.exists(name):
+        return Path(os.path.abspath(os.path.expanduser(name))).name or "unknown"
+    return name
 
 
 def _fence(value: str, least: int) -> str:

@@ -16,8 +16,11 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.functional import fer_losses
 from hf_ext.functional.fer import label_counts_of
+from hf_ext.hub_cards.methods.fer import losses_shown
+from hf_ext.models.rd.student_rd import check_labels
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
+from hf_ext.trainers.labels import check_train_labels
 
 
 @dataclass
@@ -90,6 +93,7 @@ class FERMixin(MethodMixin):
             )
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func: found a function, allowed is None: FER brings its own loss")
+        check_train_labels(self, self._fer_config.num_labels)
 
     @property
     def _matcher(self) -> Any:
@@ -110,7 +114,7 @@ class FERMixin(MethodMixin):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = torch.zeros(self._fer_config.num_labels, device=device)
         for batch in batches:
-            counts += label_counts_of(batch["labels"].to(device), len(counts))
+            counts += label_counts_of(check_labels(batch.get("labels")).to(device), len(counts))
         self._label_counts = self.accelerator.reduce(counts, reduction="sum")
         self._micro_batches = max(len(batches), 1)
         return batches, num_items
@@ -151,7 +155,7 @@ class FERMixin(MethodMixin):
     def card_facts(self) -> dict[str, Any]:
         facts, config = super().card_facts(), self._fer_config
         used = {name: self._setting(name) for name in ("contrast_pairs", "lambda_s", "lambda_t", "lambda_c")}
-        facts = with_hyper_parameters(facts, used)
+        facts = with_hyper_parameters(facts, losses_shown(used, config.neutral_id))
         unit = F.normalize(self._matcher.classifier.text_features.float(), dim=-1)
         texts = {"classes": list(config.id2label.values()), "similarities": (unit @ unit.T).tolist()}
         return facts | {"facts": {**facts.get("facts", {}), "texts": texts}}

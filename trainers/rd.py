@@ -19,6 +19,7 @@ from hf_ext.models.rd.modeling_rd import RDForImageClassification
 from hf_ext.models.rd.student_rd import check_labels
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
+from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.losses import gather_rows
 from hf_ext.trainers.rd_arguments import RDArguments, Weights, weights_of
 from hf_ext.trainers.teacher_cache import WithTeacherFeatures, features_of
@@ -87,6 +88,7 @@ class RDMixin(MethodMixin):
             raise ValueError(
                 f"teacher_classifier: found {found} with rd_method={self.args.rd_method!r}, allowed is one with 'kd'"
             )
+        check_train_labels(self, int(model.config.num_labels or 0))
         weights = self._first_weights()
         if not weights.train_phi:
             model.phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
@@ -221,8 +223,9 @@ class RDMixin(MethodMixin):
             if isinstance(model.teacher, nn.Module):
                 about["weights of the teacher"] = count_weights(model.teacher)
         if self.teacher_comparison is not None and self.card is not None:
-            compared = self.teacher_comparison.results(self.card.step)
-            facts["results"] = [*facts.get("results", ()), *compared]
+            evaluated = facts.get("results", ())
+            compared = self.teacher_comparison.results(self.card.step, known=evaluated)
+            facts["results"] = [*evaluated, *compared]
         return with_hyper_parameters(facts, about)
 
 

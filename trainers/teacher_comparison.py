@@ -1,5 +1,6 @@
 """The student of an RD model next to its teacher: size, time and accuracy on the same images."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,8 +37,8 @@ class TeacherComparison:
     hardware: str
     step: int
 
-    def results(self, step: int) -> list[Result]:
-        """Rows of a card whose weights are those after `step`."""
+    def results(self, step: int, known: Iterable[Result] = ()) -> list[Result]:
+        """Rows of a card whose weights are those after `step`, but for what is known of the student as it is."""
         time = f"ms per image (median, batches of {self.batch_size}, {self.hardware})"
         rows = {
             "student_accuracy": ("student", "accuracy", 1.0),
@@ -48,7 +49,7 @@ class TeacherComparison:
             "teacher_weights": ("teacher", "million weights", 1e-6),
         }
         measured_at = None if step == self.step else self.step
-        return [
+        found = [
             Result(
                 system,
                 metric,
@@ -60,6 +61,12 @@ class TeacherComparison:
             for name, (system, metric, unit) in rows.items()
             if name in self.metrics
         ]
+        return [row for row in found if not any(_is_same(row, other) for other in known)]
+
+
+def _is_same(row: Result, other: Result) -> bool:
+    alike = all(getattr(row, name) == getattr(other, name) for name in ("metric", "group", "step", "is_method"))
+    return alike and math.isclose(row.mean, other.mean, abs_tol=1e-6)
 
 
 def compare(

@@ -3,12 +3,12 @@
 from hf_ext.hub_cards.methods.disam import DISAM
 from hf_ext.hub_cards.methods.divbs import DIVBS
 from hf_ext.hub_cards.methods.fer import FER
-from hf_ext.hub_cards.methods.method import USAGES, Method, Picture, usage_of
+from hf_ext.hub_cards.methods.method import USAGES, Method, Picture, Snippet, usage_of
 from hf_ext.hub_cards.methods.mola import MOLA
 from hf_ext.hub_cards.methods.rd import RD
 from hf_ext.hub_cards.methods.tarf import TARF
 
-__all__ = ["METHODS", "USAGES", "Method", "Picture", "register_method", "usage_of"]
+__all__ = ["METHODS", "USAGES", "Method", "Picture", "Snippet", "register_method", "usage_of"]
 
 #: the methods by name
 METHODS: dict[str, Method] = {}

@@ -3,13 +3,23 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hf_ext.hub_cards.methods.method import Method, Picture
+from hf_ext.hub_cards.methods.method import ON_IMAGES, Method, Picture, name_of
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    names = ["class_prompts", "text_model", "neutral_id", "logit_scale", "learn_logit_scale", "projection"]
-    names += ["contrast_pairs", "lambda_s", "lambda_t", "lambda_c"]
-    return {name: config[name] for name in names if name in config and config[name] is not None}
+    if config.get("model_type") != "fer":
+        return {}
+    shown = {"vision_model": name_of(config["vision_config"])} if config.get("vision_config") else {}
+    names = ("class_prompts", "text_model", "neutral_id", "logit_scale", "learn_logit_scale", "projection")
+    shown |= {name: config[name] for name in names if config.get(name) is not None}
+    return shown | losses_shown(config, config.get("neutral_id"))
+
+
+def losses_shown(settings: Mapping[str, Any], neutral_id: int | None) -> dict[str, Any]:
+    """Which losses there are, and those of the settings that they heed."""
+    names = ["lambda_s"] if neutral_id is None else ["contrast_pairs", "lambda_s", "lambda_t", "lambda_c"]
+    off = {"losses": "the cross-entropy alone: without a neutral class the other two are off"}
+    return (off if neutral_id is None else {}) | {name: settings[name] for name in names if name in settings}
 
 
 def _draw_texts(found: Any, path: str) -> None:
@@ -32,8 +42,8 @@ FER = Method(
         "`logits_c = s u(f) . u(T_c)`\n\n"
         "Beside the cross-entropy of the logits, over all faces that are not neutral, "
         "`1 - cos(f - n, T_y - T_neutral)` aligns the transformation with the texts, and "
-        "`2 - u(T_y) . u(f) + u(T_y) . u(n)` pulls faces to their texts and keeps their neutral versions away. At "
-        "inference only the logits remain."
+        "`2 - u(T_y) . u(f) + u(T_y) . u(n)` pulls faces to their texts and keeps their neutral versions away; "
+        "without a neutral class these two are off. At inference only the logits remain."
     ),
     paper="https://arxiv.org/abs/2409.08598",
     bibtex="""@article{li2025ke2nt,
@@ -54,6 +64,7 @@ from transformers import {auto_class}
 
 model = {auto_class}.from_pretrained({place}).eval()
 """,
+    further=(ON_IMAGES,),
     settings=_settings,
     pictures=(
         Picture(

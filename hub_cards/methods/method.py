@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hf_ext.hub_cards.text import without_path
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -23,6 +25,21 @@ class Picture:
     draw: Callable[[Any, str], None]
 
 
+@dataclass(frozen=True)
+class Snippet:
+    """Code on the cards of whole models in whose folder a file lies, such as an image processor's.
+
+    Args:
+        file: in the card's folder.
+        words: a line before the code (markdown).
+        code: Python code that goes on from the method's `usage`, with `{auto_class}` and `{place}`.
+    """
+
+    file: str
+    words: str
+    code: str
+
+
 #: how a model or an adapter loads that no method of ours has given a form of its own, by library
 USAGES = {
     "transformers": """from transformers import {auto_class}
@@ -36,6 +53,22 @@ base = {auto_class}.from_pretrained({base})
 model = PeftModel.from_pretrained(base, {place}).eval()
 """,
 }
+
+#: how an image classifier of a type of ours runs
+ON_IMAGES = Snippet(
+    file="preprocessor_config.json",
+    words="An image of yours, with the model from above or in one line:",
+    code="""from PIL import Image
+from transformers import AutoImageProcessor, pipeline
+
+image = Image.open("image.png").convert("RGB")
+processor = AutoImageProcessor.from_pretrained({place})
+logits = model(**processor(image, return_tensors="pt")).logits
+print(model.config.id2label[logits.argmax().item()])
+
+print(pipeline("image-classification", model={place}, trust_remote_code=True)(image))
+""",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +87,7 @@ class Method:
         limitations: what to know before relying on it (markdown).
         usage: Python code that loads what is named after the method, with `{auto_class}`, `{place}` and, for what goes
             onto a base model, `{base}`. Empty for a way to train, whose models load as ever (`USAGES`).
+        further: code for what else lies in a whole model's folder.
         settings: picks those of a configuration's values that a card shows; by default all of an adapter's that say
             something, and none of a model's.
         pictures: drawn into every card's folder.
@@ -72,11 +106,24 @@ class Method:
     tags: tuple[str, ...]
     limitations: str
     usage: str = ""
+    further: tuple[Snippet, ...] = ()
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     pictures: tuple[Picture, ...] = ()
     commands: str | None = None
     studies: str | None = None
     benchmarks: str | None = None
+
+    @property
+    def is_model_type(self) -> bool:
+        """Whether its models are of a type of our own, which transformers knows after `import hf_ext`."""
+        return bool(self.usage) and "{base}" not in self.usage
+
+
+def name_of(config: Mapping[str, Any]) -> str:
+    """What a model's configuration says it is: where its weights come from, and its architecture."""
+    architecture = str(config.get("architecture") or config.get("model_type") or "unknown")
+    place = config.get("_name_or_path")
+    return f"{without_path(str(place))} ({architecture})" if place else architecture
 
 
 def usage_of(

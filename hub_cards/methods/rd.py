@@ -1,6 +1,18 @@
 """RD, as cards, README and command line know it."""
 
-from hf_ext.hub_cards.methods.method import USAGES, Method
+from collections.abc import Mapping
+from typing import Any
+
+from hf_ext.hub_cards.methods.method import ON_IMAGES, USAGES, Method, Snippet, name_of
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("model_type") != "rd":
+        return {}
+    labels = config.get("id2label") or {}
+    shown = {"student": name_of(config["student_config"])} if config.get("student_config") else {}
+    return shown | ({"classes": [labels[label] for label in sorted(labels, key=int)]} if labels else {})
+
 
 RD = Method(
     name="rd",
@@ -39,6 +51,18 @@ RD = Method(
     ),
     usage=f"""import hf_ext  # or, where it is not installed: trust_remote_code=True
 {USAGES["transformers"]}""",
+    further=(
+        ON_IMAGES,
+        Snippet(
+            file="student/config.json",
+            words="The student alone, a plain model that needs neither `hf_ext` nor `trust_remote_code`:",
+            code="""from transformers import {auto_class}
+
+student = {auto_class}.from_pretrained({place}, subfolder="student").eval()
+""",
+        ),
+    ),
+    settings=_settings,
     commands="hf_ext.commands.rd",
     studies="hf_ext.studies.rd",
     benchmarks="hf_ext.benchmarks.rd",

@@ -1,5 +1,6 @@
 """`hf-ext train fer` and `hf-ext demo fer`."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,7 +66,9 @@ def _short(out: Path) -> list[str]:
     return ["--output_dir", str(out), *sizes]
 
 
-def test_from_a_folder_of_images_to_a_model_that_loads(parts: tuple[Path, Path], faces: Path, tmp_path: Path) -> None:
+def test_from_a_folder_of_images_to_a_model_that_loads(
+    parts: tuple[Path, Path], faces: Path, tmp_path: Path, run_snippet: Callable[..., str]
+) -> None:
     out = tmp_path / "out"
     words = ["train", "fer", "--vision_model", str(parts[0]), "--text_model", str(parts[1]), "--dataset", str(faces)]
     assert main([*words, *_short(out)]) == 0
@@ -77,6 +80,11 @@ def test_from_a_folder_of_images_to_a_model_that_loads(parts: tuple[Path, Path],
     assert "facial-expression-recognition" in card.data.tags and card.data.pipeline_tag == "image-classification"
     found = pipeline("image-classification", model=str(out))(str(faces / "test" / "sad" / "0.png"))
     assert {row["label"] for row in found} == {"happy", "neutral", "sad"}
+    assert f"| vision_model | {parts[0].name} (" in card.text and f"| text_model | {parts[1].name} |" in card.text
+    assert not any(str(tmp_path) in (out / name).read_text() for name in ("README.md", "config.json"))
+    snippets = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    Image.new("L", (20, 20)).save(tmp_path / "image.png")
+    assert len(snippets) == 2 and "neutral" in run_snippet("\n".join(snippets), cwd=tmp_path)
     # goes on with the saved one
     again = ["train", "fer", "--model_name_or_path", str(out), "--dataset", str(faces)]
     assert main([*again, *_short(tmp_path / "again")]) == 0

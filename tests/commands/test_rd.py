@@ -1,6 +1,7 @@
 """`hf-ext train rd` and `hf-ext demo rd`."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def _short(out: Path) -> list[str]:
 
 
 def test_from_a_folder_of_images_to_a_student_that_loads(
-    parts: tuple[Path, Path], images: Path, tmp_path: Path
+    parts: tuple[Path, Path], images: Path, tmp_path: Path, run_snippet: Callable[..., str]
 ) -> None:
     out = tmp_path / "out"
     words = ["train", "rd", "--model_name_or_path", str(parts[0]), "--teacher_model", str(parts[1])]
@@ -92,6 +93,10 @@ def test_from_a_folder_of_images_to_a_student_that_loads(
     assert {result.metric_type for result in card.data.eval_results} == {"loss", "accuracy"}
     assert (out / "teacher_comparison_results.json").is_file()
     assert "knowledge-distillation" in card.data.tags and card.data.pipeline_tag == "image-classification"
+    assert "| student | student (resnet) |" in card.text and "| classes | benign, malignant |" in card.text
+    snippets = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    Image.new("L", (20, 20)).save(tmp_path / "image.png")
+    assert len(snippets) == 3 and "malignant" in run_snippet("\n".join(snippets), cwd=tmp_path)
     # goes on with the saved one, which knows its teacher
     again = ["train", "rd", "--model_name_or_path", str(out), "--dataset", str(images)]
     assert main([*again, *_short(tmp_path / "again")]) == 0
@@ -181,7 +186,7 @@ def test_demo_and_the_launch_script(tmp_path: Path, run_snippet: Callable[..., s
     assert {"README.md", "config.json", "model.safetensors", "modeling_rd.py", "student"} <= names
     card = ModelCard.load(out / "README.md")
     assert {result.metric_type for result in card.data.eval_results} == {"accuracy"}
-    for row in ("| teacher | million weights |", "| reprogrammed features | accuracy |", "| **student** | accuracy |"):
+    for row in ("| teacher | million weights |", "| reprogrammed features | accuracy |", "| **RD** | accuracy |"):
         assert row in card.text
     snippet = card.text.split("```python\n")[1].split("```")[0]
     assert "tensor(" in run_snippet(snippet, cwd=tmp_path)

@@ -1,5 +1,6 @@
 """A model of ours from a Trainer to the Hub, and from there to processes with hf_ext and without."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -77,5 +78,9 @@ def test_a_matcher_is_pushed_and_loads_anywhere(hub: Hub, in_process: Callable[.
         assert found["logits"] == logits and found["labels"] == ["happy", "neutral", "sad"]
     assert with_it["module"] == "hf_ext.models.fer.modeling_fer"
     assert without["module"].startswith("transformers_modules.")
-    snippet = card.text.split("```python\n")[1].split("```")[0]
-    assert in_process(f"{snippet}\nimport torch\nresult = model(torch.ones(1, 3, 16, 16)).logits.tolist()") == logits
+    snippets = "\n".join(re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL))
+    image = 'from PIL import Image\nImage.new("L", (20, 20)).save("image.png")'
+    assert (
+        in_process(f"{image}\n{snippets}\nimport torch\nresult = model(torch.ones(1, 3, 16, 16)).logits.tolist()")
+        == logits
+    )

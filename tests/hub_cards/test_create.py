@@ -38,7 +38,7 @@ def _code(folder: Path) -> str:
 
 def test_pictures_are_drawn_from_the_facts(tmp_path: Path) -> None:
     table = {"tasks": ["a", "b"], "weights": [[0.9, 0.1], [None, None]]}
-    results = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, is_method=True)]
+    results = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, 0.1, 3, is_method=True)]
     create_card(_adapter(tmp_path), results=results, log_history=HISTORY, facts={"routing_table": table})
     text = (tmp_path / "README.md").read_text()
     for name in ("results.png", "losses.png", "routing.png"):
@@ -51,6 +51,36 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
     card = create_card(_adapter(tmp_path), results=[Result("MoLA", "accuracy", 0.7)], log_history=HISTORY[2:])
     assert not card.plots
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "adapter_config.json", FACTS_FILE}
+
+
+def test_two_numbers_need_no_picture(tmp_path: Path) -> None:
+    results = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, is_method=True)]
+    assert not create_card(_adapter(tmp_path), results=results).plots
+
+
+def test_of_an_adapter_is_shown_what_differs_from_its_defaults(toy: Method, tmp_path: Path) -> None:
+    layers = [f"layers.{number}" for number in range(12)]
+    config = LoraConfig(r=8, target_modules=layers, modules_to_save=["head"])
+    get_peft_model(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2) for _ in layers])}), config)
+    config.save_pretrained(tmp_path)
+    card = create_card(tmp_path, "toy")
+    assert set(card.hyper_parameters) == {"peft_type", "r", "lora_alpha", "target_modules", "modules_to_save"}
+    row = "| target_modules | layers.0, layers.1, layers.10, layers.11, layers.2 and 7 more |"
+    assert row in (tmp_path / "README.md").read_text()
+
+
+def test_of_places_on_this_machine_a_hyper_parameter_has_the_name_alone(tmp_path: Path) -> None:
+    parts = {"teacher": "/home/me/teacher", "text": "me/text", "vision": str(tmp_path)}
+    create_card(_adapter(tmp_path), run={"hyper_parameters": parts, "log_history": HISTORY})
+    for name in ("README.md", FACTS_FILE):
+        written = (tmp_path / name).read_text()
+        assert "/home" not in written and str(tmp_path) not in written and "me/text" in written
+    (tmp_path / "fer").mkdir()
+    config = {"model_type": "fer", "text_model": "/home/me/text", "vision_config": {"_name_or_path": "/home/me/eyes"}}
+    config["vision_config"] |= {"model_type": "timm_wrapper", "architecture": "resnet18"}
+    (tmp_path / "fer" / "config.json").write_text(json.dumps(config))
+    found = create_card(tmp_path / "fer").hyper_parameters
+    assert (found["text_model"], found["vision_model"]) == ("text", "eyes (resnet18)")
 
 
 def test_results_of_tasks_have_their_own_table_and_metadata(tmp_path: Path) -> None:
@@ -79,14 +109,15 @@ def test_what_the_folder_says_now_is_what_counts(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     folder = _adapter(tmp_path / "old", base_model_name_or_path="me/old", routing="router")
     table = {"routing_table": {"tasks": ["a"], "weights": [[1.0]]}}
-    rows = [Result("LoRA", "accuracy", 0.5), Result("MoLA", "accuracy", 0.7, is_method=True)]
+    rows = [Result(name, "accuracy", 0.5) for name in ("LoRA", "Poly")]
+    rows.append(Result("MoLA", "accuracy", 0.7, is_method=True))
     create_card(folder, license="mit", run={"log_history": HISTORY, "facts": table, "results": rows, "dataset": "x"})
     folder = _adapter(folder.rename(tmp_path / "new"), base_model_name_or_path="me/new", r=16)
     card = create_card(folder)
     assert (card.base_model, card.hyper_parameters["r"]) == ("me/new", 16)
     assert (card.place, card.model_name, card.license) == ("./new", "new", "mit")
     assert {file for file, _ in card.plots} == {"results.png", "losses.png", "routing.png"}
-    again = create_card(folder, run={"log_history": HISTORY, "facts": {}, "results": rows[1:]})
+    again = create_card(folder, run={"log_history": HISTORY, "facts": {}, "results": rows[2:]})
     assert [file for file, _ in again.plots] == ["losses.png"] and again.dataset == "unknown"
 
 
@@ -304,6 +335,18 @@ def test_a_way_to_train_needs_no_words_on_loading(toy: Method, tmp_path: Path) -
     assert card.library_name == "peft" and card.hyper_parameters["r"] == 4
     assert _code(lora).startswith("from peft import PeftModel\n")
     assert 'AutoModelForSequenceClassification.from_pretrained("me/base")' in _code(lora)
+
+
+def test_a_lora_on_a_model_type_of_ours(tmp_path: Path) -> None:
+    create_card(_adapter(tmp_path, peft_type="LORA", base_model_name_or_path="me/matcher"), "fer")
+    assert _code(tmp_path).startswith("import hf_ext\nfrom peft import PeftModel\n")
+    assert 'from_pretrained("me/matcher")' in _code(tmp_path)
+
+
+def test_a_model_of_a_type_of_ours_loads_as_that_whoever_trained_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "fer"}))
+    create_card(tmp_path, "disam")
+    assert _code(tmp_path).startswith("import hf_ext")
 
 
 def test_an_adapter_is_loaded_as_its_type_asks_whoever_trained_it(toy: Method, tmp_path: Path) -> None:

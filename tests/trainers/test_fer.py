@@ -152,6 +152,28 @@ def test_other_models_and_losses_are_refused(vit: Callable[..., Any], data: Data
         FERTrainer(_model(), _arguments(tmp_path), train_dataset=data, compute_loss_func=lambda *_: 0)
 
 
+def test_data_without_classes_are_refused(data: Dataset, tmp_path: Path) -> None:
+    def make(rows: Any, **parts: Any) -> FERTrainer:
+        return FERTrainer(_model(), _arguments(tmp_path), train_dataset=rows, **parts)
+
+    without = data.remove_columns("labels")
+    with pytest.raises(
+        ValueError, match="labels: found none among the columns pixel_values, task_ids of the training"
+    ):
+        make(without)
+    with pytest.raises(
+        ValueError, match="label: found 9 in the training data, allowed are 0 to 4, the model's classes"
+    ):
+        make(without.add_column("label", [0, -100, 9] * 16).shuffle(seed=0))
+    with pytest.raises(ValueError, match=r"labels: found Value.*'a', allowed are 0 to 4"):
+        make(without.add_column("labels", ["a"] * 48))
+    make(without.add_column("label", [0, -100, 4] * 16)).train()
+    make(without.with_transform(lambda rows: {**rows, "labels": [0] * len(rows["task_ids"])}))
+    make(without, data_collator=lambda rows: {"labels": torch.zeros(len(rows))})
+    with pytest.raises(ValueError, match="labels: found none, allowed are classes"):
+        make(without.with_transform(dict)).train()
+
+
 def test_bfloat16_lora_and_the_card(data: Dataset, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["projection", "transformation"])
     model = get_peft_model(_model(), config)
@@ -179,6 +201,18 @@ def test_a_whole_model_is_saved_with_its_card_and_code(data: Dataset, tmp_path: 
     resumed = _model()
     FERTrainer(resumed, arguments, train_dataset=data).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert _difference(resumed, trainer.model) == 0
+
+
+def test_without_a_neutral_class_the_card_says_what_is_off(data: Dataset, tmp_path: Path) -> None:
+    model = _model()
+    model.config.neutral_id = None
+    trainer = FERTrainer(model, _arguments(tmp_path), train_dataset=data)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| losses | the cross-entropy alone: without a neutral class the other two are off |" in card
+    assert "| lambda_s | 1 |" in card and "| lambda_t |" not in card and "| fer_lambda" not in card
 
 
 def test_an_evaluation_alone_leaves_what_the_card_says_of_the_training(data: Dataset, tmp_path: Path) -> None:

@@ -442,11 +442,20 @@ def test_other_models_are_refused(vit: Any, data: Dataset, tmp_path: Path) -> No
 
 
 def test_data_without_classes_are_refused(make: Make, data: Dataset, tmp_path: Path) -> None:
+    without, numbers = data.remove_columns("labels"), data.cast_column("labels", Value("float32"))
+    others = without.add_column("label", [*range(47), -1])
+    for rows, found in (
+        (without, "none among the columns pixel_"),
+        (numbers, r"Value\('float32'\)"),
+        (others, "5 in"),
+    ):
+        with pytest.raises(ValueError, match=rf"labels?: found {found}"):
+            RDTrainer(model=make(), args=_arguments(tmp_path), train_dataset=rows)
+    # where only a batch shows it
     with pytest.raises(ValueError, match="labels: found none, allowed are classes"):
-        _trained(make(), data.remove_columns("labels"), tmp_path)
-    numbers = data.cast_column("labels", Value("float32"))
+        _trained(make(), without.with_transform(dict), tmp_path)
     with pytest.raises(ValueError, match=r"labels: found torch.float32 of shape \(8,\)"):
-        _trained(make(), numbers, tmp_path)
+        _trained(make(), numbers.with_transform(dict), tmp_path)
 
 
 def test_data_without_a_length_are_not_cached(make: Make, data: Dataset, tmp_path: Path) -> None:

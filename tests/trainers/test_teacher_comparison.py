@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 
+from hf_ext.commands.loading import accuracy
 from hf_ext.models import RDForImageClassification
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
 
@@ -214,6 +215,17 @@ def test_the_card_holds_them(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     trainer.train()
     trainer.create_model_card(model_name="mine")
     assert "| teacher | million weights | 0.001 (step 2) | 1 |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_students_accuracy_is_shown_once(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(parts={"compute_metrics": accuracy})
+    trainer.train()
+    trainer.evaluate()
+    trainer.compare_with_teacher()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "| **RD** | accuracy |" in card and "| **student** | accuracy |" not in card
+    assert "| **student** | million weights |" in card and "results" not in {path.stem for path in tmp_path.iterdir()}
 
 
 def test_a_model_that_was_trained_before_is_compared_too(make_trainer: MakeTrainer, tmp_path: Path) -> None:

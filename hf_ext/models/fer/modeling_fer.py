@@ -229,12 +229,13 @@ class FERForImageClassification(FERPreTrainedModel):
         features = text_features(texts, text, text_tokenizer)
         backbone = vision_backbone(vision)
         options.setdefault(
-            "text_model", text if isinstance(text, str) else getattr(text, "name_or_path", None) or None
+            "text_model", _public(text if isinstance(text, str) else getattr(text, "name_or_path", None) or None)
         )
         if backbone.scale is not None:
             options.setdefault("logit_scale", backbone.scale)
-        own = copy.deepcopy(backbone.model.config)
+        own: Any = copy.deepcopy(backbone.model.config)
         own.dtype = torch.float32  # whatever the checkpoint's: one for all that is trained
+        own._name_or_path = _public(own._name_or_path)
         config = FERConfig(
             vision_config=own,
             vision_width=pooled_width(backbone),
@@ -352,6 +353,11 @@ class FERForImageClassification(FERPreTrainedModel):
             lambda_t=config.lambda_t,
             lambda_c=config.lambda_c,
         )
+
+
+def _public(name: str | None) -> str | None:
+    """A name to publish: of a folder of this machine the last part."""
+    return os.path.basename(os.path.abspath(name)) if name and os.path.isdir(name) else name
 
 
 def _check_classes(names: Sequence[str], texts: Sequence[str]) -> None:
