@@ -40,7 +40,8 @@ def parts(tmp_path: Path) -> tuple[Path, Path]:
     ViTModel(ViTConfig(image_size=16, patch_size=8, **SIZES)).save_pretrained(vision)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(vision)
     BertModel(BertConfig(vocab_size=20, **SIZES)).save_pretrained(text)
-    words = ["[PAD]", "[UNK]", "a", "photo", "of", "person", "making", "facial", "expression.", "happy", "neutral"]
+    words = ["[PAD]", "[UNK]", "a", "photo", "of", "person", "making", "facial", "expression."]
+    words += ["happy", "neutral", "sad", "calm"]
     model = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     model.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(text)
