@@ -337,12 +337,12 @@ class RDForImageClassification(RDPreTrainedModel):
         distils = self.training and labels is not None
         details: dict[str, Any] = {}
         if distils or output_details:
-            given, features = run_student(self.student, self.classifier, pixel_values, **kwargs)
-            details["student_features"] = features
-            if self.training or self.reads_teacher(teacher_features):
+            if self.training or self.reads_teacher(teacher_features):  # first, while no activations are kept
                 seen = self.get_teacher_features(pixel_values, teacher_features, teacher_pixel_values)
                 details |= {"teacher_features": seen, "reprogrammed": self.phi(seen)}
                 details["reprogrammed_logits"] = self.classifier(details["reprogrammed"])
+            given, features = run_student(self.student, self.classifier, pixel_values, **kwargs)
+            details["student_features"] = features
         else:
             given = self.student(pixel_values, **kwargs)
         loss = None
