@@ -54,10 +54,17 @@ def test_adapter_is_known_in_every_order(imports: str) -> None:
     run(imports + "\n" + ADAPTER_IS_KNOWN)
 
 
-@pytest.mark.parametrize("module", ["fer.vision", "fer.processing_fer", "rd.teacher_rd"])
-def test_models_are_known_whichever_of_their_modules_comes_first(module: str) -> None:
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from hf_ext.models import FERProcessor",
+        "import hf_ext; from transformers import ResNetForImageClassification",
+        "import hf_ext.studies.rd",
+    ],
+)
+def test_models_are_known_whatever_comes_first(imports: str) -> None:
     run(f"""
-import hf_ext.models.{module}
+{imports}
 from transformers import AutoConfig, AutoModelForImageClassification
 for name in ("fer", "rd"):
     assert type(AutoConfig.for_model(name)) in AutoModelForImageClassification._model_mapping

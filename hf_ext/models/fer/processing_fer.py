@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,  # noqa: F401 (with it the model is registered, whose module imports `.vision` in turn)
+    PreTrainedModel,
+    ViTImageProcessor,
+)
 
 from .vision import image_size, pretrained_cfg
 
