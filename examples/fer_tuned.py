@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from hf_ext.studies import reproduce
-from hf_ext.studies.fer_tuned import tuned
+from hf_ext.studies.fer.tuned import tuned
 from hf_ext.studies.identity import shown
 from hf_ext.studies.report import write_report
 

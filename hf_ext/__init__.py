@@ -7,16 +7,15 @@ imported on first use.
 
 from pathlib import Path
 
-import lazy_loader
-
 __version__ = "0.1.0"
 
 _package = Path(__file__).resolve().parent
 if not (_package / "trainers").is_dir():  # a source checkout, where the other sub-packages are sibling folders
     __path__.append(str(_package.parent))
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from hf_ext._lazy import attach_stub  # noqa: E402 (sub-packages are to be found first)
+from hf_ext._registration import install  # noqa: E402
 
-from hf_ext._registration import install  # noqa: E402 (installing may import sub-packages)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __path__)
 
 install()

@@ -5,43 +5,12 @@ from . import hub_cards as hub_cards
 from . import metrics as metrics
 from . import models as models
 from . import trainers as trainers
-from .adapters import MoLAConfig as MoLAConfig
-from .adapters import MoLAModel as MoLAModel
+from .adapters import *
 from .hub_cards import CardCallback as CardCallback
 from .hub_cards import MethodCard as MethodCard
 from .hub_cards import create_card as create_card
 from .hub_cards import push_folder as push_folder
-from .models import FERConfig as FERConfig
-from .models import FERForImageClassification as FERForImageClassification
-from .models import FERModel as FERModel
-from .models import FERProcessor as FERProcessor
-from .models import RDConfig as RDConfig
-from .models import RDForImageClassification as RDForImageClassification
-from .models import RDModel as RDModel
-from .trainers import DISAMArguments as DISAMArguments
-from .trainers import DISAMConfig as DISAMConfig
-from .trainers import DISAMMixin as DISAMMixin
-from .trainers import DISAMTrainer as DISAMTrainer
-from .trainers import DivBSArguments as DivBSArguments
-from .trainers import DivBSConfig as DivBSConfig
-from .trainers import DivBSMixin as DivBSMixin
-from .trainers import DivBSTrainer as DivBSTrainer
-from .trainers import FERArguments as FERArguments
-from .trainers import FERMixin as FERMixin
-from .trainers import FERTrainer as FERTrainer
-from .trainers import FERTrainingConfig as FERTrainingConfig
-from .trainers import MethodMixin as MethodMixin
-from .trainers import MoLAArguments as MoLAArguments
-from .trainers import MoLAMixin as MoLAMixin
-from .trainers import MoLATrainer as MoLATrainer
-from .trainers import MoLATrainingConfig as MoLATrainingConfig
-from .trainers import RDArguments as RDArguments
-from .trainers import RDMixin as RDMixin
-from .trainers import RDTrainer as RDTrainer
-from .trainers import RDTrainingConfig as RDTrainingConfig
-from .trainers import TARFArguments as TARFArguments
-from .trainers import TARFConfig as TARFConfig
-from .trainers import TARFMixin as TARFMixin
-from .trainers import TARFTrainer as TARFTrainer
+from .models import *
+from .trainers import *
 
 __version__: str

@@ -1,8 +1,8 @@
-"""Training methods, one file each: a mixin over any Trainer, its arguments, and both ready made.
+"""Training methods, a folder each: a mixin over any Trainer, its arguments, and both ready made.
 
-The names are in `__init__.pyi`.
+The names are in the `__init__.pyi` of the folders.
 """
 
-import lazy_loader
+from hf_ext._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __path__)

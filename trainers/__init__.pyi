@@ -1,25 +1,7 @@
 from .base import MethodMixin as MethodMixin
-from .disam import DISAMConfig as DISAMConfig
-from .disam import DISAMMixin as DISAMMixin
-from .disam import DISAMTrainer as DISAMTrainer
-from .disam_arguments import DISAMArguments as DISAMArguments
-from .divbs import DivBSArguments as DivBSArguments
-from .divbs import DivBSConfig as DivBSConfig
-from .divbs import DivBSMixin as DivBSMixin
-from .divbs import DivBSTrainer as DivBSTrainer
-from .fer import FERArguments as FERArguments
-from .fer import FERMixin as FERMixin
-from .fer import FERTrainer as FERTrainer
-from .fer import FERTrainingConfig as FERTrainingConfig
-from .mola import MoLAArguments as MoLAArguments
-from .mola import MoLAMixin as MoLAMixin
-from .mola import MoLATrainer as MoLATrainer
-from .mola import MoLATrainingConfig as MoLATrainingConfig
-from .rd import RDMixin as RDMixin
-from .rd import RDTrainer as RDTrainer
-from .rd import RDTrainingConfig as RDTrainingConfig
-from .rd_arguments import RDArguments as RDArguments
-from .tarf import TARFArguments as TARFArguments
-from .tarf import TARFConfig as TARFConfig
-from .tarf import TARFMixin as TARFMixin
-from .tarf import TARFTrainer as TARFTrainer
+from .disam import *
+from .divbs import *
+from .fer import *
+from .mola import *
+from .rd import *
+from .tarf import *

@@ -1,9 +1,7 @@
-"""Losses per sample, for methods that weigh samples, domains or tasks, and the gather that keeps gradients."""
+"""Losses per sample, for methods that weigh samples, domains or tasks."""
 
 from typing import Any
 
-import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Trainer
@@ -62,27 +60,3 @@ def shifts_labels(trainer: Trainer) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     return trainer._loss_shifts_labels or any(kind.__name__ in causal for kind in type(base).__mro__)
-
-
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        ctx.own = slice(dist.get_rank() * rows.shape[0], (dist.get_rank() + 1) * rows.shape[0])
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0][ctx.own] * dist.get_world_size()
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes, `[B, ...] -> [N B, ...]`, for a loss that every process computes alike from all of them.
-
-    The gradient of a process's own rows is multiplied by the number of processes, so that after DDP's averaging it is
-    the gradient of that one loss. Every process must bring the same number of rows.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    return _GatherRows.apply(rows)

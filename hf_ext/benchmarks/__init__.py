@@ -1,5 +1,5 @@
 """Time, operations and memory of every method next to its peers: `hf-ext bench`."""
 
-import lazy_loader
+from hf_ext._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __path__)

@@ -10,8 +10,8 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
 from hf_ext.benchmarks.training import images, vit
-from hf_ext.studies.tarf import EPOCHS, FORGET_BATCH
-from hf_ext.studies.tarf_data import BATCH, RETRAINING_EPOCHS
+from hf_ext.studies.tarf.data import BATCH, RETRAINING_EPOCHS
+from hf_ext.studies.tarf.study import EPOCHS, FORGET_BATCH
 from hf_ext.studies.training import quiet
 from hf_ext.trainers import TARFConfig, TARFTrainer
 

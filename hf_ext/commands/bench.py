@@ -53,5 +53,5 @@ def run(arguments: argparse.Namespace) -> None:
 
 def benchmarks_of(methods: Iterable[str]) -> list[Benchmark]:
     """The benchmarks in these methods' modules."""
-    modules = [METHODS[name].benchmarks for name in methods]
+    modules = [METHODS[name].module("benchmarks") for name in methods]
     return [benchmark for module in modules if module for benchmark in importlib.import_module(module).BENCHMARKS]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from hf_ext.hub_cards.methods import METHODS
+from hf_ext.hub_cards.methods import METHODS, Kind
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,15 +50,19 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _commands_of(method: str) -> ModuleType:
-    module = METHODS[method].commands
+    module = METHODS[method].module("commands")
     assert module is not None  # argparse lets no other method pass
     return importlib.import_module(module)
+
+
+def _methods_with(kind: Kind) -> list[str]:
+    return [name for name, method in METHODS.items() if method.module(kind)]
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     from hf_ext import __version__
 
-    trained = [name for name, method in METHODS.items() if method.commands]
+    trained = _methods_with("commands")
     parser = argparse.ArgumentParser(
         prog="hf-ext",
         description="Research methods as everyday tools for users of transformers, peft and accelerate.",
@@ -100,7 +104,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         parents=[evidence, common],
         help="run a method's study: the method against its baselines, over seeds, with intervals",
         description="Run the studies of methods. Finished runs are kept: the same command goes on where it stopped.",
-        epilog=f"methods: {', '.join(name for name, method in METHODS.items() if method.studies)}",
+        epilog="methods: " + ", ".join(_methods_with("studies")),
     )
     reproduce.add_argument("--seeds", type=int, help="reported repetitions; default: the study's own number")
     reproduce.add_argument(
@@ -118,7 +122,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         parents=[evidence, common],
         help="time a method next to its peers, in turns, against the aims it has",
         description="Time methods next to their peers, in turns, with peak memory and operation counts.",
-        epilog=f"methods: {', '.join(name for name, method in METHODS.items() if method.benchmarks)}",
+        epilog="methods: " + ", ".join(_methods_with("benchmarks")),
     )
     bench.add_argument("--rounds", type=int, default=15, help="counted steps of every contender; default: 15")
     bench.add_argument("--device", help="cpu or cuda; default: the CPU and, if there is one, the GPU")

@@ -37,10 +37,10 @@ from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.hub_cards import Result, create_card
 from hf_ext.models import RDForImageClassification
-from hf_ext.studies.rd_data import resnet
+from hf_ext.studies.rd.data import resnet
 from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
-from hf_ext.trainers.teacher_cache import COLUMN
+from hf_ext.trainers.rd.teacher_cache import COLUMN
 
 
 @dataclass

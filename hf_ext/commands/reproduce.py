@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 
 from hf_ext._environment import usable_cores
 from hf_ext.commands.readme import update_readme
-from hf_ext.hub_cards.methods import METHODS
+from hf_ext.hub_cards.methods import METHODS, Kind
 from hf_ext.studies import Study, reproduce
 from hf_ext.studies.identity import shown
 from hf_ext.studies.report import score_table, verdict_table, write_report
@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
         update_readme(arguments.readme, folder)
 
 
-def named_methods(names: Sequence[str], everything: bool, kind: str) -> list[str]:
+def named_methods(names: Sequence[str], everything: bool, kind: Kind) -> list[str]:
     """Names of the methods that have `kind` ("studies" or "benchmarks"), as chosen on the command line.
 
     Raises:
         ValueError: no method or an unknown one.
     """
-    known = [name for name, method in METHODS.items() if getattr(method, kind)]
+    known = [name for name, method in METHODS.items() if method.module(kind)]
     if everything and not names:
         return known
     unknown = [name for name in names if name not in known]
@@ -73,12 +73,12 @@ def named_methods(names: Sequence[str], everything: bool, kind: str) -> list[str
     return list(dict.fromkeys(names))
 
 
-def importable(methods: Sequence[str], kind: str, everything: bool, console: Console) -> list[str]:
+def importable(methods: Sequence[str], kind: Kind, everything: bool, console: Console) -> list[str]:
     """The methods; of all of them (`--all`), those whose requirements are installed, and a line about the others."""
     found = []
     for name in methods:
         try:
-            importlib.import_module(getattr(METHODS[name], kind))
+            importlib.import_module(str(METHODS[name].module(kind)))
         except ImportError as error:
             if not everything:
                 raise

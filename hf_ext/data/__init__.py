@@ -1,5 +1,5 @@
 """Data: embedded real data sets, one loader for all sources, collators that carry task and domain ids."""
 
-import lazy_loader
+from hf_ext._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __path__)

@@ -4,6 +4,6 @@ The names are in `__init__.pyi`. The files of a folder travel to the Hub with a 
 dot, torch and transformers, and this package only where it may be missing.
 """
 
-import lazy_loader
+from hf_ext._lazy import attach_stub
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __path__)

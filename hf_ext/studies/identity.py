@@ -1,11 +1,13 @@
 """What identifies a run: its data, its code, its options and the versions. By these a kept run is found again."""
 
+import ast
 import hashlib
 import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,40 +48,53 @@ def shown(given: str) -> str:
 
 
 def code_of(study: Study) -> str:
-    """SHA-256 over the source that a study's runs come from.
+    """SHA-256 over the definitions that a study's runs come from.
 
-    These are the names and modules of `run` and `prepare`, the files beside them if they are in a package, and the
-    sub-packages of hf_ext that train. Other modules that a study of another package imports are not followed.
+    These are `run` and `prepare`, what stands in the files beside them if they are in a package, and the sub-packages
+    of hf_ext that train. Other modules that a study of another package imports are not followed.
+
+    A definition counts as it is parsed. Comments, docstrings, imports and the file that it stands in do not: what is
+    moved, or explained better, leaves the runs that were kept valid.
     """
-    digest = hashlib.sha256()
     functions = [function for function in (study.run, study.prepare) if function is not None]
-    sources: dict[str, bytes] = {}
-    for function in functions:
-        digest.update(f"{function.__module__}.{function.__qualname__}\n".encode())
-        sources |= _beside(function)
+    files = [path for function in functions for path in _beside(function)]
     for package in _PACKAGES:
         spec = importlib.util.find_spec(f"hf_ext.{package}")
         for place in (spec and spec.submodule_search_locations) or ():
-            sources |= {f"hf_ext.{package}/{name}": text for name, text in _files(Path(place), "**/*.py")}
-    for name, text in sorted(sources.items()):
-        digest.update(f"{name} {hashlib.sha256(text).hexdigest()}\n".encode())
+            files += Path(place).rglob("*.py")
+    read = {path.resolve() for path in files} - {Path(__file__).with_name(name) for name in _READERS}
+    found = {definition for path in read for definition in _definitions(path.read_bytes())}
+    digest = hashlib.sha256()
+    for text in (*map(_source, functions), *sorted(found)):
+        digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 
-def _beside(function: Callable[..., object]) -> dict[str, bytes]:
+def _beside(function: Callable[..., object]) -> list[Path]:
     module = sys.modules[function.__module__]
     if not getattr(module, "__file__", None):  # of a notebook
-        return {module.__name__: inspect.getsource(function).encode()}
+        return []
     file = Path(str(module.__file__))
-    pattern = "*.py" if module.__package__ else file.name
-    return {f"{module.__package__}/{name}": text for name, text in _files(file.parent, pattern)}
+    return list(file.parent.glob("*.py")) if module.__package__ else [file]
 
 
-def _files(folder: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    own = folder == Path(__file__).parent
-    for path in folder.glob(pattern):
-        if not (own and path.name in _READERS):
-            yield path.relative_to(folder).as_posix(), path.read_bytes()
+def _source(function: Callable[..., object]) -> str:
+    """Of the function itself, which tells it from others of the same file."""
+    try:
+        found = sorted(_definitions(textwrap.dedent(inspect.getsource(function)).encode()))
+    except (OSError, SyntaxError):  # typed in, or a lambda within an expression
+        found = []
+    return "\n".join([function.__qualname__, *found])
+
+
+def _definitions(source: bytes) -> set[str]:
+    """Every statement of a module but imports, without docstrings and comments."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        has_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if has_docstring and ast.get_docstring(node):
+            del node.body[0]
+    return {ast.dump(statement) for statement in tree.body if not isinstance(statement, ast.Import | ast.ImportFrom)}
 
 
 def key(*parts: Any) -> str:

@@ -250,7 +250,7 @@ def studies_of(methods: Iterable[str]) -> list[Study]:
     Raises:
         ValueError: two of one name, whose results would share a folder.
     """
-    modules = [METHODS[name].studies for name in methods]
+    modules = [METHODS[name].module("studies") for name in methods]
     found = [study for module in modules if module for study in importlib.import_module(module).STUDIES]
     _different("STUDIES", [study.name for study in found])
     return found

@@ -1,14 +1,13 @@
 """The one registry of methods, read by cards, README and command line."""
 
-from hf_ext.hub_cards.methods.disam import DISAM
-from hf_ext.hub_cards.methods.divbs import DIVBS
-from hf_ext.hub_cards.methods.fer import FER
-from hf_ext.hub_cards.methods.method import USAGES, Method, Picture, Snippet, usage_of
-from hf_ext.hub_cards.methods.mola import MOLA
-from hf_ext.hub_cards.methods.rd import RD
-from hf_ext.hub_cards.methods.tarf import TARF
+import importlib
 
-__all__ = ["METHODS", "USAGES", "Method", "Picture", "Snippet", "register_method", "usage_of"]
+from hf_ext.hub_cards.methods.method import USAGES, Kind, Method, Picture, Snippet, usage_of
+
+__all__ = ["METHODS", "USAGES", "Kind", "Method", "Picture", "Snippet", "register_method", "usage_of"]
+
+#: our methods, in the order of lists and help texts; each has a file here, with its `METHOD`
+_OURS = ("mola", "disam", "divbs", "tarf", "fer", "rd")
 
 #: the methods by name
 METHODS: dict[str, Method] = {}
@@ -25,5 +24,5 @@ def register_method(method: Method) -> Method:
     return method
 
 
-for _method in (MOLA, DISAM, DIVBS, TARF, FER, RD):
-    register_method(_method)
+for _name in _OURS:
+    register_method(importlib.import_module(f"{__name__}.{_name}").METHOD)

@@ -2,7 +2,7 @@
 
 from hf_ext.hub_cards.methods.method import Method
 
-DISAM = Method(
+METHOD = Method(
     name="disam",
     title="DISAM",
     summary="a Trainer for models that meet unseen domains: sharpness-aware minimisation that heeds the domains",
@@ -30,7 +30,4 @@ DISAM = Method(
         "Training costs two passes per update. What it gains depends on domains that converge unevenly; accuracy on "
         "the training domains says little about unseen ones."
     ),
-    commands="hf_ext.commands.disam",
-    studies="hf_ext.studies.disam",
-    benchmarks="hf_ext.benchmarks.disam",
 )

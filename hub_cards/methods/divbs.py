@@ -2,7 +2,7 @@
 
 from hf_ext.hub_cards.methods.method import Method
 
-DIVBS = Method(
+METHOD = Method(
     name="divbs",
     title="DivBS",
     summary="a Trainer that trains on the part of every batch that represents it best, for a fraction of the work",
@@ -33,7 +33,4 @@ DIVBS = Method(
         "are told apart by their last layer's gradients alone. On clean and easy data, taking the largest losses can "
         "do as well."
     ),
-    commands="hf_ext.commands.divbs",
-    studies="hf_ext.studies.divbs",
-    benchmarks="hf_ext.benchmarks.divbs",
 )

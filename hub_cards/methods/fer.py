@@ -28,7 +28,7 @@ def _draw_texts(found: Any, path: str) -> None:
     plot_similarities(found, path)
 
 
-FER = Method(
+METHOD = Method(
     name="fer",
     title="FER matcher",
     summary="a model family that matches faces to text embeddings of expressions; trained by any Trainer",
@@ -74,7 +74,4 @@ model = {auto_class}.from_pretrained({place}).eval()
             draw=_draw_texts,
         ),
     ),
-    commands="hf_ext.commands.fer",
-    studies="hf_ext.studies.fer",
-    benchmarks="hf_ext.benchmarks.fer",
 )

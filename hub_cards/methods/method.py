@@ -1,11 +1,15 @@
 """What is known of a method, and how what is named after it loads."""
 
+import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hf_ext.hub_cards.text import without_path
+
+#: what a method may have a module of
+Kind = Literal["commands", "studies", "benchmarks"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ print(pipeline("image-classification", model={place}, trust_remote_code=True)(im
 
 @dataclass(frozen=True)
 class Method:
-    """A method as its users read of it, and the modules of its commands.
+    """A method as its users read of it.
 
     Args:
         name: lower case, as on the command line.
@@ -91,9 +95,7 @@ class Method:
         settings: picks those of a configuration's values that a card shows; by default all of an adapter's that say
             something, and none of a model's.
         pictures: drawn into every card's folder.
-        commands: name of the module of its `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`.
-        studies: name of the module of its `STUDIES`, for `hf-ext reproduce`.
-        benchmarks: name of the module of its `BENCHMARKS`, for `hf-ext bench`.
+        package: where its modules are, see `module`.
     """
 
     name: str
@@ -109,9 +111,20 @@ class Method:
     further: tuple[Snippet, ...] = ()
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
     pictures: tuple[Picture, ...] = ()
-    commands: str | None = None
-    studies: str | None = None
-    benchmarks: str | None = None
+    package: str = "hf_ext"
+
+    def module(self, kind: Kind) -> str | None:
+        """Name of the module `package.KIND.NAME`, or None if the method has none of that kind.
+
+        - `commands`: `train(argv)` and `demo(out, ...)`, for `hf-ext train` and `hf-ext demo`
+        - `studies`: `STUDIES`, for `hf-ext reproduce`
+        - `benchmarks`: `BENCHMARKS`, for `hf-ext bench`
+        """
+        name = f"{self.package}.{kind}.{self.name}"
+        try:
+            return name if importlib.util.find_spec(name) is not None else None
+        except ModuleNotFoundError:  # not even a package of that kind
+            return None
 
     @property
     def is_model_type(self) -> bool:

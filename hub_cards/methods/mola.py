@@ -21,7 +21,7 @@ def _draw_routing(table: Any, path: str) -> None:
     plot_routing(table["weights"], path, table["tasks"])
 
 
-MOLA = Method(
+METHOD = Method(
     name="mola",
     title="MoLA",
     summary="a PEFT adapter type: a mixture of low-rank adapters, picked by task id or by a learned router",
@@ -64,7 +64,4 @@ MOLA = Method(
             draw=_draw_routing,
         ),
     ),
-    commands="hf_ext.commands.mola",
-    studies="hf_ext.studies.mola",
-    benchmarks="hf_ext.benchmarks.mola",
 )

@@ -14,7 +14,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return shown | ({"classes": [labels[label] for label in sorted(labels, key=int)]} if labels else {})
 
 
-RD = Method(
+METHOD = Method(
     name="rd",
     title="RD",
     summary="a small image classifier that learns beside reprogrammed features of a large frozen model",
@@ -63,7 +63,4 @@ student = {auto_class}.from_pretrained({place}, subfolder="student").eval()
         ),
     ),
     settings=_settings,
-    commands="hf_ext.commands.rd",
-    studies="hf_ext.studies.rd",
-    benchmarks="hf_ext.benchmarks.rd",
 )

@@ -11,7 +11,7 @@ def _draw_gravity(found: Any, path: str) -> None:
     plot_gravity(found, path)
 
 
-TARF = Method(
+METHOD = Method(
     name="tarf",
     title="TARF",
     summary="machine unlearning of a concept, also where it does not coincide with the labels or the data at hand",
@@ -51,7 +51,4 @@ TARF = Method(
             draw=_draw_gravity,
         ),
     ),
-    commands="hf_ext.commands.tarf",
-    studies="hf_ext.studies.tarf",
-    benchmarks="hf_ext.benchmarks.tarf",
 )

@@ -2,8 +2,8 @@
 
 from hf_ext.benchmarks import measure
 from hf_ext.benchmarks.tarf import FINE_TUNING, RETRAINING, RUN, TARF
-from hf_ext.studies.tarf import EPOCHS
-from hf_ext.studies.tarf_data import RETRAINING_EPOCHS
+from hf_ext.studies.tarf.data import RETRAINING_EPOCHS
+from hf_ext.studies.tarf.study import EPOCHS
 
 
 def test_whole_runs_are_timed() -> None:

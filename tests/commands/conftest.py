@@ -27,8 +27,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
             tags=("toy",),
             limitations="It does nothing.",
             usage="{auto_class}.from_pretrained({place})",
-            studies="toy_study",
-            benchmarks="toy_benchmark",
+            package="toys",
         )
     )
     METHODS.pop("toy", None)

@@ -133,13 +133,13 @@ def test_tables_need_nothing_but_the_results(table: Path, tmp_path: Path) -> Non
     text.write_text(README)
     words = ["reproduce", "toy", "--data", f"first={table}", "--jobs", "1", "--out", str(tmp_path)]
     assert main(words) == 0
-    METHODS["toy"] = replace(METHODS["toy"], studies="no_such_module")
+    METHODS["toy"] = replace(METHODS["toy"], package="no_such_package")
     readme.update_readme(text, tmp_path)
     assert "| tuned vs plain | **+3.000 ± 0.000 shown** |" in text.read_text()
 
 
 def test_what_another_method_lacks_is_no_obstacle(table: Path, tmp_path: Path, toy: Method) -> None:
-    register_method(replace(toy, name="another", studies="no_such_module", benchmarks=None))
+    register_method(replace(toy, name="another"))
     try:
         words = ["--data", f"first={table}", "--jobs", "1", "--seeds", "1", "--out", str(tmp_path / "out")]
         assert main(["reproduce", "toy", *words]) == 0
@@ -194,12 +194,14 @@ def test_all_means_all() -> None:
 def test_all_leaves_out_what_lacks_a_requirement(
     words: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "needy.py").write_text("import no_such_package\n")
+    module = tmp_path / "needy_package" / kind / "needy.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
-    others = replace(METHODS["toy"], studies=None, benchmarks=None)  # in place, for METHODS has an order
+    others = replace(METHODS["toy"], package="no_such_package")  # in place, for METHODS has an order
     for name in METHODS.keys() - {"toy"}:
         monkeypatch.setitem(METHODS, name, others)
-    monkeypatch.setitem(METHODS, "needy", replace(METHODS["toy"], name="needy", studies="needy", benchmarks="needy"))
+    monkeypatch.setitem(METHODS, "needy", replace(METHODS["toy"], name="needy", package="needy_package"))
     assert main([*words, "needy", "--quick", "--out", str(tmp_path)]) == 2
     assert "no_such_package" in capsys.readouterr().err
     data = ["--data", f"first={_table(tmp_path)}"] if kind == "studies" else ["--device", "cpu"]

@@ -17,7 +17,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of the toy study, with nothing recorded yet."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "toys")
-    module = importlib.import_module("toy_study")
+    module = importlib.import_module("toys.studies.toy")
     module.RUNS.clear()
     module.PREPARED.clear()
     return module

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from hf_ext.studies import Case, Comparison, Outcome, Source, Study, StudyResult, System, reproduce
-from hf_ext.studies.identity import code_of, describe, shown
+from hf_ext.studies.identity import _definitions, code_of, describe, shown
 from hf_ext.studies.report import write_report
 
 
@@ -315,17 +315,39 @@ def test_runs_of_other_code_are_not_reused(table: str, tmp_path: Path, monkeypat
 
 def test_the_code_is_that_of_hf_ext_too(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     study, read = toy.make(), set()
-    before, whole = code_of(study), Path.read_bytes
-    trainers = str(Path("trainers", "__init__.py"))
+    before, whole, addition = code_of(study), Path.read_bytes, b""
+    trainers = str(Path("trainers", "base.py"))
 
     def changed(path: Path) -> bytes:
         read.add("/".join(path.parts[-2:]))
-        return whole(path) + b"# changed" * str(path).endswith(trainers)
+        return whole(path) + addition * str(path).endswith(trainers)
 
     monkeypatch.setattr(Path, "read_bytes", changed)
+    assert code_of(study) == before
+    addition = b"# a comment"
+    assert code_of(study) == before
+    addition = b"ANOTHER = 1"
     assert code_of(study) != before
-    assert {"toys/toy_study.py", "studies/engine.py", "mola/model.py", "trainers/mola.py"} <= read
-    assert not {"studies/report.py", "toys/toy_benchmark.py"} & read
+    assert {"studies/toy.py", "studies/engine.py", "mola/model.py", "mola/trainer.py", "disam/data.py"} <= read
+    assert not {"studies/report.py", "benchmarks/toy.py"} & read
+
+
+_WORDS = '"""Words."""\n'
+_FILES = {
+    "together": {"one.py": f"{_WORDS}from two import B\nA = B  # and\ndef f():\n    return A\n", "two.py": "B = 1\n"},
+    "moved": {"one.py": f"def f():\n    {_WORDS}    return A\n", "two.py": "A = B\n", "three.py": "import os\nB = 1"},
+    "changed": {"one.py": "def f():\n    return A + 1\n", "two.py": "A = B\n", "three.py": "B = 1"},
+}
+
+
+def test_what_moves_from_file_to_file_is_the_same_code(tmp_path: Path) -> None:
+    found = {}
+    for name, files in _FILES.items():
+        (tmp_path / name).mkdir()
+        for file, source in files.items():
+            (tmp_path / name / file).write_text(source)
+        found[name] = {text for path in (tmp_path / name).iterdir() for text in _definitions(path.read_bytes())}
+    assert found["together"] == found["moved"] != found["changed"]
 
 
 def test_functions_of_one_file_are_told_apart(toy: ModuleType) -> None:

@@ -12,7 +12,7 @@ from train import vit
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_ext.trainers import DivBSConfig, DivBSTrainer
-from hf_ext.trainers.scoring import Scores
+from hf_ext.trainers.divbs.scoring import Scores
 
 
 class Padding:

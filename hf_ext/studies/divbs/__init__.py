@@ -1,0 +1,5 @@
+"""DivBS's studies: accuracy at a budget, what BatchNorm costs, time to an accuracy."""
+
+from hf_ext.studies.divbs.study import STUDIES
+
+__all__ = ["STUDIES"]

@@ -1,0 +1,1 @@
+"""A package with the modules of the toy method."""

@@ -1,0 +1,1 @@
+"""The toy method's benchmarks."""

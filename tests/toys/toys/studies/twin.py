@@ -1,0 +1,3 @@
+"""The studies of another method, of the same names."""
+
+from toys.studies.toy import STUDIES as STUDIES

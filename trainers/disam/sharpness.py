@@ -1,0 +1,233 @@
+"""Sharpness-aware steps in any Trainer: a first pass that says where to perturb the weights, a second from there.
+
+Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization" (ICLR 2021, arXiv:2010.01412).
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from hf_ext.functional import gsam_descent, sagm_descent, sagm_perturbation, sam_perturbation
+from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.processes import average_over_processes
+
+
+@dataclass(frozen=True)
+class SharpnessRule:
+    """Where the weights are perturbed to, and what is descended along from there; see `hf_ext.functional.disam`.
+
+    Args:
+        kind: `"sam"`; `"gsam"` and `"sagm"` use the gradient of the first pass again, and keep it until then.
+        rho: length of the perturbation.
+        alpha: of GSAM and SAGM.
+        adaptive: measure the perturbation relative to the weights (ASAM).
+    """
+
+    kind: Literal["sam", "gsam", "sagm"]
+    rho: float
+    alpha: float = 0.0
+    adaptive: bool = False
+
+    def perturbation(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        """What is added to the weights, given the gradient of the first pass."""
+        if self.kind == "sagm":
+            return sagm_perturbation(params, grads, rho=self.rho, alpha=self.alpha, adaptive=self.adaptive)
+        return sam_perturbation(params, grads, rho=self.rho, adaptive=self.adaptive)
+
+    def descent(self, perturbed: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        """What is descended along instead of the second pass's gradient, given both."""
+        return (
+            sagm_descent(perturbed, grads) if self.kind == "sagm" else gsam_descent(perturbed, grads, alpha=self.alpha)
+        )
+
+
+class SharpnessMixin(MethodMixin):
+    """Every update takes two passes over its micro-batches, with the same random numbers (dropout) in both.
+
+    The first, at the weights as they are, gives the gradient that `rule` makes a step of. The second, at the perturbed
+    weights, is the step of the Trainer that this is mixed with. Then the weights are put back, bit for bit, and the
+    optimizer steps. Statistics of BatchNorm are those of the first pass. A mixin says by `rule` how, and may change
+    the loss of the first pass, which lies between `begin_ascent` and `end_ascent`.
+
+    Raises:
+        ValueError: at construction, for sharded parameters (FSDP, DeepSpeed), several GPUs in one process,
+            optimizers that step during the backward pass, and SAGM with scaled losses (fp16).
+    """
+
+    args: Any
+    model: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._window: list[dict[str, Any]] = []
+        self._position = 0
+        self._clean: list[tuple[Tensor, Tensor]] = []
+        self._first: list[tuple[Tensor, Tensor]] = []  # weights and their gradients in the first pass
+        super().__init__(*args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------------- of the method
+    @property
+    def rule(self) -> SharpnessRule | None:
+        """How the weights are perturbed; None for no first pass at all."""
+        raise NotImplementedError
+
+    @property
+    def shares_perturbation(self) -> bool:
+        """Whether all processes take one perturbation, from the gradient of all."""
+        return True
+
+    def begin_ascent(self, micro_batches: list[dict[str, Any]]) -> bool:
+        """Called before the first pass; returns whether it needs all losses before it differentiates any.
+
+        Then a forward pass of all micro-batches but the last comes before it.
+        """
+        return False
+
+    def end_ascent(self) -> None:
+        """Called after the first pass, also if it failed."""
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        if self.rule is None:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
+            raise ValueError(f"{self.method}: found {name}, allowed are weights that are not sharded")
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.method}: found several GPUs in one process, allowed is one per process (accelerate)"
+            )
+        optim = str(getattr(self.args.optim, "value", self.args.optim))
+        if "lomo" in optim or "layerwise" in optim:
+            raise ValueError(f"optim: found {optim!r}, allowed are those that do not step during the backward pass")
+        if self.rule.kind == "sagm" and self.accelerator.scaler is not None:
+            raise ValueError("fp16: found True with SAGM, whose step depends on the loss's scale, allowed is bf16")
+
+    # ---------------------------------------------------------------------------------------------- training
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        samples, num_items = super().get_batch_samples(*args, **kwargs)
+        self._window, self._position = samples, 0
+        return samples, num_items
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:  # interrupted between the passes, or out of memory and about to start again with smaller batches
+            self._put_back()
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Trainer's step, at the perturbed weights; the update's first one perturbs them, its last puts them back."""
+        rule = self.rule
+        if rule is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self._position == 0:
+            self._perturb(model, rule, num_items_in_batch)
+        self._position += 1
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._position == len(self._window):
+            self._set_descent(rule)
+            self._put_back()
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return super().floating_point_ops(inputs) * (1 if self.rule is None else 2)
+
+    def _perturb(self, model: nn.Module, rule: SharpnessRule, num_items_in_batch: Tensor | int | None) -> None:
+        step = super().training_step
+        micro_batches = self._window
+        model.train()
+        losses_first = self.begin_ascent(micro_batches)
+        norms = [buffer for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()]
+        try:
+            # the gradients are averaged over processes in the end, whichever micro-batch Trainer would do it for
+            with same_randomness(self.args.device), self.accelerator.no_sync(model):
+                if losses_first:
+                    with same_randomness(self.args.device):
+                        for inputs in micro_batches[:-1]:
+                            self._note_losses(model, inputs, num_items_in_batch)
+                        step(model, micro_batches[-1], num_items_in_batch)
+                    statistics = [(buffer, buffer.clone()) for buffer in norms]
+                    micro_batches = micro_batches[:-1]
+                for inputs in micro_batches:
+                    step(model, inputs, num_items_in_batch)
+                if len(micro_batches) == len(self._window):
+                    statistics = [(buffer, buffer.clone()) for buffer in norms]
+        finally:
+            self.end_ascent()
+        self._clean = statistics
+        self._move_weights(model, rule)
+        model.zero_grad()
+
+    @torch.no_grad()
+    def _note_losses(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
+        """A forward pass for the domains' losses alone."""
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+
+    @torch.no_grad()
+    def _move_weights(self, model: nn.Module, rule: SharpnessRule) -> None:
+        several = self.accelerator.num_processes > 1
+        shared, kept = several and self.shares_perturbation, rule.kind != "sam"
+        everywhere = shared or (several and kept)
+        params: list[Tensor] = [
+            p for p in model.parameters() if p.requires_grad and (everywhere or p.grad is not None)
+        ]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        if shared:
+            average_over_processes(grads)
+        if kept:
+            first = [grad.clone() for grad in grads]
+            if several and not shared:
+                average_over_processes(first)
+            self._first = list(zip(params, first, strict=True))
+        steps = rule.perturbation(params, grads)
+        self._clean += [(param, param.detach().clone()) for param in params]
+        if params:
+            torch._foreach_add_(params, tuple(steps))
+            norms = [norm.to(self.args.device) for norm in torch._foreach_norm(steps)]
+            self.record(perturbation_norm=torch.linalg.vector_norm(torch.stack(norms)))
+
+    @torch.no_grad()
+    def _set_descent(self, rule: SharpnessRule) -> None:
+        """Both passes' gradients are known: put what the rule makes of them where the optimizer looks."""
+        if not self._first:
+            return
+        params, first = zip(*self._first, strict=True)
+        self._first = []
+        perturbed = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+        for param, grad in zip(params, rule.descent(perturbed, first), strict=True):
+            if param.grad is None:
+                param.grad = grad
+            else:
+                param.grad.copy_(grad)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        self._first = []
+        if self._clean:
+            changed, clean = zip(*self._clean, strict=True)
+            self._clean = []
+            for tensor, saved in zip(changed, clean, strict=True):
+                tensor.copy_(saved)
+
+
+@contextmanager
+def same_randomness(device: torch.device) -> Iterator[None]:
+    """What is drawn inside is drawn again afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = [] if device.type == "cpu" else [device]
+    try:
+        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,5 @@
+"""DivBS, diversified batch selection (Hong et al., ICML 2024), in any Trainer."""
+
+from hf_ext._lazy import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __path__)

@@ -1,0 +1,201 @@
+"""Training on the part of every batch that represents it best, with any Trainer.
+
+DivBS, diversified batch selection (Hong et al., ICML 2024, arXiv:2406.04872).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from hf_ext.functional import divbs_select_with_info, gradient_norms
+from hf_ext.functional.divbs import all_finite
+from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.divbs.arguments import DivBSArguments, check_data, check_processes
+from hf_ext.trainers.divbs.rows import batch_size, exchange_rows, take_rows, without_padding
+from hf_ext.trainers.divbs.scoring import Scorer, Scores, find_head, left_as_found
+from hf_ext.trainers.losses import shifts_labels
+
+
+@dataclass
+class DivBSConfig(DivBSArguments, TrainingArguments):
+    """`TrainingArguments` with the arguments of DivBS."""
+
+
+class DivBSMixin(MethodMixin):
+    """Draws batches of candidates, scores them in a forward pass without gradients and trains on a part of each.
+
+    The selection happens where Trainer collects the batches of an update, so that everything after it (the count of
+    items that scales the loss, other methods, clipping) sees the selected rows alone. The loss is the plain one of
+    those rows. Label smoothing and `compute_loss_func` act on the training loss as ever; the scores are those of
+    the model's ordinary loss (cross-entropy, or squared error, or binary cross-entropy per label).
+
+    Logged beside "loss": `selected_fraction`; with a scoring pass `candidate_loss` and `kept_loss`, the mean losses
+    there; with DivBS `captured_fraction`, the share of the mean gradient within the span of the selected ones, and
+    `greedy_fraction`, the share of picks made before nothing was left to add (the others are drawn at random).
+    The metrics at the end count rows of both kinds: `train_candidates` and `train_kept`, each `_per_second` too;
+    Trainer's `train_samples_per_second` is of the kept ones.
+
+    A BatchNorm takes its statistics from the selected rows, which are not like those of a test: that can cost more
+    than the selection gains (study `divbs-norm`).
+
+    Token columns that are padding in all selected rows are left out (rounded to 8, not under `torch_compile`).
+
+    Random draws depend on `seed` and the step alone: a resumed run goes on bit for bit. A `get_train_dataloader` of
+    your own has to make the larger batches itself.
+
+    Raises:
+        ValueError: at construction, for a model whose last linear layer is not found, packed sequences, sharded
+            models; in training, for batches whose rows are not samples, or scores that are not finite.
+    """
+
+    args: Any  # TrainingArguments with DivBSArguments mixed in
+    model: Any
+    method = "divbs"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._scorer = Scorer(
+            shift_labels=shifts_labels(self),
+            features=self.args.divbs_features,
+            sketch_dim=self.args.divbs_sketch_dim,
+            seed=self.args.seed,
+        )
+        self._rows = {"candidates": 0, "kept": 0}  # of this call of `train`, in this process
+        self._finite: Tensor | None = (
+            None  # whether all scores since the last log were; on a device, which is not asked
+        )
+
+    # ---------------------------------------------------------------------------------------------- arguments
+    @property
+    def _selects(self) -> bool:
+        return self.args.divbs_ratio < 1 or self.args.divbs_final_ratio is not None
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        if not self._selects:
+            return
+        check_data(self.args, self.data_collator)
+        check_processes(self.args, self.accelerator)
+        if self.args.divbs_strategy != "uniform":
+            self._head()
+
+    def _unwrapped(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    def _head(self) -> torch.nn.Module:
+        return find_head(self._unwrapped(), self.args.divbs_head_module, "divbs_head_module")
+
+    # ---------------------------------------------------------------------------------------------- candidates
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        if is_training:
+            batch_size = math.ceil(batch_size / self.args.divbs_ratio - 1e-9)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        if self._selects:
+            if self.state.global_step == getattr(self, "_initial_global_step", 0):  # (re)started
+                self._rows = dict.fromkeys(self._rows, 0)
+            epoch_iterator = self._selecting(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _selecting(self, candidates: Iterator[Any]) -> Iterator[Any]:
+        # not `yield from`: closing this generator, which is done with after one update, would close the epoch's
+        for micro_step, batch in enumerate(candidates):
+            yield self._selected(batch, micro_step)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log; the metrics at the end of the training say how many rows were candidates, and how many were kept."""
+        if self._finite is not None and not bool(self._finite):
+            raise ValueError(
+                f"residuals, features: found scores that are NaN or infinite up to step {self.state.global_step}, "
+                "allowed are finite ones"
+            )
+        self._finite = None
+        if self._selects and "train_runtime" in logs:
+            everyones = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
+            for name in self._rows:
+                rows = sum(counts[name] for counts in everyones)
+                logs |= {f"train_{name}": rows, f"train_{name}_per_second": round(rows / logs["train_runtime"], 3)}
+            # Trainer's number takes all of the data set for trained on
+            logs["train_samples_per_second"] = logs["train_kept_per_second"]
+        super().log(logs, *args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------------- selection
+    def _selected(self, batch: Any, micro_step: int) -> Any:
+        """The selected rows of a batch of candidates."""
+        size, everywhere = batch_size(batch), self.args.divbs_selection_scope == "global"
+        ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
+        kept = max(1, math.floor(ratio * size + 1e-9))
+        self.record(selected_fraction=kept / size)
+        self._rows = {"candidates": self._rows["candidates"] + size, "kept": self._rows["kept"] + kept}
+        if kept >= size:
+            return batch
+        processes = self.accelerator.num_processes if everywhere else 1
+        rank = 0 if everywhere else self.accelerator.process_index
+        seeds = np.random.SeedSequence((self.args.seed, self.state.global_step, micro_step, rank))
+        scoring_seed, selection_seed = (int(seed) for seed in seeds.generate_state(2))
+        generator = torch.Generator(self.accelerator.device).manual_seed(selection_seed)
+        if self.args.divbs_strategy == "uniform":
+            order = torch.randperm(size * processes, generator=generator, device=generator.device)
+            rows = order[: kept * processes]
+        else:
+            scores = self._score(batch, size, scoring_seed)
+            if processes > 1:
+                scores = Scores(*self.accelerator.gather(tuple(scores)))
+            rows = self._choose(scores, kept * processes, generator)
+            self.record(candidate_loss=scores.mean_loss(), kept_loss=scores.mean_loss(rows))
+        if processes == 1:
+            return self._trimmed(take_rows(batch, rows, size))
+        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        padding = {"labels": -100, "shift_labels": -100, "input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
+        pad_first = getattr(tokenizer, "padding_side", "right") == "left"
+        return self._trimmed(exchange_rows(batch, rows, size, self.accelerator, padding=padding, pad_first=pad_first))
+
+    def _trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch if self.args.torch_compile else without_padding(batch)  # every length would be compiled anew
+
+    def _choose(self, scores: Scores, kept: int, generator: torch.Generator) -> Tensor:
+        if self.args.divbs_strategy == "divbs":
+            rule, draw = self.args.divbs_rule, self.args.divbs_draw
+            if scores.features.device.type != "cpu":  # where the selection itself does not look
+                finite = all_finite(scores.residuals) & all_finite(scores.features)
+                self._finite = finite if self._finite is None else self._finite & finite
+            rows, info = divbs_select_with_info(*scores[:2], kept, rule=rule, draw=draw, generator=generator)
+            self.record(captured_fraction=info.captured_fraction, greedy_fraction=info.num_greedy / kept)
+            return rows
+        by_loss = self.args.divbs_strategy == "loss"
+        values = scores.losses if by_loss else gradient_norms(scores.residuals, scores.features)
+        return values.argsort(descending=True, stable=True)[:kept]
+
+    def _score(self, batch: Any, size: int, seed: int) -> Scores:
+        """Scores of all candidates; the model, its buffers and the random state stay as they are."""
+        model, parts = self._unwrapped(), []
+        head = self._head()
+        with left_as_found(model, seed):
+            for rows in torch.arange(size).split(self.args.divbs_scoring_batch_size or size):
+                # as in a training step: mixins may treat its batches in ways of their own
+                self.model.train()
+                inputs = self._prepare_inputs(batch if len(rows) == size else take_rows(batch, rows, size))
+                model.train(not self.args.divbs_score_in_eval_mode)
+                with self.compute_loss_context_manager():
+                    parts.append(self._scorer(model, head, inputs))
+        return parts[0] if len(parts) == 1 else Scores(*map(torch.cat, zip(*parts, strict=True)))
+
+
+class DivBSTrainer(DivBSMixin, Trainer):
+    """`Trainer` with DivBS; see `DivBSMixin`. Takes `DivBSConfig` as `args`."""

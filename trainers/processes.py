@@ -1,0 +1,42 @@
+"""What the processes of a training share: rows with their gradients, and averages."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        ctx.own = slice(dist.get_rank() * rows.shape[0], (dist.get_rank() + 1) * rows.shape[0])
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0][ctx.own] * dist.get_world_size()
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes, `[B, ...] -> [N B, ...]`, for a loss that every process computes alike from all of them.
+
+    The gradient of a process's own rows is multiplied by the number of processes, so that after DDP's averaging it is
+    the gradient of that one loss. Every process must bring the same number of rows.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)
+
+
+def average_over_processes(tensors: list[Tensor]) -> None:
+    """In place, over processes; one message per dtype."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order in all processes
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for tensor, part in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))
