@@ -60,6 +60,10 @@ class CardCallback(TrainerCallback):
         """Name evaluation metrics of a part of the data: `{"eval_task_1_accuracy": ("task 1", "accuracy")}`."""
         self._facts["groups"] |= {key: list(value) for key, value in names.items()}
 
+    def add_loss_terms(self, names: Iterable[str]) -> None:
+        """Name the terms of the training loss, as they are logged."""
+        self._facts["loss_terms"] = list(dict.fromkeys([*self._facts["loss_terms"], *names]))
+
     def add_fact(self, name: str, value: Any, metrics: Iterable[str] = ()) -> None:
         """Add to `MethodCard.facts`, from which the method's pictures are drawn, instead of showing these metrics."""
         self._facts["method"][name] = value
@@ -156,7 +160,7 @@ class CardCallback(TrainerCallback):
 def _nothing() -> dict[str, Any]:
     """`step`: of the training, whose weights the model has. `seen`: the last and the best step's evaluations."""
     facts: dict[str, Any] = {"seconds": 0.0, "step": 0, "train": None}
-    return facts | {"evaluations": {}, "method": {}, "groups": {}, "hidden": [], "seen": {}}
+    return facts | {"evaluations": {}, "method": {}, "groups": {}, "hidden": [], "seen": {}, "loss_terms": []}
 
 
 def _prefix_of(metrics: Mapping[str, float]) -> str:

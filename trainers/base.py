@@ -1,7 +1,7 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from hf_ext._models import unwrapped
 from hf_ext.data.collators import KeepColumns
 from hf_ext.data.columns import holds_text, text_values, with_ids
 from hf_ext.trainers.cards import CardMixin
@@ -29,8 +30,8 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
 
     - `own_columns`: data set columns that the method needs. They survive `remove_unused_columns` and collators that
       drop them, never reach the model, and lie in `batch_columns` while a batch is worked on.
-    - `record(name=value)`: loss terms, averaged on the device over the steps and processes between two logs, and
-      logged beside Trainer's "loss".
+    - `record(terms={...}, diagnostics={...})`: scalars, averaged on the device over the steps and processes between
+      two logs, and logged beside Trainer's "loss"; a card shows the terms of the loss.
     - `add_mean_term(loss, term, ...)`, `add_sum_term`: add a batch mean, or a part of a sum over the update's whole
       batch, at the right scale under gradient accumulation and in N processes.
     - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
@@ -50,7 +51,8 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch_columns: dict[str, Tensor] = {}
-        self._terms: dict[str, tuple[Tensor | float, int]] = {}
+        self._recorded: dict[str, tuple[Tensor | float, int]] = {}
+        self._loss_terms: dict[str, None] = {}  # names, in order
         self._names: dict[str, list[str]] = {}
         if self.own_columns:
             self.data_collator = KeepColumns(self.data_collator, self.own_columns, self.column_bounds)
@@ -128,25 +130,46 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
         return nullcontext()
 
     # ---------------------------------------------------------------------------------------------- losses
-    def record(self, **terms: Tensor | float) -> None:
-        """Note values of loss terms (scalars); they are averaged and logged with the next "loss"."""
-        for name, value in terms.items():
-            total, count = self._terms.get(name, (0.0, 0))
+    def record(
+        self,
+        *,
+        terms: Mapping[str, Tensor | float] | None = None,
+        diagnostics: Mapping[str, Tensor | float] | None = None,
+    ) -> None:
+        """Note scalars; their means are logged with the next "loss".
+
+        Args:
+            terms: of the training loss, by name; the card lists and plots them.
+            diagnostics: whatever else tells how the training goes.
+        """
+        self.declare_loss_terms(terms or {})
+        for name, value in {**(terms or {}), **(diagnostics or {})}.items():
+            total, count = self._recorded.get(name, (0.0, 0))
             value = value.detach().float() if isinstance(value, Tensor) else value
-            self._terms[name] = (total + value, count + 1)
+            self._recorded[name] = (total + value, count + 1)
+
+    def declare_loss_terms(self, names: Iterable[str]) -> None:
+        """Names under which terms of the training loss are logged; for those that are not given to `record`."""
+        self._loss_terms |= dict.fromkeys(names)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the means of the recorded terms where Trainer logs its "loss"."""
+        """Log, with the means of what was recorded where Trainer logs its "loss"."""
         if "loss" in logs:
-            logs.update(self._mean_terms())
+            logs.update(self._recorded_means())
+            if self.card is not None:
+                self.card.add_loss_terms(self._loss_terms)
         super().log(logs, *args, **kwargs)
 
-    def _mean_terms(self) -> dict[str, float]:
-        own = {name: (float(total), count) for name, (total, count) in self._terms.items()}
-        self._terms = {}
-        everyones = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
-        names = sorted({name for terms in everyones for name in terms})
-        sums = {name: np.sum([terms[name] for terms in everyones if name in terms], axis=0) for name in names}
+    def _recorded_means(self) -> dict[str, float]:
+        own = {name: (float(total), count) for name, (total, count) in self._recorded.items()}
+        self._recorded = {}
+        everyones = [(own, list(self._loss_terms))]
+        if self.accelerator.num_processes > 1:
+            everyones = gather_object(everyones)
+        for _, terms in everyones:  # a term may have occurred in some processes only
+            self.declare_loss_terms(terms)
+        names = sorted({name for recorded, _ in everyones for name in recorded})
+        sums = {name: np.sum([one[name] for one, _ in everyones if name in one], axis=0) for name in names}
         return {name: float(total / count) for name, (total, count) in sums.items()}
 
     def add_mean_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -163,9 +186,12 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
 
         Neither the accumulation steps nor DDP's averaging over processes divide the term.
         """
-        term = term * self.accelerator.num_processes
-        steps = self.current_gradient_accumulation_steps
-        return loss + (term if self._is_normalised(num_items_in_batch) else term * steps)
+        return loss + term * self.sum_scale(num_items_in_batch)
+
+    def sum_scale(self, num_items_in_batch: Tensor | int | None) -> int:
+        """Factor of a part of a sum over the update, of which Trainer and DDP take means; see `add_sum_term`."""
+        steps = 1 if self._is_normalised(num_items_in_batch) else self.current_gradient_accumulation_steps
+        return steps * self.accelerator.num_processes
 
     def _is_normalised(self, num_items_in_batch: Tensor | int | None) -> bool:
         """Whether what `super().compute_loss` makes is meant for the whole update, as Trainer sees it."""
@@ -221,4 +247,4 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
 
     def _restore_weights(self, folder: str) -> None:
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            restore_weights(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder)
+            restore_weights(unwrapped(self.model), folder)

@@ -6,8 +6,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import default_data_collator
 
-#: a row with this label is left out of a loss
-_IGNORED = -100
+from hf_ext.functional.losses import IGNORED_LABEL
+
 #: where the default collator finds labels, the first of these that is there
 _COLUMNS = ("labels", "label", "label_ids")
 
@@ -40,6 +40,6 @@ def check_train_labels(trainer: Any, classes: int) -> None:
     allowed = f"allowed are 0 to {classes - 1}, the model's classes"
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(f"{column}: found {rows.features[column]} with values such as {rows[column][0]!r}, {allowed}")
-    wrong = labels[(labels != _IGNORED) & ((labels < 0) | (labels >= classes))]
+    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
     if len(wrong):
         raise ValueError(f"{column}: found {wrong[0]} in the training data, {allowed}")

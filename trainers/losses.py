@@ -1,53 +1,28 @@
-"""Losses per sample, for methods that weigh samples, domains or tasks."""
+"""Losses of samples in a Trainer: which form the model's own has, and the logits that they are taken from."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hf_ext.functional._dtypes import at_least_float32
-
-IGNORED_LABEL = -100
+from hf_ext._models import base_model
 
 
-def per_sample_losses(
-    logits: Tensor, labels: Tensor, *, shift_labels: bool = False, label_smoothing: float = 0.0
-) -> Tensor:
-    """The usual transformers loss of every sample.
+def logits_of(outputs: Any, *, with_loss: bool = True) -> Any:
+    """The logits among a model's outputs, a mapping, a tuple or a tensor; None if there are none.
 
     Args:
-        logits: `[B, C]` (classes, labels or one regression value) or `[B, S, V]` (tokens).
-        labels: int `[B]` for classes; float `[B, C]` for multi-label; float `[B]` or `[B, 1]` for regression; int
-            `[B, S]` for tokens, where -100 is ignored and a sample's loss is the mean over its tokens.
-        shift_labels: position i predicts label i + 1 (causal language models).
-        label_smoothing: share of the target that is spread over all classes or tokens.
-
-    Returns:
-        `[B]`, at least float32.
-
-    Raises:
-        ValueError: shapes or dtypes that fit none of these.
+        outputs: of a forward pass.
+        with_loss: whether the model was given labels, so that a tuple begins with the loss.
     """
-    logits = at_least_float32(logits)
-    options: dict[str, Any] = {"ignore_index": IGNORED_LABEL, "label_smoothing": label_smoothing, "reduction": "none"}
-    if labels.is_floating_point():
-        if logits.ndim == 2 and labels.shape == logits.shape and logits.shape[1] > 1:
-            return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(dim=1)
-        if logits.numel() == labels.numel() == labels.shape[0]:
-            return (logits.reshape(-1) - labels.reshape(-1).to(logits.dtype)) ** 2
-    elif logits.ndim == 2 and labels.ndim == 1:
-        return F.cross_entropy(logits, labels, **options)
-    elif logits.ndim == 3 and labels.shape == logits.shape[:2]:
-        if shift_labels:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, **options)
-        return losses.sum(dim=1) / labels.ne(IGNORED_LABEL).sum(dim=1).clamp(min=1)
-    raise ValueError(
-        f"labels: found {labels.dtype} of shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, "
-        "allowed are classes [B], multi-label [B, C], regression [B] and tokens [B, S]"
-    )
+    if isinstance(outputs, Tensor):
+        return None if with_loss else outputs
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits")
+    place = 1 if with_loss else 0
+    return outputs[place] if len(outputs) > place else None
 
 
 def shifts_labels(trainer: Trainer) -> bool:
@@ -56,7 +31,6 @@ def shifts_labels(trainer: Trainer) -> bool:
     Trainer goes by the model's `loss_type`, which some causal language models (GPT-2) do not have: these use the
     shifted loss all the same.
     """
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    return trainer._loss_shifts_labels or any(kind.__name__ in causal for kind in type(base).__mro__)
+    kinds = type(base_model(trainer.model)).__mro__
+    return trainer._loss_shifts_labels or any(kind.__name__ in causal for kind in kinds)

@@ -8,6 +8,7 @@ from hf_ext.functional.disam import (
     disam_sample_weights,
     domain_mean_losses,
     domain_sums,
+    domain_variance,
     domain_variance_weights,
     gsam_descent,
     sagm_descent,
@@ -27,6 +28,7 @@ from hf_ext.functional.divbs import (
     sketch_projections,
 )
 from hf_ext.functional.fer import fer_anchor, fer_losses, fer_sample_losses, similarity_logits
+from hf_ext.functional.losses import per_sample_losses
 from hf_ext.functional.mola import (
     combine_task_losses,
     lora_mixture_conv2d,
@@ -41,6 +43,7 @@ from hf_ext.functional.tarf import (
     confidence_attack,
     gravity_by_label,
     gravity_threshold,
+    loss_gravity,
     npo_loss,
     relative_gravity,
     representation_gravity,
@@ -48,6 +51,7 @@ from hf_ext.functional.tarf import (
     retain_mask_by_label,
     saliency_masks,
     tarf_loss,
+    tarf_objective,
     tarf_phase,
     unlearning_gap,
 )
@@ -66,6 +70,7 @@ __all__ = [
     "divbs_select_with_info",
     "domain_mean_losses",
     "domain_sums",
+    "domain_variance",
     "domain_variance_weights",
     "fer_anchor",
     "fer_losses",
@@ -78,7 +83,9 @@ __all__ = [
     "logit_residuals",
     "lora_mixture_conv2d",
     "lora_mixture_linear",
+    "loss_gravity",
     "npo_loss",
+    "per_sample_losses",
     "rd_losses",
     "rd_losses_of_logits",
     "relative_gravity",
@@ -96,6 +103,7 @@ __all__ = [
     "similarity_logits",
     "sketch_projections",
     "tarf_loss",
+    "tarf_objective",
     "tarf_phase",
     "task_routing",
     "twd_loss",

@@ -1,6 +1,24 @@
-"""DISAM: Domain-Inspired Sharpness-Aware Minimization (Zhang et al., ICLR 2024, arXiv:2405.18861).
+r"""DISAM, domain-inspired sharpness-aware minimization.
 
-Symbols: N samples with losses l_i and domains d_i; M domains present, domain m with n_m samples and mean loss L_m.
+Zhang et al., "Domain-Inspired Sharpness-Aware Minimization Under Domain Shifts", ICLR 2024,
+https://arxiv.org/abs/2405.18861 (v1). The behaviour is that of the authors' code.
+
+| symbol | argument | |
+|---|---|---|
+| `l_i`, `d_i` | `losses`, `domain_ids` | loss and domain of sample i of N |
+| `L_m`, `n_m` | `means`, `counts` | mean loss and number of samples of domain m, of the M that are present |
+| `lambda` | `lambda_` | weight of the variance |
+| `w`, `g`, `rho` | `params`, `grads`, `rho` | weights, their gradient, length of the perturbation |
+
+| equation | function |
+|---|---|
+| `L_m = 1/n_m sum_{d_i = m} l_i` | `domain_mean_losses`; `domain_sums` of a part of the batch |
+| `Var_m(L_m) = 1/M sum_m (L_m - 1/M sum_m' L_m')^2` | `domain_variance` |
+| `L_avg - lambda Var_m(L_m)`, which the perturbation ascends | `disam_ascent_loss` |
+| its derivative by a sample's loss | `disam_sample_weights`, from `domain_variance_weights` |
+| `eps = rho g / ||g||`; SAM: Foret et al., ICLR 2021, Eq. 2; ASAM: Kwon et al., ICML 2021 | `sam_perturbation` |
+| SAGM: Wang et al., CVPR 2023, Eq. 7 | `sagm_perturbation`, `sagm_descent` |
+| GSAM: Zhuang et al., ICLR 2022, Alg. 1 | `gsam_descent` |
 """
 
 from collections.abc import Sequence
@@ -10,28 +28,39 @@ from torch import Tensor
 
 from hf_ext.functional._dtypes import at_least_float32
 
+__all__ = [
+    "disam_ascent_loss",
+    "disam_sample_weights",
+    "domain_mean_losses",
+    "domain_sums",
+    "domain_variance",
+    "domain_variance_weights",
+    "gsam_descent",
+    "sagm_descent",
+    "sagm_perturbation",
+    "sam_perturbation",
+]
 
+
+# ------------------------------------------------------------------------------------------------ domains
 def domain_sums(losses: Tensor, domain_ids: Tensor, *, num_domains: int) -> tuple[Tensor, Tensor]:
     """Sum of losses and number of samples of every domain; these can be added over micro-batches and processes.
 
     Args:
         losses: `[N]`.
         domain_ids: int64 `[N]` in `[0, num_domains)`.
-        num_domains: length of the result.
+        num_domains: D.
 
     Returns:
-        Sums and counts, each `[num_domains]`, of the losses' dtype (at least float32).
+        Sums and counts, each `[D]`, of the losses' dtype (at least float32).
     """
     losses = at_least_float32(losses)
     zeros = losses.new_zeros(num_domains)
-    return (
-        zeros.index_add(0, domain_ids, losses),
-        zeros.index_add(0, domain_ids, torch.ones_like(losses)),
-    )
+    return zeros.index_add(0, domain_ids, losses), zeros.index_add(0, domain_ids, torch.ones_like(losses))
 
 
 def domain_mean_losses(losses: Tensor, domain_ids: Tensor) -> Tensor:
-    """Mean loss of every domain that is present, `L_m = 1/n_m sum_{d_i = m} l_i`.
+    """Mean loss of every domain that is present, `L_m`.
 
     Args:
         losses: `[N]`.
@@ -40,34 +69,78 @@ def domain_mean_losses(losses: Tensor, domain_ids: Tensor) -> Tensor:
     Returns:
         `[M]`, by ascending id, at least float32.
     """
-    present, index = torch.unique(domain_ids, return_inverse=True)
-    sums, counts = domain_sums(losses, index, num_domains=len(present))
+    sums, counts, _ = _sums_of_present(losses, domain_ids)
     return sums / counts
 
 
-def disam_ascent_loss(losses: Tensor, domain_ids: Tensor, *, lambda_: float) -> Tensor:
-    """What the weights are perturbed along, `L_avg - lambda Var_m(L_m)`.
+def _sums_of_present(losses: Tensor, domain_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums and counts of the domains that are present, `[M]`, and every sample's place among these, `[N]`."""
+    present, index = torch.unique(domain_ids, return_inverse=True)
+    return *domain_sums(losses, index, num_domains=len(present)), index
 
-    `L_avg` is the mean over samples, `Var` the population variance over the domains present. With one domain, or
-    `lambda_ = 0`, it is the loss of SAM.
+
+def domain_variance(means: Tensor, counts: Tensor) -> Tensor:
+    """`Var_m(L_m)`, the population variance over the domains that are present.
+
+    Args:
+        means: `L_m`, `[D]`; whatever stands where a domain is absent does not count.
+        counts: `n_m`, `[D]`, 0 where a domain is absent.
+
+    Returns:
+        Scalar, of the means' dtype; 0 without any domain.
+    """
+    deviation, number = _deviation(means, counts)
+    return deviation.square().sum() / number
+
+
+def _deviation(means: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """`L_m - 1/M sum_m' L_m'`, `[D]`, 0 where a domain is absent, and M, at least 1."""
+    present = counts > 0
+    number = present.sum().clamp(min=1)
+    means = means.where(present, 0)
+    return (means - means.sum() / number).where(present, 0), number
+
+
+# ------------------------------------------------------------------------------------------------ ascent
+def disam_ascent_loss(
+    losses: Tensor,
+    domain_ids: Tensor,
+    *,
+    lambda_: float,
+    average: Tensor | None = None,
+    whole: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """What the perturbation ascends, `L_avg - lambda Var_m(L_m)`.
+
+    With one domain, or `lambda_ = 0`, it is the loss of SAM.
 
     Args:
         losses: `[N]`.
-        domain_ids: int64 `[N]`, any integers.
+        domain_ids: int64 `[N]`, any integers; with `whole`, in `[0, D)`.
         lambda_: weight of the variance.
+        average: `L_avg`, where it is not the mean of `losses` (label smoothing, regularisers).
+        whole: sums and counts of the domains' losses, each `[D]`, in all that these samples are a part of (the other
+            micro-batches, the other processes). The variance is then that of the whole, and its gradient this part's
+            share: the shares of all parts add up to the gradient of the whole.
 
     Returns:
         Scalar, at least float32.
     """
-    means = domain_mean_losses(losses, domain_ids)
-    return at_least_float32(losses).mean() - lambda_ * means.var(correction=0)
+    losses = at_least_float32(losses)
+    if whole is None:
+        sums, counts, _ = _sums_of_present(losses, domain_ids)
+    else:
+        sums, counts = whole
+        part, _ = domain_sums(losses, domain_ids, num_domains=len(sums))
+        sums = sums + (part - part.detach())  # the value is the whole's, the gradient goes to this part
+    average = losses.mean() if average is None else average
+    return average - lambda_ * domain_variance(sums / counts.clamp(min=1), counts)
 
 
 def domain_variance_weights(means: Tensor, counts: Tensor, *, lambda_: float) -> Tensor:
-    """What one sample of every domain weighs in the gradient of `-lambda Var_m(L_m)`.
+    """The derivative of `-lambda Var_m(L_m)` by the loss of one sample of each domain.
 
-    `v_m = -(2 lambda / (M n_m)) (L_m - 1/M sum_m' L_m')`, so that `sum_i v_{d_i} l_i` has that gradient with `v` held
-    fixed: no second-order term appears, and the weights can be had before anything is differentiated.
+    `v_m = -(2 lambda / (M n_m)) (L_m - 1/M sum_m' L_m')`.
 
     Args:
         means: `L_m`, `[D]`; whatever stands where a domain is absent does not count.
@@ -75,20 +148,16 @@ def domain_variance_weights(means: Tensor, counts: Tensor, *, lambda_: float) ->
         lambda_: weight of the variance.
 
     Returns:
-        `[D]`, detached, 0 where a domain is absent.
+        `[D]`, detached, at least float32, 0 where a domain is absent.
     """
-    means, counts = at_least_float32(means).detach(), counts.detach()
-    present = counts > 0
-    number = present.sum().clamp(min=1)
-    means = means.where(present, 0)
-    apart = (means - means.sum() / number).where(present, 0)
-    return -2 * lambda_ / number * apart / counts.clamp(min=1)
+    deviation, number = _deviation(at_least_float32(means).detach(), counts)
+    return -2 * lambda_ / number * deviation / counts.detach().clamp(min=1)
 
 
 def disam_sample_weights(losses: Tensor, domain_ids: Tensor, *, lambda_: float) -> Tensor:
-    """What every sample weighs in the ascent gradient, `c_i = 1/N + v_{d_i}`.
+    """The derivative of `disam_ascent_loss` by every sample's loss, `c_i = 1/N + v_{d_i}`.
 
-    `sum_i c_i l_i` has the gradient of `disam_ascent_loss`. With a large `lambda_` weights can be negative.
+    So `sum_i c_i l_i` has the gradient of the ascent loss. With a large `lambda_` a weight can be negative.
 
     Args:
         losses: `[N]`.
@@ -98,12 +167,11 @@ def disam_sample_weights(losses: Tensor, domain_ids: Tensor, *, lambda_: float) 
     Returns:
         `[N]`, detached, at least float32.
     """
-    present, index = torch.unique(domain_ids, return_inverse=True)
-    sums, counts = domain_sums(losses.detach(), index, num_domains=len(present))
-    weights = domain_variance_weights(sums / counts, counts, lambda_=lambda_)
-    return 1 / len(losses) + weights[index]
+    sums, counts, index = _sums_of_present(losses.detach(), domain_ids)
+    return 1 / len(losses) + domain_variance_weights(sums / counts, counts, lambda_=lambda_)[index]
 
 
+# ------------------------------------------------------------------------------------------------ perturbation
 def sam_perturbation(
     params: Sequence[Tensor], grads: Sequence[Tensor], *, rho: float, adaptive: bool = False
 ) -> list[Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_ext.functional._dtypes import at_least_float32
+from hf_ext.functional.losses import IGNORED_LABEL
 
 __all__ = [
     "DivBSInfo",
@@ -37,7 +38,6 @@ __all__ = [
 
 Rule = Literal["residual", "projection"]
 Draw = Literal["argmax", "sample"]
-IGNORED_LABEL = -100
 
 #: the factor L, `[k, B]`, is kept in float64 up to this many numbers (128 MiB)
 _LARGEST_IN_FLOAT64 = 2**24

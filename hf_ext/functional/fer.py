@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ext.functional._dtypes import at_least_float32
+from hf_ext.functional.losses import IGNORED_LABEL
 
 __all__ = ["fer_anchor", "fer_losses", "fer_sample_losses", "similarity_logits"]
 
 #: below this length a difference of features has no direction
 _EPS = 1e-6
-_IGNORED_LABEL = -100
 
 
 def similarity_logits(features: Tensor, text_features: Tensor, *, logit_scale: Tensor | float) -> Tensor:
@@ -67,7 +67,7 @@ def fer_anchor(text_features: Tensor, label_counts: Tensor, *, neutral_id: int |
 
 def label_counts_of(labels: Tensor, num_classes: int) -> Tensor:
     """How often each label occurs, float32 `[num_classes]`, -100 left out; without a look at a value."""
-    known = (labels != _IGNORED_LABEL).float()
+    known = (labels != IGNORED_LABEL).float()
     return known.new_zeros(num_classes).index_add(0, labels.clamp(min=0), known)
 
 
@@ -121,7 +121,7 @@ def fer_sample_losses(
         return {"match": match, "transform": torch.zeros_like(match), "contrast": torch.zeros_like(match)}
     f, n = at_least_float32(features), at_least_float32(neutral_features)
     text = at_least_float32(text_features).to(f.dtype)
-    emotional, known = (labels != neutral_id) & (labels != _IGNORED_LABEL), labels.clamp(min=0)
+    emotional, known = (labels != neutral_id) & (labels != IGNORED_LABEL), labels.clamp(min=0)
     towards = text[known] - text[neutral_id]
     transform = 1 - F.cosine_similarity(f - n, towards, dim=-1, eps=_EPS)
     a = F.normalize(text, dim=-1)[known] if anchor is None else anchor.to(f.dtype)

@@ -1,29 +1,47 @@
-r"""Equations of TARF, target-aware forgetting: unlearning a concept that label and data at hand do not coincide with.
+r"""TARF, target-aware forgetting: unlearning a concept that label and data at hand do not coincide with.
 
 Zhu et al., "Decoupling the Class Label and the Target Concept in Machine Unlearning", ICLR 2026,
-https://arxiv.org/abs/2406.08288. Written from the equations; the authors' code was not available.
+https://arxiv.org/abs/2406.08288. Written from the equations in public summaries, whose numbers are not known but for
+Eq. 3; the authors' code was not available.
 
-Symbols: D_f the data to forget, D_un the remaining data (which may hide more of the concept), l the cross-entropy of a
-sample, T the number of epochs, k(t) the weight of the ascent, tau in {0, 1} which remaining samples are retained,
-I_con the "representation gravity". The objective at time t (Eq. 3) is
+| symbol | argument | |
+|---|---|---|
+| `D_f`, `D_un` | `forget_...`, `retain_...` | data to forget; remaining data, which may hide more of the concept |
+| `l` | `losses` | cross-entropy of a sample |
+| `t`, `T`, `t0`, `t1` | the same | time and length of the training in epochs; see `tarf_phase` |
+| `k`, `k(t)` | `k`, `k_t` | strength of the ascent, its weight at time t |
+| `I_con` | `gravity` | "representation gravity" of a remaining sample |
+| `beta`, `tau` | `beta`, `retain_mask` | threshold of gravity; 1 for remaining samples that are retained, else 0 |
 
-    L(t) = -k(t) mean_{D_f} l + 1/|D_un| sum_{D_un} tau l
+| equation | function |
+|---|---|
+| Eq. 3: `L(t) = -k(t) mean_{D_f} l + 1/|D_un| sum_{D_un} tau l` | `tarf_objective`; of logits, `tarf_loss` |
+| `k(t) = max(k (T - t - t0) / T, 0)` | `annealed_ascent_weight` |
+| the three phases | `tarf_phase` |
+| `I_con = |l(f_original(x), y) - l(f_t1(x), y)|` | `loss_gravity`; of logits, `representation_gravity` |
+| beta of the top fraction | `gravity_threshold` |
+| `tau = 1(t >= t1, I_con < beta)` | `retain_mask`; by whole classes, `retain_mask_by_label` |
+| the gap to retraining, MIA | `unlearning_gap`, `confidence_attack` |
+| NPO: Zhang et al., 2024, Eq. 3; SalUn: Fan et al., ICLR 2024, Eq. 3 | `npo_loss`, `saliency_masks` |
 """
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ext.functional._dtypes import at_least_float32
+from hf_ext.functional.losses import per_sample_losses
 
 __all__ = [
     "annealed_ascent_weight",
     "confidence_attack",
     "gravity_by_label",
     "gravity_threshold",
+    "loss_gravity",
     "npo_loss",
     "relative_gravity",
     "representation_gravity",
@@ -31,25 +49,10 @@ __all__ = [
     "retain_mask_by_label",
     "saliency_masks",
     "tarf_loss",
+    "tarf_objective",
     "tarf_phase",
     "unlearning_gap",
 ]
-
-_IGNORED_LABEL = -100
-
-
-def _sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per sample; of a sequence, the mean over its labels other than -100 (0 without any)."""
-    logits = at_least_float32(logits)
-    if logits.shape[:-1] != labels.shape or logits.ndim not in (2, 3):
-        raise ValueError(
-            f"labels: found shape {tuple(labels.shape)} for logits of shape {tuple(logits.shape)}, "
-            "allowed are [N] for [N, C] and [N, S] for [N, S, C]"
-        )
-    losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", ignore_index=_IGNORED_LABEL)
-    if labels.ndim == 1:
-        return losses
-    return losses.view(labels.shape).sum(dim=1) / labels.ne(_IGNORED_LABEL).sum(dim=1).clamp(min=1)
 
 
 # ------------------------------------------------------------------------------------------------ schedule
@@ -73,19 +76,34 @@ def annealed_ascent_weight(t: float, *, k: float, T: float, t0: float) -> float:
     return max(k * (T - t - t0) / T, 0.0)
 
 
-def tarf_phase(t: float, *, T: float, t0: float, t1: float) -> str:
+def tarf_phase(t: float, *, T: float, t0: float, t1: float) -> Literal["I", "II", "III", "idle"]:
     """Which terms are active at time t.
 
     `"I"` identification, ascent only (t < t1 and k(t) > 0); `"II"` separation, both; `"III"` approximation of
     retraining, retaining only; `"idle"` neither, which a configuration with t1 > T - t0 runs into.
     """
     ascends, retains = T - t - t0 > 0, t >= t1
-    return {(True, False): "I", (True, True): "II", (False, True): "III", (False, False): "idle"}[ascends, retains]
+    if ascends:
+        return "II" if retains else "I"
+    return "III" if retains else "idle"
 
 
 # ------------------------------------------------------------------------------------------------ identification
+def loss_gravity(original_losses: Tensor, losses: Tensor) -> Tensor:
+    r"""`I_con = |l_original - l_t1|`: how far the ascent on D_f has carried a sample along.
+
+    Args:
+        original_losses: `[N]`, of the model before unlearning.
+        losses: `[N]`, of the model at the end of phase I.
+
+    Returns:
+        `[N]`, at least float32.
+    """
+    return (at_least_float32(original_losses) - at_least_float32(losses)).abs()
+
+
 def representation_gravity(logits_original: Tensor, logits_at_t1: Tensor, labels: Tensor) -> Tensor:
-    r"""`I_con = |l(f_original(x), y) - l(f_t1(x), y)|`: how far the ascent on D_f has carried a sample along.
+    r"""`loss_gravity` of logits.
 
     Args:
         logits_original: `[N, C]`, or `[N, S, C]` for tokens, of the model before unlearning.
@@ -99,7 +117,7 @@ def representation_gravity(logits_original: Tensor, logits_at_t1: Tensor, labels
     Raises:
         ValueError: shapes that do not fit.
     """
-    return (_sample_losses(logits_original, labels) - _sample_losses(logits_at_t1, labels)).abs()
+    return loss_gravity(per_sample_losses(logits_original, labels), per_sample_losses(logits_at_t1, labels))
 
 
 def relative_gravity(gravity: Tensor, original_losses: Tensor, labels: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -190,6 +208,44 @@ def retain_mask_by_label(gravity: Tensor, labels: Tensor, *, num_groups: int) ->
 
 
 # ------------------------------------------------------------------------------------------------ losses
+def tarf_objective(
+    forget_values: Tensor | None,
+    retain_losses: Tensor | None,
+    retain_mask: Tensor | None = None,
+    *,
+    k_t: float,
+    forget_rows: Tensor | int | None = None,
+    retain_rows: Tensor | int | None = None,
+) -> dict[str, Tensor]:
+    r"""Eq. 3, `k_t / |D_f| sum v + 1/|D_un| sum tau l`, of a batch or of a part of one.
+
+    Args:
+        forget_values: v, `[M]`, what is minimised on data to forget, `-l` in the paper; None for a part without.
+        retain_losses: l, `[N]`; None for a part without.
+        retain_mask: tau, `[N]`; by default all are retained.
+        k_t: weight of the ascent.
+        forget_rows, retain_rows: `|D_f|` and `|D_un|`, the rows of all that this is a part of (micro-batches,
+            processes), dropped ones included: the parts' results then add up to the whole's. By default M and N.
+
+    Returns:
+        Scalars `"forget"` (the mean of v), `"retain"` and `"total"`; a term without rows is 0.
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    if forget_values is None and retain_losses is None:
+        raise ValueError("forget_values, retain_losses: found neither, allowed are one or both")
+    given = forget_values if retain_losses is None else retain_losses
+    values = given.new_zeros(0) if forget_values is None else forget_values
+    losses = given.new_zeros(0) if retain_losses is None else retain_losses
+    if retain_mask is not None:  # where, not a product: a dropped sample's loss may be infinite
+        losses = torch.where(retain_mask > 0, losses, 0.0)
+    forget = values.sum() / (max(len(values), 1) if forget_rows is None else forget_rows)
+    retain = losses.sum() / (max(len(losses), 1) if retain_rows is None else retain_rows)
+    # a term of weight zero may be infinite, too
+    return {"forget": forget, "retain": retain, "total": k_t * forget + retain if k_t else retain}
+
+
 def tarf_loss(
     forget_logits: Tensor,
     forget_labels: Tensor,
@@ -199,10 +255,7 @@ def tarf_loss(
     *,
     k_t: float,
 ) -> dict[str, Tensor]:
-    r"""One batch of Eq. 3: `total = -k_t * mean l(forget) + sum(tau * l(retain)) / N`.
-
-    The second term is divided by all N remaining samples of the batch, dropped ones included. Without forget rows the
-    first term is 0, without remaining ones the second.
+    r"""`tarf_objective` of the logits of one batch, `total = -k_t * mean l(forget) + sum(tau * l(retain)) / N`.
 
     Args:
         forget_logits: `[M, C]` or `[M, S, C]`.
@@ -218,14 +271,10 @@ def tarf_loss(
     Raises:
         ValueError: shapes that do not fit.
     """
-    forget_losses = _sample_losses(forget_logits, forget_labels)
-    retain_losses = _sample_losses(retain_logits, retain_labels)
-    forget = forget_losses.sum() / max(len(forget_losses), 1)
-    # where, not a product: a dropped sample's loss may be infinite
-    kept = torch.where(retain_mask > 0, retain_losses, 0.0) * retain_mask.detach()
-    retain = kept.sum() / max(len(kept), 1)
-    total = retain - k_t * forget if k_t else retain
-    return {"forget": forget, "retain": retain, "total": total}
+    forget_losses = per_sample_losses(forget_logits, forget_labels)
+    retain_losses = per_sample_losses(retain_logits, retain_labels)
+    terms = tarf_objective(-forget_losses, retain_losses, retain_mask, k_t=k_t)
+    return {**terms, "forget": -terms["forget"]}
 
 
 def npo_loss(losses: Tensor, original_losses: Tensor, *, beta: float = 0.1) -> Tensor:

@@ -202,7 +202,7 @@ def test_equal_means_drop_the_lower_label() -> None:
         (lambda: retain_mask_by_label(torch.rand(3), torch.arange(3), num_groups=4), "num_groups: found 4, allowed"),
         (
             lambda: representation_gravity(torch.rand(3, 2), torch.rand(3, 2), torch.zeros(2, dtype=torch.int64)),
-            r"labels: found shape \(2,\) for logits of shape \(3, 2\)",
+            r"labels: found torch.int64 of shape \(2,\) for logits of shape \(3, 2\)",
         ),
         (lambda: npo_loss(torch.rand(2), torch.rand(2), beta=0), "beta: found 0"),
         (lambda: unlearning_gap(torch.rand(4), torch.rand(3)), r"retrained: found shape \(3,\)"),

@@ -42,7 +42,7 @@ class ToyMixin(MethodMixin):
         return super().groups | {"domain": "task_ids"}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self.record(toy_loss=0.25)
+        self.record(terms={"toy_loss": 0.25})
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 

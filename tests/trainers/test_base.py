@@ -13,9 +13,9 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainingArguments, default_data_collator
 
+from hf_ext.functional import per_sample_losses
 from hf_ext.trainers import MethodMixin
 from hf_ext.trainers.checkpoints import newest_complete_checkpoint, read_state, restore_weights, write_state
-from hf_ext.trainers.losses import per_sample_losses
 
 
 class ToyMixin(MethodMixin):
@@ -41,7 +41,7 @@ class ToyMixin(MethodMixin):
             assert self.batch_columns["task_ids"].shape == inputs["labels"].shape
             self.steps_seen += 1
             term = outputs.logits.square().mean()
-            self.record(square=term)
+            self.record(terms={"square": term})
             loss = self.add_mean_term(loss, self.weight * term, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -90,7 +90,7 @@ def test_terms_are_averaged_and_logged_with_the_loss(vit: Callable[..., Any], da
     trainer = ToyTrainer(vit(), _arguments(tmp_path), train_dataset=data)
     seen: list[float] = []
     record = trainer.record
-    trainer.record = lambda **terms: (seen.append(float(terms["square"])), record(**terms))  # type: ignore[assignment]
+    trainer.record = lambda terms: (seen.append(float(terms["square"])), record(terms=terms))  # type: ignore[assignment]
     trainer.train()
     logged = [entry["square"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == pytest.approx([(seen[0] + seen[1]) / 2, (seen[2] + seen[3]) / 2])

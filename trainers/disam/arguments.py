@@ -1,89 +1,55 @@
 """Arguments of DISAM, and what they allow of the data and the loss."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from hf_ext.trainers.arguments import Bounds, Count, MethodArguments, NonNegative, option, refuse_packing
 from hf_ext.trainers.disam.sharpness import SharpnessRule
 
 _ALPHA = {"sam": 0.0, "gsam": 0.4, "sagm": 0.001}
 
 
 @dataclass
-class DISAMArguments:
-    """Arguments of `DISAMMixin`, to be mixed with any TrainingArguments.
+class DISAMArguments(MethodArguments):
+    """Arguments of `DISAMMixin`, to be mixed with any TrainingArguments; every field's help says what it does."""
 
-    Args:
-        disam_rho: length of the perturbation; 0 is the plain Trainer.
-        disam_lambda: weight of the variance of the domains' losses in the ascent; 0 is SAM, which needs no domains.
-        disam_sharpness: `"sam"`; `"gsam"`, which lowers the surrogate gap too; `"sagm"`, which brings the gradients of
-            both passes into line. These two keep one more gradient.
-        disam_alpha: of GSAM, 0.4 by default, or SAGM, 0.001.
-        disam_adaptive: measure the perturbation relative to the weights (ASAM).
-        disam_domain_column: data set column of the domains, integers or names.
-        disam_domain_weights: `"global"`, from the domains' losses in the whole batch of the update, which takes one
-            more forward pass of all micro-batches but the last; `"running"`, from a running mean, without that.
-        disam_running_decay: of that mean.
-        disam_num_domains: number of domains, where the data cannot tell (streams).
-        disam_sync_perturbation: one perturbation for all processes, as in one process; otherwise each has its own.
-        disam_domain_sampler: `"balanced"`, as many samples of every domain in each batch.
-    """
-
-    disam_rho: float = field(default=0.05, metadata={"help": "Length of the perturbation; 0 is the plain Trainer."})
-    disam_lambda: float = field(
-        default=0.1, metadata={"help": "Weight of the variance of the domains' losses in the ascent; 0 is SAM."}
+    disam_rho: NonNegative = option(0.05, "Length of the perturbation; 0 is the plain Trainer.")
+    disam_lambda: NonNegative = option(
+        0.1, "Weight of the variance of the domains' losses in the ascent loss; 0 is SAM, which needs no domains."
     )
-    disam_sharpness: Literal["sam", "gsam", "sagm"] = field(
-        default="sam", metadata={"help": "'sam', or what else is made of the two gradients: 'gsam', 'sagm'."}
+    disam_sharpness: Literal["sam", "gsam", "sagm"] = option(
+        "sam",
+        "'sam'; 'gsam' lowers the surrogate gap too; 'sagm' aligns the gradients of both passes. These two keep one "
+        "more gradient in memory.",
     )
-    disam_alpha: float | None = field(default=None, metadata={"help": "Of GSAM (0.4) or SAGM (0.001)."})
-    disam_adaptive: bool = field(
-        default=False, metadata={"help": "Measure the perturbation relative to the weights (ASAM)."}
+    disam_alpha: NonNegative | None = option(None, "Alpha of GSAM, by default 0.4, or of SAGM, by default 0.001.")
+    disam_adaptive: bool = option(False, "Measure the perturbation relative to the weights (ASAM).")
+    disam_domain_column: str = option("domain_ids", "Data set column of the domains, integers or names.")
+    disam_domain_weights: Literal["global", "running"] = option(
+        "global",
+        "What the variance is computed from: 'global', the domains' losses in the whole batch of the update, at the "
+        "price of one more forward pass of all micro-batches but the last; 'running', a running mean of them.",
     )
-    disam_domain_column: str = field(
-        default="domain_ids", metadata={"help": "Data set column of the domains, integers or names."}
+    disam_running_decay: Annotated[float, Bounds(at_least=0, below=1)] = option(
+        0.9, "Decay of the running mean of the domains' losses."
     )
-    disam_domain_weights: Literal["global", "running"] = field(
-        default="global",
-        metadata={
-            "help": "'global': weights from the update's whole batch (one more forward pass of all micro-batches but "
-            "the last); 'running': from a running mean of the domains' losses."
-        },
+    disam_num_domains: Count | None = option(
+        None, "Number of domains; by default counted in the data, which a stream does not allow."
     )
-    disam_running_decay: float = field(default=0.9, metadata={"help": "Decay of that running mean."})
-    disam_num_domains: int | None = field(
-        default=None, metadata={"help": "Number of domains, where the data cannot tell (streams)."}
+    disam_sync_perturbation: bool = option(
+        True, "One perturbation for all processes, as in a single one; otherwise each process has its own."
     )
-    disam_sync_perturbation: bool = field(
-        default=True, metadata={"help": "One perturbation for all processes; otherwise each has its own."}
-    )
-    disam_domain_sampler: Literal["random", "balanced"] = field(
-        default="random", metadata={"help": "'balanced': as many samples of every domain in each batch."}
+    disam_domain_sampler: Literal["random", "balanced"] = option(
+        "random", "'balanced': as many samples of every domain in each batch."
     )
 
-    def __post_init__(self) -> None:
-        for name in ("disam_rho", "disam_lambda"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are numbers >= 0")
-        if not 0 <= self.disam_running_decay < 1:
-            raise ValueError(f"disam_running_decay: found {self.disam_running_decay}, allowed are numbers in [0, 1)")
-        if self.disam_num_domains is not None and self.disam_num_domains < 1:
-            raise ValueError(f"disam_num_domains: found {self.disam_num_domains}, allowed are integers >= 1")
-        if self.disam_alpha is not None and (self.disam_sharpness == "sam" or not self.disam_alpha >= 0):
+    def check_options(self) -> None:
+        super().check_options()
+        if self.disam_alpha is not None and self.disam_sharpness == "sam":
             raise ValueError(
-                f"disam_alpha: found {self.disam_alpha} with disam_sharpness={self.disam_sharpness!r}, allowed are "
-                "numbers >= 0 with 'gsam' and 'sagm'"
+                f"disam_alpha: found {self.disam_alpha} with disam_sharpness='sam', allowed are numbers >= 0 with "
+                "'gsam' and 'sagm'"
             )
-        choices: dict[str, tuple[str, ...]] = {
-            "disam_sharpness": tuple(_ALPHA),
-            "disam_domain_weights": ("global", "running"),
-            "disam_domain_sampler": ("random", "balanced"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(map(repr, allowed))}")
-        parent = getattr(super(), "__post_init__", None)
-        if parent is not None:
-            parent()
 
 
 def sharpness_rule(args: Any) -> SharpnessRule | None:
@@ -119,9 +85,7 @@ def check_sample_losses(args: Any, *, own_loss: bool) -> None:
     Args:
         own_loss: whether the user's loss comes without a `per_sample_loss_func`.
     """
-    for option in ("packing", "padding_free"):
-        if getattr(args, option, False):
-            raise ValueError(f"{option}: found True, allowed is False: a sequence that mixes samples has no domain")
+    refuse_packing(args, "a sequence that mixes samples has no domain")
     if own_loss:
         raise ValueError(
             "compute_loss_func: found one without per_sample_loss_func, allowed are both, or disam_lambda=0"

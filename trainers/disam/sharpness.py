@@ -194,7 +194,7 @@ class SharpnessMixin(MethodMixin):
         if params:
             torch._foreach_add_(params, tuple(steps))
             norms = [norm.to(self.args.device) for norm in torch._foreach_norm(steps)]
-            self.record(perturbation_norm=torch.linalg.vector_norm(torch.stack(norms)))
+            self.record(diagnostics={"perturbation_norm": torch.linalg.vector_norm(torch.stack(norms))})
 
     @torch.no_grad()
     def _set_descent(self, rule: SharpnessRule) -> None:

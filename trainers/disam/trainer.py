@@ -12,11 +12,12 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.data.columns import holds_text
 from hf_ext.data.samplers import BalancedSampler
+from hf_ext.functional import disam_ascent_loss, per_sample_losses
 from hf_ext.trainers.disam.arguments import DISAMArguments, check_data, check_sample_losses, sharpness_rule
-from hf_ext.trainers.disam.ascent import DomainAscent
+from hf_ext.trainers.disam.domain_losses import DomainLosses
 from hf_ext.trainers.disam.domains import Domains, domains_of_rows
 from hf_ext.trainers.disam.sharpness import SharpnessMixin, SharpnessRule
-from hf_ext.trainers.losses import per_sample_losses, shifts_labels
+from hf_ext.trainers.losses import logits_of, shifts_labels
 
 
 @dataclass
@@ -32,7 +33,7 @@ class DISAMMixin(SharpnessMixin):
     their samples, for tokens over a sample's mean.
 
     Logged per update: "loss" at the perturbed weights, `clean_loss` at the others, `domain_loss/<name>`,
-    `ascent_weight/<name>` (what a domain weighs in the ascent gradient; they add up to 1), `domain_loss_variance` and
+    `ascent_weight/<name>` (share of a domain in the ascent gradient; they add up to 1), `domain_loss_variance` and
     `perturbation_norm`. Evaluation is the wrapped Trainer's; it reports `eval_domain_<name>_<metric>` and
     `eval_worst_domain_<metric>`.
 
@@ -52,7 +53,7 @@ class DISAMMixin(SharpnessMixin):
         self, *args: Any, per_sample_loss_func: Callable[[Any, Tensor], Tensor] | None = None, **kwargs: Any
     ) -> None:
         self.per_sample_loss_func = per_sample_loss_func
-        self._ascent: DomainAscent | None = None
+        self._domain_losses: DomainLosses | None = None
         self._known_domains: Domains | None = None
         super().__init__(*args, **kwargs)
 
@@ -117,22 +118,21 @@ class DISAMMixin(SharpnessMixin):
     def begin_ascent(self, micro_batches: list[dict[str, Any]]) -> bool:
         column = self.args.disam_domain_column
         if all(column in inputs for inputs in micro_batches):
-            ascent = self._domain_ascent
-            ascent.begin([inputs[column] for inputs in micro_batches])
-            return ascent.weights is None
+            self._ascent.begin([inputs[column] for inputs in micro_batches])
+            return self._ascent.awaited
         if self.args.disam_lambda:  # without it this is SAM, which needs no domains
             raise ValueError(f"disam_domain_column: found no {column!r} in a batch, allowed are batches with domains")
         return False
 
     def end_ascent(self) -> None:
-        if self._ascent is not None:
-            self._ascent.end()
+        if self._domain_losses is not None:
+            self._domain_losses.end()
 
     @property
-    def _domain_ascent(self) -> DomainAscent:
-        if self._ascent is None:
-            self._ascent = DomainAscent(self.args, self.accelerator, self._domains.number)
-        return self._ascent
+    def _ascent(self) -> DomainLosses:
+        if self._domain_losses is None:
+            self._domain_losses = DomainLosses(self.args, self.accelerator, self._domains.number)
+        return self._domain_losses
 
     def compute_loss(
         self,
@@ -141,8 +141,8 @@ class DISAMMixin(SharpnessMixin):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of the wrapped Trainer; in the first pass `-lambda Var_m(L_m)` is added, for its gradient."""
-        ascent, labels = self._ascent, inputs.get("labels")
+        """The loss of the wrapped Trainer, `L_avg`; in the first pass the ascent loss, `L_avg - lambda Var_m(L_m)`."""
+        ascent, labels = self._domain_losses, inputs.get("labels")
         if ascent is None or not ascent.active:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -150,16 +150,17 @@ class DISAMMixin(SharpnessMixin):
         losses = self._sample_losses(outputs, labels)
         if ascent.pending:
             share = 1 if self._is_normalised(num_items_in_batch) else self.current_gradient_accumulation_steps
-            ascent.note(loss.detach() / share, losses.detach(), domain_ids)
-        if ascent.weights is not None and self.args.disam_lambda:
-            variance_term = (ascent.weights[domain_ids] * losses).sum()
-            loss = self.add_sum_term(loss, variance_term, num_items_in_batch)
+            ascent.add(loss.detach() / share, losses.detach(), domain_ids)
+        if ascent.whole is not None and self.args.disam_lambda:
+            # neither accumulation nor DDP divides the variance, which is that of the whole update in every part of it
+            lambda_ = self.args.disam_lambda * self.sum_scale(num_items_in_batch)
+            loss = disam_ascent_loss(losses, domain_ids, lambda_=lambda_, average=loss, whole=ascent.whole)
         return (loss, outputs) if return_outputs else loss
 
     def _sample_losses(self, outputs: Any, labels: Any) -> Tensor:
         if self.per_sample_loss_func is not None:
             return self.per_sample_loss_func(outputs, labels)
-        logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[1] if len(outputs) > 1 else None
+        logits = logits_of(outputs)
         if logits is None or labels is None:
             raise ValueError(
                 "model: found no logits and labels to take losses of samples from, allowed are models that give both, "
@@ -169,14 +170,18 @@ class DISAMMixin(SharpnessMixin):
         return per_sample_losses(logits, labels, shift_labels=shift, label_smoothing=smoothing)
 
     # ---------------------------------------------------------------------------------------------- logs and state
-    def _mean_terms(self) -> dict[str, float]:
-        terms = super()._mean_terms()
-        return terms if self._ascent is None else terms | self._ascent.take_terms(self._domains.name)
+    def _recorded_means(self) -> dict[str, float]:
+        logs = super()._recorded_means()
+        if self._domain_losses is not None:
+            own = self._domain_losses.take_logs(self._domains.name)
+            self.declare_loss_terms(name for name in own if name == "clean_loss" or name.startswith("domain_loss/"))
+            logs |= own
+        return logs
 
     def checkpoint_state(self) -> dict[str, Any]:
         own: dict[str, Any] = {"disam_domains": self.column_names(self.args.disam_domain_column)}
-        if self._ascent is not None and self._ascent.running is not None:
-            own["disam_running"] = self._ascent.running
+        if self._domain_losses is not None and self._domain_losses.running is not None:
+            own["disam_running"] = self._domain_losses.running
         return super().checkpoint_state() | own
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
@@ -186,7 +191,7 @@ class DISAMMixin(SharpnessMixin):
         if saved and found and saved[: self._domains.number] != found[: self._domains.number]:
             raise ValueError(f"{column}: found domains {found}, allowed are those of the checkpoint, {saved}")
         if (running := state.get("disam_running")) is not None:
-            self._domain_ascent.running = running.to(self.args.device)
+            self._ascent.running = running.to(self.args.device)
 
 
 class DISAMTrainer(DISAMMixin, Trainer):

@@ -1,97 +1,82 @@
 """Arguments of DivBS: which part of every batch is trained on; and what they allow of data and processes."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from accelerate import Accelerator
 from transformers import DataCollatorWithFlattening
 
-_CHOICES = {
-    "divbs_rule": ("residual", "projection"),
-    "divbs_draw": ("argmax", "sample"),
-    "divbs_strategy": ("divbs", "uniform", "loss", "grad_norm"),
-    "divbs_selection_scope": ("process", "global"),
-    "divbs_features": ("sketch", "pooled", "exact"),
-    "divbs_schedule": ("constant", "linear", "cosine"),
-}
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from hf_ext.trainers.arguments import Count, MethodArguments, Share, ShareOrZero, option
 
 
 @dataclass
-class DivBSArguments:
+class DivBSArguments(MethodArguments):
     """Arguments of `DivBSMixin`, to be mixed with any TrainingArguments; every field's help says what it does."""
 
-    divbs_ratio: float = _option(
+    divbs_ratio: Share = option(
         0.1,
         "Share of the candidates that is trained on. per_device_train_batch_size counts rows that are trained on: "
         "batches of per_device_train_batch_size / divbs_ratio candidates are drawn. 1: the plain Trainer.",
     )
-    divbs_rule: Literal["residual", "projection"] = _option(
+    divbs_rule: Literal["residual", "projection"] = option(
         "residual", "Score of a candidate: 'residual', the paper's; 'projection', the exact gain."
     )
-    divbs_draw: Literal["argmax", "sample"] = _option(
+    divbs_draw: Literal["argmax", "sample"] = option(
         "argmax",
         "'argmax': the best candidate; 'sample': drawn in proportion to the scores, as the released code does.",
     )
-    divbs_strategy: Literal["divbs", "uniform", "loss", "grad_norm"] = _option(
+    divbs_strategy: Literal["divbs", "uniform", "loss", "grad_norm"] = option(
         "divbs", "'divbs', or a baseline: at random, the largest losses, the largest last-layer gradients."
     )
-    divbs_selection_scope: Literal["process", "global"] = _option(
+    divbs_selection_scope: Literal["process", "global"] = option(
         "process", "'process': every process selects from its own candidates; 'global': all from all, as one would."
     )
-    divbs_head_module: str | None = _option(
-        None, "Name of the linear layer that makes the logits, if it is not found."
+    divbs_head_module: str | None = option(
+        None, "Name of the linear layer that makes the logits; by default it is looked for."
     )
-    divbs_scoring_batch_size: int | None = _option(
-        None, "Rows per forward pass of the scoring; None: all candidates at once."
+    divbs_scoring_batch_size: Count | None = option(
+        None, "Rows per forward pass of the scoring; by default all candidates at once."
     )
-    divbs_score_in_eval_mode: bool = _option(True, "Score without dropout and with BatchNorm's running statistics.")
-    divbs_features: Literal["sketch", "pooled", "exact"] = _option(
+    divbs_score_in_eval_mode: bool = option(True, "Score without dropout and with BatchNorm's running statistics.")
+    divbs_features: Literal["sketch", "pooled", "exact"] = option(
         "sketch",
-        "Gradient of a sequence of token labels: 'sketch', projected at random; 'pooled', product of means; 'exact', "
-        "for small vocabularies.",
+        "How the gradient of a sequence with token labels is represented: 'sketch', projected at random; 'pooled', "
+        "the product of means; 'exact', for small vocabularies.",
     )
-    divbs_sketch_dim: int = _option(64, "Numbers a side of a sketch.")
-    divbs_schedule: Literal["constant", "linear", "cosine"] = _option(
+    divbs_sketch_dim: Count = option(64, "Width of the random projections of divbs_features='sketch'.")
+    divbs_schedule: Literal["constant", "linear", "cosine"] = option(
         "constant", "How the share goes from divbs_ratio, the largest, to divbs_final_ratio over the steps."
     )
-    divbs_final_ratio: float | None = _option(None, "Share at the end of a linear or cosine schedule.")
-    divbs_warmup_share: float = _option(
-        0.0, "Share of the steps, at the start, that train on all candidates; needs the memory for them."
+    divbs_final_ratio: Share | None = option(
+        None, "Share at the end of a linear or cosine divbs_schedule, which need one."
     )
-    divbs_anneal_share: float = _option(
-        0.0, "Share of the steps, at the end, that train on all candidates; needs the memory for them."
+    divbs_warmup_share: ShareOrZero = option(
+        0.0,
+        "Share of the steps, at the start, that train on all candidates; needs the memory for them.",
+    )
+    divbs_anneal_share: ShareOrZero = option(
+        0.0,
+        "Share of the steps, at the end, that train on all candidates; needs the memory for them.",
     )
 
-    def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(map(repr, choices))}")
-        if not 0 < self.divbs_ratio <= 1:
-            raise ValueError(f"divbs_ratio: found {self.divbs_ratio}, allowed are numbers in (0, 1]")
+    def check_options(self) -> None:
+        super().check_options()
         if (self.divbs_schedule == "constant") != (self.divbs_final_ratio is None):
             raise ValueError(
                 f"divbs_final_ratio: found {self.divbs_final_ratio} with divbs_schedule={self.divbs_schedule!r}, "
                 "allowed are None with 'constant' and a number with the others"
             )
-        if self.divbs_final_ratio is not None and not 0 < self.divbs_final_ratio <= self.divbs_ratio:
+        if self.divbs_final_ratio is not None and self.divbs_final_ratio > self.divbs_ratio:
             raise ValueError(
                 f"divbs_final_ratio: found {self.divbs_final_ratio}, allowed are numbers in (0, {self.divbs_ratio}], "
                 "divbs_ratio being the largest"
             )
-        for name in ("divbs_warmup_share", "divbs_anneal_share"):
-            if not 0 <= getattr(self, name) <= 1 or self.divbs_warmup_share + self.divbs_anneal_share > 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are shares in [0, 1], both 1 at most")
-        for name in ("divbs_scoring_batch_size", "divbs_sketch_dim"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, allowed are integers >= 1")
-        parent = getattr(super(), "__post_init__", None)
-        if parent is not None:
-            parent()
+        if self.divbs_warmup_share + self.divbs_anneal_share > 1:
+            raise ValueError(
+                f"divbs_warmup_share: found {self.divbs_warmup_share} with divbs_anneal_share="
+                f"{self.divbs_anneal_share}, allowed are shares in [0, 1], both 1 at most"
+            )
 
     def divbs_ratio_at(self, step: int, max_steps: int) -> float:
         """Share of the candidates that the update after `step` others is trained on."""

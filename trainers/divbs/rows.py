@@ -8,6 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from hf_ext.functional.losses import IGNORED_LABEL
+
 _Tensors = Callable[[str, Tensor], Tensor]
 _Lists = Callable[[list[Any]], list[Any]]
 
@@ -99,7 +101,8 @@ def without_padding(batch: dict[str, Any], *, multiple: int = 8) -> dict[str, An
     alike = {n: v for n, v in batch.items() if isinstance(v, Tensor) and v.shape[:2] == mask.shape}
     if length >= mask.shape[1] or any(value.ndim > 2 or value.is_floating_point() for value in alike.values()):
         return batch
-    if any(bool(alike[name][:, length:].ne(-100).any()) for name in ("labels", "shift_labels") if name in alike):
+    labels = [alike[name] for name in ("labels", "shift_labels") if name in alike]
+    if any(bool(value[:, length:].ne(IGNORED_LABEL).any()) for value in labels):
         return batch
     return {**batch, **{name: value[:, :length] for name, value in alike.items()}}
 

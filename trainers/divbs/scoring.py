@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_ext._models import base_model
 from hf_ext.functional import (
     logit_residuals,
+    per_sample_losses,
     sequence_gradients,
     sequence_means,
     sequence_sketch,
     sketch_projections,
 )
-from hf_ext.trainers.losses import IGNORED_LABEL, per_sample_losses
+from hf_ext.functional.losses import IGNORED_LABEL
+from hf_ext.trainers.losses import logits_of
 
 _HEADS = ("classifier", "score", "fc", "head", "classification_head", "lm_head")
 _LABELS = ("shift_labels", "labels")
@@ -48,7 +51,7 @@ def find_head(model: Any, name: str | None, argument: str) -> nn.Module:
     Raises:
         ValueError: there is none, or the named module is not one linear layer.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     if name is not None:
         for place in (base, model):
             try:
@@ -169,7 +172,7 @@ class Scorer:
             outputs = model(**_without_labels(model, inputs, labels))
         finally:
             hook.remove()
-        logits = outputs if isinstance(outputs, Tensor) else _logits(outputs)
+        logits = logits_of(outputs, with_loss=False)
         if not seen or not isinstance(logits, Tensor):
             raise ValueError(
                 f"divbs_head_module: found {type(head).__name__}, which this forward pass does not call or whose "
@@ -212,7 +215,7 @@ class Scorer:
 def _without_labels(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> dict[str, Any]:
     """Inputs for logits alone: no loss, no cache of keys and values."""
     made = {name: value for name, value in inputs.items() if name not in _LABELS}
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     config = getattr(base, "config", None)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in made:
         shifted = getattr(base, "prepare_decoder_input_ids_from_labels", None)
@@ -221,10 +224,6 @@ def _without_labels(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> di
     if getattr(config, "use_cache", False) and "use_cache" in inspect.signature(base.forward).parameters:
         made["use_cache"] = False
     return made
-
-
-def _logits(outputs: Any) -> Any:
-    return outputs.get("logits") if isinstance(outputs, Mapping) else outputs[0]
 
 
 def _pooled(hidden: Tensor, output: Tensor, logits: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
+from hf_ext._models import unwrapped
 from hf_ext.functional import divbs_select_with_info, gradient_norms
 from hf_ext.functional.divbs import all_finite
+from hf_ext.functional.losses import IGNORED_LABEL
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.divbs.arguments import DivBSArguments, check_data, check_processes
 from hf_ext.trainers.divbs.rows import batch_size, exchange_rows, take_rows, without_padding
@@ -86,11 +88,8 @@ class DivBSMixin(MethodMixin):
         if self.args.divbs_strategy != "uniform":
             self._head()
 
-    def _unwrapped(self) -> Any:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
     def _head(self) -> torch.nn.Module:
-        return find_head(self._unwrapped(), self.args.divbs_head_module, "divbs_head_module")
+        return find_head(unwrapped(self.model), self.args.divbs_head_module, "divbs_head_module")
 
     # ---------------------------------------------------------------------------------------------- candidates
     def _get_dataloader(
@@ -141,7 +140,7 @@ class DivBSMixin(MethodMixin):
         size, everywhere = batch_size(batch), self.args.divbs_selection_scope == "global"
         ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
         kept = max(1, math.floor(ratio * size + 1e-9))
-        self.record(selected_fraction=kept / size)
+        self.record(diagnostics={"selected_fraction": kept / size})
         self._rows = {"candidates": self._rows["candidates"] + size, "kept": self._rows["kept"] + kept}
         if kept >= size:
             return batch
@@ -158,11 +157,12 @@ class DivBSMixin(MethodMixin):
             if processes > 1:
                 scores = Scores(*self.accelerator.gather(tuple(scores)))
             rows = self._choose(scores, kept * processes, generator)
-            self.record(candidate_loss=scores.mean_loss(), kept_loss=scores.mean_loss(rows))
+            self.record(diagnostics={"candidate_loss": scores.mean_loss(), "kept_loss": scores.mean_loss(rows)})
         if processes == 1:
             return self._trimmed(take_rows(batch, rows, size))
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
-        padding = {"labels": -100, "shift_labels": -100, "input_ids": getattr(tokenizer, "pad_token_id", None) or 0}
+        padding = dict.fromkeys(("labels", "shift_labels"), IGNORED_LABEL)
+        padding["input_ids"] = getattr(tokenizer, "pad_token_id", None) or 0
         pad_first = getattr(tokenizer, "padding_side", "right") == "left"
         return self._trimmed(exchange_rows(batch, rows, size, self.accelerator, padding=padding, pad_first=pad_first))
 
@@ -176,7 +176,8 @@ class DivBSMixin(MethodMixin):
                 finite = all_finite(scores.residuals) & all_finite(scores.features)
                 self._finite = finite if self._finite is None else self._finite & finite
             rows, info = divbs_select_with_info(*scores[:2], kept, rule=rule, draw=draw, generator=generator)
-            self.record(captured_fraction=info.captured_fraction, greedy_fraction=info.num_greedy / kept)
+            fractions = {"captured_fraction": info.captured_fraction, "greedy_fraction": info.num_greedy / kept}
+            self.record(diagnostics=fractions)
             return rows
         by_loss = self.args.divbs_strategy == "loss"
         values = scores.losses if by_loss else gradient_norms(scores.residuals, scores.features)
@@ -184,7 +185,7 @@ class DivBSMixin(MethodMixin):
 
     def _score(self, batch: Any, size: int, seed: int) -> Scores:
         """Scores of all candidates; the model, its buffers and the random state stay as they are."""
-        model, parts = self._unwrapped(), []
+        model, parts = unwrapped(self.model), []
         head = self._head()
         with left_as_found(model, seed):
             for rows in torch.arange(size).split(self.args.divbs_scoring_batch_size or size):

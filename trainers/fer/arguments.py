@@ -1,34 +1,24 @@
 """Arguments of FER: the weights of its losses, where they differ from the model's."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from hf_ext.trainers.arguments import MethodArguments, NonNegative, option
 
 
 @dataclass
-class FERArguments:
-    """Arguments of `FERMixin`, to be mixed with any TrainingArguments. None: as the model's configuration says.
+class FERArguments(MethodArguments):
+    """Arguments of `FERMixin`, to be mixed with any TrainingArguments. None: as the model's configuration says."""
 
-    Args:
-        fer_contrast_pairs: `"all"`, every face to the texts of all, or `"paired"`, each to its own.
-        fer_lambda_s, fer_lambda_t, fer_lambda_c: weights of matching, transformation and contrast.
-    """
-
-    fer_contrast_pairs: Literal["all", "paired"] | None = field(
-        default=None, metadata={"help": "all or paired; by default the model's."}
+    fer_contrast_pairs: Literal["all", "paired"] | None = option(
+        None,
+        "What the contrast pulls a face to: 'all', the texts of all faces; 'paired', its own text. By default as the "
+        "model's configuration says ('all' in a new one).",
     )
-    fer_lambda_s: float | None = field(default=None, metadata={"help": "Weight of matching; the model's."})
-    fer_lambda_t: float | None = field(default=None, metadata={"help": "Weight of the transformation; the model's."})
-    fer_lambda_c: float | None = field(default=None, metadata={"help": "Weight of the contrast; the model's."})
-
-    def __post_init__(self) -> None:
-        if self.fer_contrast_pairs not in (None, "all", "paired"):
-            raise ValueError(
-                f"fer_contrast_pairs: found {self.fer_contrast_pairs!r}, allowed are None, 'all', 'paired'"
-            )
-        for name in ("fer_lambda_s", "fer_lambda_t", "fer_lambda_c"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name}: found {value!r}, allowed are None and numbers >= 0")
-        parent = getattr(super(), "__post_init__", None)
-        if parent is not None:
-            parent()
+    fer_lambda_s: NonNegative | None = option(
+        None, "Weight of the matching loss, the cross-entropy; by default the model's (1 in a new one)."
+    )
+    fer_lambda_t: NonNegative | None = option(
+        None, "Weight of the transformation loss; by default the model's (1 in a new one)."
+    )
+    fer_lambda_c: NonNegative | None = option(None, "Weight of the contrast; by default the model's (1 in a new one).")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from hf_ext._models import base_model
 from hf_ext.functional import fer_losses
 from hf_ext.functional.fer import label_counts_of
 from hf_ext.hub_cards.methods.fer import losses_shown
@@ -68,8 +69,7 @@ class FERMixin(MethodMixin):
 
     @property
     def _matcher(self) -> Any:
-        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return base_model(self.model)
 
     @property
     def _fer_config(self) -> Any:
@@ -117,8 +117,8 @@ class FERMixin(MethodMixin):
             label_counts=self._label_counts,
         )
         processes = self.accelerator.num_processes
-        for name in ("match", "transform", "contrast"):  # logged are means over micro-batches and processes
-            self.record(**{f"fer_{name}": terms[name].detach() * self._micro_batches * processes})
+        scale = self._micro_batches * processes  # logged are means over micro-batches and processes
+        self.record(terms={f"fer_{name}": terms[name].detach() * scale for name in ("match", "transform", "contrast")})
         loss = terms["total"] * processes  # DDP takes the mean over processes
         return (loss, outputs) if return_outputs else loss
 

@@ -1,29 +1,20 @@
 """Arguments of training a MoLA adapter; the adapter's own are in `MoLAConfig`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
+
+from hf_ext.trainers.arguments import MethodArguments, option
 
 
 @dataclass
-class MoLAArguments:
-    """Arguments of `MoLAMixin`, to be mixed with any TrainingArguments. The adapter's own are in `MoLAConfig`.
+class MoLAArguments(MethodArguments):
+    """Arguments of `MoLAMixin`, to be mixed with any TrainingArguments."""
 
-    Args:
-        mola_task_column: data set column of integer task ids, in `[0, number of tasks)`.
-        mola_task_reduction: `"sample"`, the plain mean over samples; `"sum"`, the sum of the tasks' means (each over
-            the whole batch of an update, all processes and micro-batches), so that small tasks weigh as much.
-    """
-
-    mola_task_column: str = field(default="task_ids", metadata={"help": "Data set column of integer task ids."})
-    mola_task_reduction: Literal["sample", "sum"] = field(
-        default="sample", metadata={"help": "'sample': mean over samples; 'sum': sum of the tasks' means."}
+    mola_task_column: str = option(
+        "task_ids", "Data set column of integer task ids, from 0 to the number of tasks less one."
     )
-
-    def __post_init__(self) -> None:
-        if self.mola_task_reduction not in ("sample", "sum"):
-            raise ValueError(
-                f"mola_task_reduction: found {self.mola_task_reduction!r}, allowed are 'sample' and 'sum'"
-            )
-        parent = getattr(super(), "__post_init__", None)
-        if parent is not None:
-            parent()
+    mola_task_reduction: Literal["sample", "sum"] = option(
+        "sample",
+        "How the losses of several tasks make one: 'sample', the mean over samples; 'sum', the sum of the tasks' "
+        "means (each over the whole batch of an update), so that small tasks count as much as large ones.",
+    )

@@ -17,9 +17,10 @@ from transformers import Trainer, TrainingArguments
 from hf_ext.adapters.mola import MoLAConfig, find_routing
 from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
 from hf_ext.data.columns import group_label
-from hf_ext.functional import combine_task_losses, twd_loss
+from hf_ext.functional import combine_task_losses, per_sample_losses, twd_loss
+from hf_ext.trainers.arguments import refuse_packing
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.losses import per_sample_losses, shifts_labels
+from hf_ext.trainers.losses import logits_of, shifts_labels
 from hf_ext.trainers.mola.arguments import MoLAArguments
 from hf_ext.trainers.processes import gather_rows
 
@@ -97,11 +98,7 @@ class MoLAMixin(MethodMixin):
     def check_arguments(self) -> None:
         super().check_arguments()
         *_, config = self._adapter
-        for option in ("packing", "padding_free"):
-            if getattr(self.args, option, False):
-                raise ValueError(
-                    f"{option}: found True, allowed is False: a sequence that mixes samples has no one task"
-                )
+        refuse_packing(self.args, "a sequence that mixes samples has no one task")
         own_loss = self.label_smoother is not None or self.compute_loss_func is not None or self.replaces_loss
         if self.args.mola_task_reduction == "sum" and own_loss:
             raise ValueError(
@@ -200,14 +197,13 @@ class MoLAMixin(MethodMixin):
         if training and torch.is_grad_enabled() and config.uses_twd and task_ids is not None:
             features = gather_rows(routing.routing.projected[name])
             twd = twd_loss(features, self.accelerator.gather(task_ids), temperature=config.twd_temperature)
-            self.record(twd_loss=twd)
+            self.record(terms={"twd_loss": twd})
             loss = self.add_mean_term(loss, config.twd_weight * twd, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _sum_of_task_means(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         outputs = model(**inputs)
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-        losses = per_sample_losses(logits, inputs["labels"], shift_labels=shifts_labels(self))
+        losses = per_sample_losses(logits_of(outputs), inputs["labels"], shift_labels=shifts_labels(self))
         loss = combine_task_losses(
             losses,
             inputs["mola_task_ids"],

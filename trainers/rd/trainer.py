@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from hf_ext._models import base_model
 from hf_ext.functional import rd_losses_of_logits
 from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.models.rd.modeling_rd import RDForImageClassification
@@ -21,7 +22,7 @@ from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.processes import gather_rows
-from hf_ext.trainers.rd.arguments import RDArguments, Weights, weights_of
+from hf_ext.trainers.rd.arguments import Coefficients, RDArguments, coefficients_of
 from hf_ext.trainers.rd.teacher_cache import WithTeacherFeatures, features_of
 from hf_ext.trainers.rd.teacher_comparison import TeacherComparison, compare, count_weights
 
@@ -70,8 +71,7 @@ class RDMixin(MethodMixin):
 
     # ---------------------------------------------------------------------------------------------- arguments
     def _rd_model(self) -> Any:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return base_model(self.model)
 
     def check_arguments(self) -> None:
         super().check_arguments()
@@ -89,11 +89,11 @@ class RDMixin(MethodMixin):
                 f"teacher_classifier: found {found} with rd_method={self.args.rd_method!r}, allowed is one with 'kd'"
             )
         check_train_labels(self, int(model.config.num_labels or 0))
-        weights = self._first_weights()
-        if not weights.train_phi:
+        coefficients = self._first_coefficients()
+        if not coefficients.train_phi:
             model.phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
         rows = self._train_batch_size * (self.accelerator.num_processes if self._is_global else 1)
-        if weights.gamma and rows < 4:
+        if coefficients.gamma and rows < 4:
             warnings.warn(
                 f"the alignment of RD is over batches of {rows}: for 2 it is always 1, for 1 there is none, and "
                 "debiased it takes 4; 32 or more are sensible",
@@ -104,21 +104,21 @@ class RDMixin(MethodMixin):
     def _is_global(self) -> bool:
         return self.args.rd_cka_scope == "global"
 
-    def _first_weights(self) -> Weights:
-        return weights_of(self.args, self._rd_model().config)
+    def _first_coefficients(self) -> Coefficients:
+        return coefficients_of(self.args, self._rd_model().config)
 
-    def _weights(self) -> Weights:
+    def _coefficients(self) -> Coefficients:
         """Those of the update that comes."""
-        weights = self._first_weights()
+        coefficients = self._first_coefficients()
         if self.args.rd_decay == "none" or self.state.max_steps <= 0:
-            return weights
+            return coefficients
         left = 1 - self.state.global_step / self.state.max_steps
-        return weights._replace(alpha=weights.alpha * left, beta=weights.beta * left)
+        return coefficients._replace(alpha=coefficients.alpha * left, beta=coefficients.beta * left)
 
     # ---------------------------------------------------------------------------------------------- teacher
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; with `rd_cache_teacher` the teacher sees every image before, once."""
-        caches = self.args.rd_cache_teacher and self._first_weights().teach
+        caches = self.args.rd_cache_teacher and self._first_coefficients().teach
         if caches and not isinstance(self.train_dataset, WithTeacherFeatures):
             if not hasattr(self.train_dataset, "__len__"):
                 raise ValueError("rd_cache_teacher: found a data set without a length, allowed are those with one")
@@ -151,18 +151,18 @@ class RDMixin(MethodMixin):
         """RD's loss of this micro-batch, a mean; the student's own in evaluation."""
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        weights = self._weights()
+        coefficients = self._coefficients()
         labels = check_labels(inputs.get("labels"))
-        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, output_details=weights.teach)
-        losses = self._losses(outputs, labels, weights)
+        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, output_details=coefficients.teach)
+        losses = self._losses(outputs, labels, coefficients)
         loss = losses.pop("total")
-        self.record(**{f"{name}_loss": value for name, value in losses.items()})
+        self.record(terms={f"{name}_loss": value for name, value in losses.items()})
         return (loss, outputs) if return_outputs else loss
 
-    def _losses(self, outputs: Any, labels: Tensor, weights: Weights) -> dict[str, Tensor]:
+    def _losses(self, outputs: Any, labels: Tensor, coefficients: Coefficients) -> dict[str, Tensor]:
         """The total and the terms that are a part of it."""
         smoothing = self.args.label_smoothing_factor
-        if not weights.teach:
+        if not coefficients.teach:
             loss = F.cross_entropy(at_least_float32(outputs.logits), labels, label_smoothing=smoothing)
             return {"student": loss, "total": loss}
         logits, features, own = outputs.reprogrammed_logits, outputs.reprogrammed, outputs.student_features
@@ -171,13 +171,13 @@ class RDMixin(MethodMixin):
         if self.teacher_classifier is not None:
             with torch.no_grad():
                 logits = self.teacher_classifier(outputs.teacher_features)
-        if weights.gamma and self._is_global:
+        if coefficients.gamma and self._is_global:
             features, own = gather_rows(features), gather_rows(own)
         losses = rd_losses_of_logits(
-            outputs.logits, logits, labels, features, own, label_smoothing=smoothing, **weights._asdict()
+            outputs.logits, logits, labels, features, own, label_smoothing=smoothing, **coefficients._asdict()
         )
-        names = zip(("reprogrammed", "cka", "kl"), weights[:3], strict=True)
-        used = ("student", *(name for name, weight in names if weight), "total")
+        names = zip(("reprogrammed", "cka", "kl"), coefficients[:3], strict=True)
+        used = ("student", *(name for name, coefficient in names if coefficient), "total")
         return {name: losses[name] for name in used}
 
     # ---------------------------------------------------------------------------------------------- card
@@ -216,9 +216,9 @@ class RDMixin(MethodMixin):
 
     def card_facts(self) -> dict[str, Any]:
         facts, model = super().card_facts(), self._rd_model()
-        about: dict[str, Any] = {f"rd_{name}": value for name, value in self._first_weights()._asdict().items()}
+        about: dict[str, Any] = {f"rd_{name}": value for name, value in self._first_coefficients()._asdict().items()}
         about["weights of the student"] = count_weights(model.student)
-        if self._first_weights().teach:
+        if self._first_coefficients().teach:
             about["teacher"] = model.config.teacher_name or model.config.teacher_kind
             if isinstance(model.teacher, nn.Module):
                 about["weights of the teacher"] = count_weights(model.teacher)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
-from hf_ext.functional import npo_loss
-from hf_ext.trainers.losses import IGNORED_LABEL, per_sample_losses
+from hf_ext.functional import npo_loss, per_sample_losses
+from hf_ext.functional.losses import IGNORED_LABEL
+from hf_ext.trainers.arguments import refuse_packing
 
 # ------------------------------------------------------------------------------------------------ forget losses
 #: what is minimised on the data to forget: of the losses per sample, the original model's, and the supervised tokens
@@ -49,11 +50,11 @@ class ForgetTerm:
         self.args, self.num_rows, self.shifted = args, num_rows, shifted
         self.loss = given or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
         self.needs_original = bool(getattr(self.loss, "needs_original", False))
+        self.terms: dict[str, Tensor] = {}
+        self.diagnostics: dict[str, Tensor] = {}
 
-    def __call__(
-        self, logits: Tensor, labels: Tensor, rows: Tensor, original: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The values, `[B]`, and terms to log.
+    def __call__(self, logits: Tensor, labels: Tensor, rows: Tensor, original: Tensor | None = None) -> Tensor:
+        """The values, `[B]`; what is to be logged is in `terms` and `diagnostics` afterwards.
 
         Args:
             logits, labels: as `per_sample_losses` takes them.
@@ -61,16 +62,17 @@ class ForgetTerm:
             original: the original model's losses of all rows there, if they are needed.
         """
         losses = per_sample_losses(logits, labels, shift_labels=self.shifted)
-        terms = {"forget_loss": losses.mean()}
+        self.terms, self.diagnostics = {"forget_loss": losses.mean()}, {}
         if self.args.tarf_method == "random_labels":
             size = {"num_labels": logits.shape[-1], "num_rows": self.num_rows}
-            return per_sample_losses(logits, random_labels(labels, rows, seed=self.args.seed, **size)), terms
+            return per_sample_losses(logits, random_labels(labels, rows, seed=self.args.seed, **size))
         before = None if original is None else original.to(rows.device)[rows]
         values = self.loss(losses, before, lengths(labels, shifted=self.shifted))
         if self.args.tarf_max_forget_loss is not None:
             within = losses.detach() <= self.args.tarf_max_forget_loss
-            values, terms["capped_fraction"] = torch.where(within, values, 0.0), 1 - within.float().mean()
-        return values, terms
+            values = torch.where(within, values, 0.0)
+            self.diagnostics = {"capped_fraction": 1 - within.float().mean()}
+        return values
 
 
 def lengths(labels: Tensor, *, shifted: bool) -> Tensor:
@@ -153,9 +155,7 @@ def check_column(data: Any, argument: str, column: str | None) -> None:
 
 def check_arguments(args: Any, *, own_loss: bool) -> None:
     """Refuse what leaves no plain loss for every sample."""
-    for option in ("packing", "padding_free"):
-        if getattr(args, option, False):
-            raise ValueError(f"{option}: found True, allowed is False: samples are forgotten one by one")
+    refuse_packing(args, "samples are forgotten one by one")
     if own_loss:
         raise ValueError(
             "label_smoothing_factor, compute_loss_func: found one of them, allowed is neither: forgetting needs the "

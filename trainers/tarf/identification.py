@@ -11,18 +11,15 @@ from transformers import Trainer
 from hf_ext.functional import (
     gravity_by_label,
     gravity_threshold,
+    loss_gravity,
+    per_sample_losses,
     relative_gravity,
     retain_mask,
     retain_mask_by_label,
 )
-from hf_ext.trainers.losses import per_sample_losses, shifts_labels
+from hf_ext.trainers.losses import logits_of, shifts_labels
 from hf_ext.trainers.tarf.paired import ROW, Numbered, load
 from hf_ext.trainers.tarf.plan import Plan
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """Of a model that was given labels."""
-    return outputs["logits"] if isinstance(outputs, dict) else outputs[1]
 
 
 def row_batches(trainer: Any, data: Any) -> Iterator[tuple[bool, dict[str, Any]]]:
@@ -162,13 +159,12 @@ class Identification:
         self.original = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
         self.retained, self.found = state.get("tarf_retained"), state.get("tarf_found", {})
 
-    def keep(self, losses: Tensor, rows: Tensor | None) -> Tensor:
-        """tau times the losses, `[B]`, of these remaining rows."""
+    def mask_of(self, rows: Tensor | None) -> Tensor | None:
+        """tau of these remaining rows, `[B]`; None while all are retained."""
         if self.retained is None or rows is None:
-            return losses
-        self.retained = self.retained.to(losses.device)  # a device would be waited for at every copy
-        # where, not a product: the loss of what is left out may be infinite
-        return torch.where(self.retained[rows] > 0, losses, 0.0)
+            return None
+        self.retained = self.retained.to(rows.device)  # a device would be waited for at every copy
+        return self.retained[rows]
 
     def follow(self, trainer: Trainer, plan: Plan, t: float, *, remaining: Any, forget: Any = None) -> bool:
         """Measure what has to be known at time t: the original model's losses, then what is to be left out.
@@ -227,7 +223,7 @@ class Identification:
         losses, groups = all_losses(trainer, rows, self.args.tarf_group_column)
         original, losses = self.original["remaining"].cpu(), losses.cpu()
         groups = None if groups is None else groups.cpu()
-        gravity = (losses - original).abs()
+        gravity = loss_gravity(original, losses)
         if groups is not None and self.args.tarf_gravity == "relative":
             gravity = relative_gravity(gravity, original, groups)
         mask, self.found = identify(

@@ -6,16 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_ext.functional import annealed_ascent_weight
+from hf_ext.functional import annealed_ascent_weight, tarf_phase
+
+#: in the order of their numbers in logs, from 1
+PHASES = ("I", "II", "III")
 
 
 @dataclass(frozen=True)
 class Update:
     """What an optimiser step is made of; rows are those of all its micro-batches and processes."""
 
-    weight: float
+    k_t: float
     retains: bool
-    phase: int
+    phase: str
     retain_rows: Tensor | int
     forget_rows: Tensor | int
 
@@ -44,18 +47,18 @@ class Plan:
         return updates / updates_per_epoch if self.fractional else float(updates // updates_per_epoch)
 
     def weight(self, t: float) -> float:
-        """Of the forget term at time t."""
+        """k(t), of the forget term."""
         if self.annealed:
             return annealed_ascent_weight(t, k=self.k, T=self.T, t0=self.t0)
-        return self.k if self.T - t - self.t0 > 0 else 0.0
+        return self.k if self.phase(t) in ("I", "II") else 0.0
+
+    def phase(self, t: float) -> str:
+        """`"I"`, `"II"` or `"III"`, see `tarf_phase`."""
+        return tarf_phase(t, T=self.T, t0=self.t0, t1=self.t1)
 
     def retains(self, t: float) -> bool:
         """Whether the remaining data are trained on at time t."""
-        return t >= self.t1
-
-    def phase(self, t: float) -> int:
-        """1, identification (ascent only); 2, separation (both); 3, approximation of retraining (retaining only)."""
-        return 1 if not self.retains(t) else 2 if self.weight(t) > 0 else 3
+        return self.phase(t) in ("II", "III")
 
     def update(self, t: float, *, retain_rows: Tensor | int, forget_rows: Tensor | int) -> Update:
         """The update at time t, of so many rows."""
@@ -78,7 +81,7 @@ def plan_of(args: Any, epochs: float) -> Plan:
     """
     baselines = {
         "ga": Plan(k=1.0, T=epochs, t1=math.inf),
-        "ft": Plan(k=0.0, T=epochs),
+        "ft": Plan(k=0.0, T=epochs, t0=epochs),
         "random_labels": Plan(k=1.0, T=epochs),
         "ga_ft": Plan(k=args.tarf_k, T=epochs),
     }

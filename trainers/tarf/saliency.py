@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_ext.functional import saliency_masks
-from hf_ext.trainers.losses import per_sample_losses, shifts_labels
+from hf_ext.functional import per_sample_losses, saliency_masks
+from hf_ext.trainers.losses import logits_of, shifts_labels
 from hf_ext.trainers.processes import average_over_processes
-from hf_ext.trainers.tarf.identification import logits_of, model_of, row_batches
+from hf_ext.trainers.tarf.identification import model_of, row_batches
 from hf_ext.trainers.tarf.paired import PairedMixin
 
 _PREFIX = "tarf_salient_"

@@ -13,8 +13,9 @@ from accelerate.utils import find_batch_size
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from hf_ext.functional import per_sample_losses, tarf_objective
 from hf_ext.trainers.cards import with_hyper_parameters
-from hf_ext.trainers.losses import per_sample_losses, shifts_labels
+from hf_ext.trainers.losses import logits_of, shifts_labels
 from hf_ext.trainers.tarf.arguments import TARFArguments
 from hf_ext.trainers.tarf.forgetting import (
     ForgetLoss,
@@ -24,9 +25,9 @@ from hf_ext.trainers.tarf.forgetting import (
     check_data,
     split_rows,
 )
-from hf_ext.trainers.tarf.identification import Identification, logits_of
+from hf_ext.trainers.tarf.identification import Identification
 from hf_ext.trainers.tarf.paired import PAIRED, ROW, updates_per_epoch
-from hf_ext.trainers.tarf.plan import Plan, Update, plan_of
+from hf_ext.trainers.tarf.plan import PHASES, Plan, Update, plan_of
 from hf_ext.trainers.tarf.saliency import SaliencyMixin
 
 
@@ -150,22 +151,29 @@ class TARFMixin(SaliencyMixin):
         update = self._update
         if update is None or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        columns, terms, outputs = self.batch_columns, [], None
-        if update.weight > 0:
+        columns, outputs, values, losses, retain_mask = self.batch_columns, None, None, None, None
+        if update.k_t > 0:
             batch: Any = columns[PAIRED]
             forget = {name: value for name, value in batch.items() if name not in self.own_columns}
             outputs, original = model(**forget), self.identification.original.get("forget")
-            values, logged = self._forget_term(logits_of(outputs), forget["labels"], batch[ROW], original)
-            self.record(**logged)
-            terms.append(update.weight * values.sum() / update.forget_rows)
+            values = self._forget_term(logits_of(outputs), forget["labels"], batch[ROW], original)
+            self.record(terms=self._forget_term.terms, diagnostics=self._forget_term.diagnostics)
         if update.retains:
             outputs = model(**inputs)
             losses = per_sample_losses(logits_of(outputs), inputs["labels"], shift_labels=self._forget_term.shifted)
-            losses = self.identification.keep(losses, columns.get(ROW))
-            self.record(retain_loss=losses.mean())
-            terms.append(losses.sum() / update.retain_rows)
+            retain_mask = self.identification.mask_of(columns.get(ROW))
+        objective = tarf_objective(
+            values,
+            losses,
+            retain_mask,
+            k_t=update.k_t,
+            forget_rows=update.forget_rows,
+            retain_rows=update.retain_rows,
+        )
+        if losses is not None:
+            self.record(terms={"retain_loss": objective["retain"] * update.retain_rows / len(losses)})
         # the rows are those of all processes, whose gradients DDP averages
-        loss = torch.stack(terms).sum() * self.accelerator.num_processes
+        loss = objective["total"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
@@ -181,7 +189,7 @@ class TARFMixin(SaliencyMixin):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; with k(t), the phase (1 to 3) and the share of remaining rows left out."""
         if "loss" in logs and self._update is not None:
-            logs |= {"k_t": self._update.weight, "phase": self._update.phase}
+            logs |= {"k_t": self._update.k_t, "phase": PHASES.index(self._update.phase) + 1}
             if self.identification.retained is not None:
                 logs["dropped_fraction"] = 1 - float(self.identification.retained.mean())
         super().log(logs, *args, **kwargs)

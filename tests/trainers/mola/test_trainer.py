@@ -233,7 +233,7 @@ def test_refusals_before_the_first_step(
 
 
 def test_unknown_reduction_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="mola_task_reduction: found 'mean', allowed are 'sample' and 'sum'"):
+    with pytest.raises(ValueError, match="mola_task_reduction: found 'mean', allowed are 'sample', 'sum'"):
         _arguments(tmp_path, mola_task_reduction="mean")
     assert MoLAArguments().mola_task_column == "task_ids"  # parsed alone, without TrainingArguments
 

@@ -393,11 +393,11 @@ def test_other_trainers_train_an_rd_model(make: Make, data: Dataset, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rd_method": "hints"}, "rd_method: found 'hints', allowed are rd, kd, cka, student"),
-        ({"rd_decay": "cosine"}, "rd_decay: found 'cosine', allowed are none, linear"),
-        ({"rd_cka_scope": "node"}, "rd_cka_scope: found 'node', allowed are global, process"),
-        ({"rd_gamma": -1.0}, "rd_gamma: found -1.0, allowed are numbers >= 0"),
-        ({"rd_temperature": 0.0}, "rd_temperature: found 0.0, allowed are numbers > 0"),
+        ({"rd_method": "hints"}, "rd_method: found 'hints', allowed are 'rd', 'kd', 'cka', 'student'"),
+        ({"rd_decay": "cosine"}, "rd_decay: found 'cosine', allowed are 'none', 'linear'"),
+        ({"rd_cka_scope": "node"}, "rd_cka_scope: found 'node', allowed are 'global', 'process'"),
+        ({"rd_gamma": -1.0}, "rd_gamma: found -1.0, allowed are None, numbers >= 0"),
+        ({"rd_temperature": 0.0}, "rd_temperature: found 0.0, allowed are None, numbers > 0"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
