@@ -122,13 +122,13 @@ def compare(
         raise ValueError("eval_dataset: found no rows, allowed are data with one or more")
     metrics = {f"{name}_accuracy": torch.cat(parts).float().mean().item() for name, parts in hits.items()}
     metrics |= {f"{name}_ms_per_image": statistics.median(gather_object(values)) for name, values in times.items()}
-    metrics["student_weights"] = count_weights(model.student)
+    metrics["student_weights"] = count_parameters(model.student)
     if "teacher" in times and isinstance(model.teacher, nn.Module):
-        metrics["teacher_weights"] = count_weights(model.teacher)
+        metrics["teacher_weights"] = count_parameters(model.teacher)
     return TeacherComparison(metrics, size, _described(device), step)
 
 
-def count_weights(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """How many numbers a model's parameters hold."""
     return sum(weight.numel() for weight in model.parameters())
 

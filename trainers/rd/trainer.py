@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from hf_ext._models import base_model
+from hf_ext.data.rows import WithColumns
 from hf_ext.functional import rd_losses_of_logits
 from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.models.rd.modeling_rd import RDForImageClassification
@@ -23,8 +24,8 @@ from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.processes import gather_rows
 from hf_ext.trainers.rd.arguments import Coefficients, RDArguments, coefficients_of
-from hf_ext.trainers.rd.teacher_cache import WithTeacherFeatures, features_of
-from hf_ext.trainers.rd.teacher_comparison import TeacherComparison, compare, count_weights
+from hf_ext.trainers.rd.teacher_cache import COLUMN, features_of
+from hf_ext.trainers.rd.teacher_comparison import TeacherComparison, compare, count_parameters
 
 
 @dataclass
@@ -119,14 +120,14 @@ class RDMixin(MethodMixin):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; with `rd_cache_teacher` the teacher sees every image before, once."""
         caches = self.args.rd_cache_teacher and self._first_coefficients().teach
-        if caches and not isinstance(self.train_dataset, WithTeacherFeatures):
+        if caches and COLUMN not in getattr(self.train_dataset, "columns", ()):
             if not hasattr(self.train_dataset, "__len__"):
                 raise ValueError("rd_cache_teacher: found a data set without a length, allowed are those with one")
             with torch.random.fork_rng(devices=[]):  # loaders draw a seed
                 self.train_dataset = self._with_teacher_features(self.train_dataset)
         return super().train(*args, **kwargs)
 
-    def _with_teacher_features(self, rows: Any) -> WithTeacherFeatures:
+    def _with_teacher_features(self, rows: Any) -> WithColumns:
         model = self._rd_model()
         names = ("pixel_values", "teacher_features", "teacher_pixel_values")
 
@@ -138,7 +139,8 @@ class RDMixin(MethodMixin):
             gathered: Tensor = self.accelerator.gather_for_metrics(features)
             return gathered
 
-        return WithTeacherFeatures(rows, features_of(lambda: self.get_test_dataloader(rows), compute, names[0]))
+        features = features_of(lambda: self.get_test_dataloader(rows), compute, names[0])
+        return WithColumns(rows, **{COLUMN: features})
 
     # ---------------------------------------------------------------------------------------------- losses
     def compute_loss(
@@ -217,11 +219,11 @@ class RDMixin(MethodMixin):
     def card_facts(self) -> dict[str, Any]:
         facts, model = super().card_facts(), self._rd_model()
         about: dict[str, Any] = {f"rd_{name}": value for name, value in self._first_coefficients()._asdict().items()}
-        about["weights of the student"] = count_weights(model.student)
+        about["weights of the student"] = count_parameters(model.student)
         if self._first_coefficients().teach:
             about["teacher"] = model.config.teacher_name or model.config.teacher_kind
             if isinstance(model.teacher, nn.Module):
-                about["weights of the teacher"] = count_weights(model.teacher)
+                about["weights of the teacher"] = count_parameters(model.teacher)
         if self.teacher_comparison is not None and self.card is not None:
             evaluated = facts.get("results", ())
             compared = self.teacher_comparison.results(self.card.step, known=evaluated)

@@ -18,7 +18,7 @@ from hf_ext.functional import (
     retain_mask_by_label,
 )
 from hf_ext.trainers.losses import logits_of, shifts_labels
-from hf_ext.trainers.tarf.paired import ROW, Numbered, load
+from hf_ext.trainers.tarf.paired import ROW, load, numbered
 from hf_ext.trainers.tarf.plan import Plan
 
 
@@ -38,7 +38,7 @@ def row_batches(trainer: Any, data: Any) -> Iterator[tuple[bool, dict[str, Any]]
     batches = [list(range(first, min(first + size, len(data)))) for first in range(0, len(data), size)]
     places = range(args.process_index, math.ceil(len(batches) / step) * step, step)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="identification")
-    loader = load(Numbered(data), [batches[place % len(batches)] for place in places], collate)
+    loader = load(numbered(data), [batches[place % len(batches)] for place in places], collate)
     was_training = model.training
     model.eval()
     try:

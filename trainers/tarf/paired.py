@@ -6,38 +6,21 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from hf_ext.data.rows import WithColumns
 from hf_ext.trainers.base import MethodMixin
 
-#: the column in which `Numbered` counts
+#: the column in which rows say where they stand in their data set
 ROW = "row_in_dataset"
 #: the column in which a batch carries that of the other data set
 PAIRED = "paired_batch"
 
 
-class Numbered(Dataset):
-    """A data set of dicts whose rows also say where they stand, as `ROW`. Everything else is the data set's own."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "dataset":  # while being unpickled there is none yet
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {**self.dataset[row], ROW: row}
-
-    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        fetch = getattr(self.dataset, "__getitems__", None)
-        found = fetch(rows) if fetch else [self.dataset[row] for row in rows]
-        return [{**example, ROW: row} for example, row in zip(found, rows, strict=True)]
+def numbered(dataset: Any) -> WithColumns:
+    """A data set of dicts whose rows also say where they stand, as `ROW`."""
+    return WithColumns(dataset, **{ROW: range(len(dataset))})
 
 
 class _Order:
@@ -88,7 +71,7 @@ class PairedBatches:
         processes: int = 1,
         workers: int = 0,
     ) -> None:
-        self.dataset, self.batch_size, self.collate, self.seed = Numbered(dataset), batch_size, collate, seed
+        self.dataset, self.batch_size, self.collate, self.seed = numbered(dataset), batch_size, collate, seed
         self.process, self.processes, self.workers = process, processes, workers
         self._batches: Iterator[Any] = iter(())
         self._next: tuple[int, int] | None = None
@@ -151,7 +134,7 @@ class PairedMixin(MethodMixin):
         """Trainer's, over numbered rows where these are needed."""
         data = self.train_dataset
         if self.numbers_rows:
-            self.train_dataset = Numbered(data)
+            self.train_dataset = numbered(data)
         try:
             return super().get_train_dataloader()
         finally:

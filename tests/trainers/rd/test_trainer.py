@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_ext.data.rows import WithColumns
 from hf_ext.functional import cka_loss, distillation_kl
 from hf_ext.hub_cards import METHODS
 from hf_ext.models import RDForImageClassification
@@ -38,7 +39,6 @@ from hf_ext.trainers import (
     RDTrainer,
     RDTrainingConfig,
 )
-from hf_ext.trainers.rd.teacher_cache import WithTeacherFeatures
 
 Make = Callable[..., RDForImageClassification]
 
@@ -258,7 +258,7 @@ def test_cached_features_train_alike(make: Make, vit: Any, data: Dataset, tmp_pa
     expected = _trained(model(), data, tmp_path, **settings)
     found = _trained(model(), rows, tmp_path, rd_cache_teacher=True, **settings)
     assert expected.model.teacher.asked == 2 * 48 and found.model.teacher.asked == 48
-    assert isinstance(found.train_dataset, WithTeacherFeatures) and len(found.train_dataset) == 48
+    assert isinstance(found.train_dataset, WithColumns) and len(found.train_dataset) == 48
     assert _difference(found.model, expected.model) < 1e-6
     found.train()
     assert found.model.teacher.asked == 48  # no second time

@@ -28,7 +28,7 @@ from hf_ext.data import facts
 from hf_ext.functional import representation_gravity, retain_mask_by_label
 from hf_ext.trainers import MethodMixin, TARFArguments, TARFConfig, TARFMixin, TARFTrainer
 from hf_ext.trainers.tarf.forgetting import NPO, random_labels
-from hf_ext.trainers.tarf.paired import ROW, Numbered, PairedBatches
+from hf_ext.trainers.tarf.paired import ROW, PairedBatches
 from hf_ext.trainers.tarf.plan import plan_of
 
 FORGET = list(range(0, 16))  # of the 48 rows; 32 remain
@@ -336,14 +336,6 @@ def test_pairs_are_a_function_of_seed_epoch_and_place() -> None:
     shared = [rows(2, 0, 7, process=process, processes=2) for process in (0, 1)]
     for batch in range(7):
         assert shared[0][2 * batch :][:2] + shared[1][2 * batch :][:2] == whole[4 * batch :][:4]
-
-
-def test_numbered_rows_are_the_data_sets_own(data: Dataset) -> None:
-    numbered = Numbered(data)
-    assert len(numbered) == 48 and numbered.column_names == data.column_names
-    assert numbered[3][ROW] == 3 and torch.equal(numbered[3]["pixel_values"], data[3]["pixel_values"])
-    assert [row[ROW] for row in numbered.__getitems__([4, 2])] == [4, 2]
-    assert copy.deepcopy(numbered)[1][ROW] == 1
 
 
 # ------------------------------------------------------------------------------------------------ baselines
