@@ -91,7 +91,7 @@ def refuse_packing(args: Any, reason: str) -> None:
 
 
 @cache
-def _options(kind: type) -> dict[str, Any]:
+def _options(kind: Any) -> dict[str, Any]:
     """Types of the fields that classes of methods declare, not those of TrainingArguments."""
     own = [base for base in kind.__mro__ if issubclass(base, MethodArguments)]
     names = {name for base in own for name in vars(base).get("__annotations__", {})}
@@ -100,9 +100,9 @@ def _options(kind: type) -> dict[str, Any]:
 
 def _check(name: str, value: Any, annotation: Any) -> None:
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    found = [_fits(value, kind) for kind in kinds]
-    if not any(fits for fits, _ in found):
-        allowed = ", ".join(text for _, text in sorted(found, key=lambda pair: pair[1] != "None"))
+    checks = [_fits(value, kind) for kind in kinds]
+    if not any(fits for fits, _ in checks):
+        allowed = ", ".join(text for _, text in sorted(checks, key=lambda pair: pair[1] != "None"))
         raise ValueError(f"{name}: found {value!r}, allowed are {allowed}")
 
 

@@ -38,7 +38,7 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
       by `train(resume_from_checkpoint=...)`, which takes the newest checkpoint that is complete.
     - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, from what `card` has collected during the
       run and what `card_facts` adds, and neither `push_to_hub` nor `push_to_hub=True` sends pickles.
-    - `groups`: columns by the name of what they tell apart (`{"task": "task_ids"}`); evaluation calls
+    - `groups`: columns by the name of the groups that their values make (`{"task": "task_ids"}`); evaluation calls
       `compute_metrics` for every value of such a column too, and reports the worst.
     - `text_columns`: own columns that may hold names in place of ids.
     - `replaces_loss`: whether its training loss is none that `super().compute_loss` makes.
@@ -67,9 +67,9 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
         Raises:
             ValueError: naming the others that this Trainer is made of.
         """
-        found = {vars(kind).get("method") for kind in type(self).__mro__} - {None, *but}
-        if len(found) > 1:
-            others, allowed = found - {self.method}, f" but {', '.join(but)}" if but else ""
+        methods = {vars(kind).get("method") for kind in type(self).__mro__} - {None, *but}
+        if len(methods) > 1:
+            others, allowed = methods - {self.method}, f" but {', '.join(but)}" if but else ""
             raise ValueError(
                 f"{self.method}: found it combined with {', '.join(sorted(map(str, others)))}, allowed is no other "
                 f"method{allowed}: {reason}"
@@ -115,9 +115,9 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and take the method's own columns out of it, into `batch_columns`."""
         inputs = super()._prepare_inputs(inputs)
-        if found := [column for column in self.own_columns if column in inputs]:
+        if own := [column for column in self.own_columns if column in inputs]:
             inputs = dict(inputs)
-            self.batch_columns = {column: inputs.pop(column) for column in found}
+            self.batch_columns = {column: inputs.pop(column) for column in own}
         else:
             self.batch_columns = {}
         return inputs

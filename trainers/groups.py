@@ -30,7 +30,7 @@ class GroupMetricsMixin(_Base):
 
     @property
     def groups(self) -> dict[str, str]:
-        """Columns by what they tell apart. Cooperative: `super().groups | {"task": "task_ids"}`."""
+        """Columns by the name of their groups. Cooperative: `super().groups | {"task": "task_ids"}`."""
         return {}
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -50,30 +50,30 @@ class GroupMetricsMixin(_Base):
         """
         self._evaluated_groups = {}
         output = super().evaluation_loop(*args, **kwargs)
-        found, self._evaluated_groups = self._evaluated_groups, {}
+        evaluated, self._evaluated_groups = self._evaluated_groups, {}
         if self.compute_metrics is not None and output.predictions is not None:
             assert output.metrics is not None  # a loop's own always are
             dataset = getattr(kwargs.get("dataloader", args[0] if args else None), "dataset", None)
             prefix = kwargs.get("metric_key_prefix", "eval")
             for name, column in self.groups.items():
-                if column in found:
-                    ids = torch.cat(found[column]).cpu().numpy()
+                if column in evaluated:
+                    ids = torch.cat(evaluated[column]).cpu().numpy()
                     output.metrics.update(self._group_metrics(output, name, column, ids, dataset, prefix))
         return output
 
     def _group_metrics(
         self, output: Any, name: str, column: str, ids: np.ndarray, dataset: Any, prefix: str
     ) -> dict[str, float]:
-        found: dict[str, dict[str, float]] = {}  # by metric, by label
+        by_metric: dict[str, dict[str, float]] = {}  # and by label
         for group in np.unique(ids):
             picked = ids == group
             prediction = EvalPrediction(_rows(output.predictions, picked), _rows(output.label_ids, picked))
             assert self.compute_metrics is not None
             label = group_label(dataset, column, int(group))
             for metric, value in denumpify_detensorize(self.compute_metrics(prediction)).items():
-                found.setdefault(metric.removeprefix(f"{prefix}_"), {})[label] = value
+                by_metric.setdefault(metric.removeprefix(f"{prefix}_"), {})[label] = value
         metrics: dict[str, float] = {}
-        for metric, values in found.items():
+        for metric, values in by_metric.items():
             keys = {f"{prefix}_{name}_{label}_{metric}": label for label in values}
             metrics |= {key: values[label] for key, label in keys.items()}
             metrics[f"{prefix}_worst_{name}_{metric}"] = (max if metric.endswith("loss") else min)(values.values())

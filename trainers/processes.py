@@ -34,9 +34,9 @@ def gather_rows(rows: Tensor) -> Tensor:
 def average_over_processes(tensors: list[Tensor]) -> None:
     """In place, over processes; one message per dtype."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order in all processes
-        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        same_dtype = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in same_dtype])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        for tensor, part in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+        for tensor, part in zip(same_dtype, flat.split([tensor.numel() for tensor in same_dtype]), strict=True):
             tensor.copy_(part.view_as(tensor))

@@ -233,11 +233,11 @@ def tarf_objective(
     Raises:
         ValueError: neither of the two.
     """
-    if forget_values is None and retain_losses is None:
+    part = forget_values if retain_losses is None else retain_losses
+    if part is None:
         raise ValueError("forget_values, retain_losses: found neither, allowed are one or both")
-    given = forget_values if retain_losses is None else retain_losses
-    values = given.new_zeros(0) if forget_values is None else forget_values
-    losses = given.new_zeros(0) if retain_losses is None else retain_losses
+    values = part.new_zeros(0) if forget_values is None else forget_values
+    losses = part.new_zeros(0) if retain_losses is None else retain_losses
     if retain_mask is not None:  # where, not a product: a dropped sample's loss may be infinite
         losses = torch.where(retain_mask > 0, losses, 0.0)
     forget = values.sum() / (max(len(values), 1) if forget_rows is None else forget_rows)

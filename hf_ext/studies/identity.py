@@ -91,9 +91,8 @@ def _definitions(source: bytes) -> set[str]:
     """Every statement of a module but imports, without docstrings and comments."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        has_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if has_docstring and ast.get_docstring(node):
-            del node.body[0]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            del node.body[: ast.get_docstring(node) is not None]
     return {ast.dump(statement) for statement in tree.body if not isinstance(statement, ast.Import | ast.ImportFrom)}
 
 

@@ -65,10 +65,10 @@ class SharpnessMixin(MethodMixin):
     model: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._window: list[dict[str, Any]] = []
-        self._position = 0
-        self._clean: list[tuple[Tensor, Tensor]] = []
-        self._first: list[tuple[Tensor, Tensor]] = []  # weights and their gradients in the first pass
+        self._update_batches: list[dict[str, Any]] = []
+        self._next_batch = 0
+        self._unperturbed: list[tuple[Tensor, Tensor]] = []
+        self._first_gradients: list[tuple[Tensor, Tensor]] = []  # weights and their gradients in the first pass
         super().__init__(*args, **kwargs)
 
     # ---------------------------------------------------------------------------------------------- of the method
@@ -112,14 +112,14 @@ class SharpnessMixin(MethodMixin):
     # ---------------------------------------------------------------------------------------------- training
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         samples, num_items = super().get_batch_samples(*args, **kwargs)
-        self._window, self._position = samples, 0
+        self._update_batches, self._next_batch = samples, 0
         return samples, num_items
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super()._inner_training_loop(*args, **kwargs)
         finally:  # interrupted between the passes, or out of memory and about to start again with smaller batches
-            self._put_back()
+            self._put_weights_back()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -128,13 +128,13 @@ class SharpnessMixin(MethodMixin):
         rule = self.rule
         if rule is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        if self._position == 0:
+        if self._next_batch == 0:
             self._perturb(model, rule, num_items_in_batch)
-        self._position += 1
+        self._next_batch += 1
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._position == len(self._window):
+        if self._next_batch == len(self._update_batches):
             self._set_descent(rule)
-            self._put_back()
+            self._put_weights_back()
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -142,7 +142,7 @@ class SharpnessMixin(MethodMixin):
 
     def _perturb(self, model: nn.Module, rule: SharpnessRule, num_items_in_batch: Tensor | int | None) -> None:
         step = super().training_step
-        micro_batches = self._window
+        micro_batches = self._update_batches
         model.train()
         losses_first = self.begin_ascent(micro_batches)
         norms = [buffer for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()]
@@ -152,22 +152,22 @@ class SharpnessMixin(MethodMixin):
                 if losses_first:
                     with same_randomness(self.args.device):
                         for inputs in micro_batches[:-1]:
-                            self._note_losses(model, inputs, num_items_in_batch)
+                            self._losses_only(model, inputs, num_items_in_batch)
                         step(model, micro_batches[-1], num_items_in_batch)
                     statistics = [(buffer, buffer.clone()) for buffer in norms]
                     micro_batches = micro_batches[:-1]
                 for inputs in micro_batches:
                     step(model, inputs, num_items_in_batch)
-                if len(micro_batches) == len(self._window):
+                if len(micro_batches) == len(self._update_batches):
                     statistics = [(buffer, buffer.clone()) for buffer in norms]
         finally:
             self.end_ascent()
-        self._clean = statistics
+        self._unperturbed = statistics
         self._move_weights(model, rule)
         model.zero_grad()
 
     @torch.no_grad()
-    def _note_losses(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
+    def _losses_only(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
         """A forward pass for the domains' losses alone."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
@@ -176,21 +176,21 @@ class SharpnessMixin(MethodMixin):
     @torch.no_grad()
     def _move_weights(self, model: nn.Module, rule: SharpnessRule) -> None:
         several = self.accelerator.num_processes > 1
-        shared, kept = several and self.shares_perturbation, rule.kind != "sam"
-        everywhere = shared or (several and kept)
+        shared, reused = several and self.shares_perturbation, rule.kind != "sam"
+        everywhere = shared or (several and reused)
         params: list[Tensor] = [
             p for p in model.parameters() if p.requires_grad and (everywhere or p.grad is not None)
         ]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
         if shared:
             average_over_processes(grads)
-        if kept:
+        if reused:
             first = [grad.clone() for grad in grads]
             if several and not shared:
                 average_over_processes(first)
-            self._first = list(zip(params, first, strict=True))
+            self._first_gradients = list(zip(params, first, strict=True))
         steps = rule.perturbation(params, grads)
-        self._clean += [(param, param.detach().clone()) for param in params]
+        self._unperturbed += [(param, param.detach().clone()) for param in params]
         if params:
             torch._foreach_add_(params, tuple(steps))
             norms = [norm.to(self.args.device) for norm in torch._foreach_norm(steps)]
@@ -199,10 +199,10 @@ class SharpnessMixin(MethodMixin):
     @torch.no_grad()
     def _set_descent(self, rule: SharpnessRule) -> None:
         """Both passes' gradients are known: put what the rule makes of them where the optimizer looks."""
-        if not self._first:
+        if not self._first_gradients:
             return
-        params, first = zip(*self._first, strict=True)
-        self._first = []
+        params, first = zip(*self._first_gradients, strict=True)
+        self._first_gradients = []
         perturbed = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
         for param, grad in zip(params, rule.descent(perturbed, first), strict=True):
             if param.grad is None:
@@ -211,12 +211,12 @@ class SharpnessMixin(MethodMixin):
                 param.grad.copy_(grad)
 
     @torch.no_grad()
-    def _put_back(self) -> None:
-        self._first = []
-        if self._clean:
-            changed, clean = zip(*self._clean, strict=True)
-            self._clean = []
-            for tensor, saved in zip(changed, clean, strict=True):
+    def _put_weights_back(self) -> None:
+        self._first_gradients = []
+        if self._unperturbed:
+            changed, values = zip(*self._unperturbed, strict=True)
+            self._unperturbed = []
+            for tensor, saved in zip(changed, values, strict=True):
                 tensor.copy_(saved)
 
 

@@ -187,9 +187,9 @@ class DISAMMixin(SharpnessMixin):
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         super().load_checkpoint_state(state)
         column = self.args.disam_domain_column
-        saved, found = state.get("disam_domains"), self.column_names(column)
-        if saved and found and saved[: self._domains.number] != found[: self._domains.number]:
-            raise ValueError(f"{column}: found domains {found}, allowed are those of the checkpoint, {saved}")
+        saved, names = state.get("disam_domains"), self.column_names(column)
+        if saved and names and saved[: self._domains.number] != names[: self._domains.number]:
+            raise ValueError(f"{column}: found domains {names}, allowed are those of the checkpoint, {saved}")
         if (running := state.get("disam_running")) is not None:
             self._ascent.running = running.to(self.args.device)
 

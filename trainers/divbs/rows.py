@@ -98,13 +98,13 @@ def without_padding(batch: dict[str, Any], *, multiple: int = 8) -> dict[str, An
         return batch
     used = int((mask.ne(0).any(dim=0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).max())
     length = max(used + -used % multiple, multiple)
-    alike = {n: v for n, v in batch.items() if isinstance(v, Tensor) and v.shape[:2] == mask.shape}
-    if length >= mask.shape[1] or any(value.ndim > 2 or value.is_floating_point() for value in alike.values()):
+    tokens = {n: v for n, v in batch.items() if isinstance(v, Tensor) and v.shape[:2] == mask.shape}
+    if length >= mask.shape[1] or any(value.ndim > 2 or value.is_floating_point() for value in tokens.values()):
         return batch
-    labels = [alike[name] for name in ("labels", "shift_labels") if name in alike]
+    labels = [tokens[name] for name in ("labels", "shift_labels") if name in tokens]
     if any(bool(value[:, length:].ne(IGNORED_LABEL).any()) for value in labels):
         return batch
-    return {**batch, **{name: value[:, :length] for name, value in alike.items()}}
+    return {**batch, **{name: value[:, :length] for name, value in tokens.items()}}
 
 
 def _map_rows(batch: Mapping[str, Any], size: int, of_tensor: _Tensors, of_list: _Lists) -> dict[str, Any]:

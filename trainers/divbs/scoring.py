@@ -96,13 +96,13 @@ def _is_linear(module: Any) -> bool:
 def _last_linear(module: nn.Module) -> nn.Module | None:
     if _is_linear(module):
         return module
-    found = [_last_linear(child) for child in module.children()]
-    return next((head for head in reversed(found) if head is not None), None)
+    heads = [_last_linear(child) for child in module.children()]
+    return next((head for head in reversed(heads) if head is not None), None)
 
 
-# ------------------------------------------------------------------------------------------------ leaving no trace
+# ------------------------------------------------------------------------------------------------ the model's state
 @contextmanager
-def left_as_found(model: nn.Module, seed: int) -> Iterator[None]:
+def state_preserved(model: nn.Module, seed: int) -> Iterator[None]:
     """Whatever happens within: every module's mode, the buffers (of BatchNorm) and the random state are put back.
 
     Within, the random state is that of `seed`, so that a resumed run draws the same.
@@ -157,30 +157,30 @@ class Scorer:
         Raises:
             ValueError: no labels, or a model whose logits are not what the head makes.
         """
-        given = {name: inputs[name] for name in _LABELS if inputs.get(name) is not None}
-        if not given:
+        targets = {name: inputs[name] for name in _LABELS if inputs.get(name) is not None}
+        if not targets:
             raise ValueError(f"labels: found none among {sorted(inputs)}, allowed are batches with labels")
-        labels = next(iter(given.values()))
-        shift = self.shift_labels and "shift_labels" not in given
-        seen: dict[str, Any] = {}
+        labels = next(iter(targets.values()))
+        shift = self.shift_labels and "shift_labels" not in targets
+        captured: dict[str, Any] = {}
 
-        def look(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            seen["hidden"], seen["output"] = args[0] if args else next(iter(kwargs.values())), output
+        def capture(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            captured["hidden"], captured["output"] = args[0] if args else next(iter(kwargs.values())), output
 
-        hook = head.register_forward_hook(look, with_kwargs=True)
+        hook = head.register_forward_hook(capture, with_kwargs=True)
         try:
             outputs = model(**_without_labels(model, inputs, labels))
         finally:
             hook.remove()
         logits = logits_of(outputs, with_loss=False)
-        if not seen or not isinstance(logits, Tensor):
+        if not captured or not isinstance(logits, Tensor):
             raise ValueError(
                 f"divbs_head_module: found {type(head).__name__}, which this forward pass does not call or whose "
                 "logits it does not return, allowed is the layer that makes the logits"
             )
-        hidden = seen["hidden"]
+        hidden = captured["hidden"]
         if logits.ndim == 2 and hidden.ndim == 3:
-            hidden = _pooled(hidden, seen["output"], logits)
+            hidden = _pooled(hidden, captured["output"], logits)
         if hidden.shape[:-1] != logits.shape[:-1]:
             raise ValueError(
                 f"divbs_head_module: found a layer whose input has shape {tuple(hidden.shape)} for logits "

@@ -21,7 +21,7 @@ from hf_ext.functional.losses import IGNORED_LABEL
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.divbs.arguments import DivBSArguments, check_data, check_processes
 from hf_ext.trainers.divbs.rows import batch_size, exchange_rows, take_rows, without_padding
-from hf_ext.trainers.divbs.scoring import Scorer, Scores, find_head, left_as_found
+from hf_ext.trainers.divbs.scoring import Scorer, Scores, find_head, state_preserved
 from hf_ext.trainers.losses import shifts_labels
 
 
@@ -139,10 +139,10 @@ class DivBSMixin(MethodMixin):
         """The selected rows of a batch of candidates."""
         size, everywhere = batch_size(batch), self.args.divbs_selection_scope == "global"
         ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
-        kept = max(1, math.floor(ratio * size + 1e-9))
-        self.record(diagnostics={"selected_fraction": kept / size})
-        self._rows = {"candidates": self._rows["candidates"] + size, "kept": self._rows["kept"] + kept}
-        if kept >= size:
+        selected = max(1, math.floor(ratio * size + 1e-9))
+        self.record(diagnostics={"selected_fraction": selected / size})
+        self._rows = {"candidates": self._rows["candidates"] + size, "kept": self._rows["kept"] + selected}
+        if selected >= size:
             return batch
         processes = self.accelerator.num_processes if everywhere else 1
         rank = 0 if everywhere else self.accelerator.process_index
@@ -151,12 +151,12 @@ class DivBSMixin(MethodMixin):
         generator = torch.Generator(self.accelerator.device).manual_seed(selection_seed)
         if self.args.divbs_strategy == "uniform":
             order = torch.randperm(size * processes, generator=generator, device=generator.device)
-            rows = order[: kept * processes]
+            rows = order[: selected * processes]
         else:
             scores = self._score(batch, size, scoring_seed)
             if processes > 1:
                 scores = Scores(*self.accelerator.gather(tuple(scores)))
-            rows = self._choose(scores, kept * processes, generator)
+            rows = self._choose(scores, selected * processes, generator)
             self.record(diagnostics={"candidate_loss": scores.mean_loss(), "kept_loss": scores.mean_loss(rows)})
         if processes == 1:
             return self._trimmed(take_rows(batch, rows, size))
@@ -169,25 +169,25 @@ class DivBSMixin(MethodMixin):
     def _trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
         return batch if self.args.torch_compile else without_padding(batch)  # every length would be compiled anew
 
-    def _choose(self, scores: Scores, kept: int, generator: torch.Generator) -> Tensor:
+    def _choose(self, scores: Scores, count: int, generator: torch.Generator) -> Tensor:
         if self.args.divbs_strategy == "divbs":
             rule, draw = self.args.divbs_rule, self.args.divbs_draw
             if scores.features.device.type != "cpu":  # where the selection itself does not look
                 finite = all_finite(scores.residuals) & all_finite(scores.features)
                 self._finite = finite if self._finite is None else self._finite & finite
-            rows, info = divbs_select_with_info(*scores[:2], kept, rule=rule, draw=draw, generator=generator)
-            fractions = {"captured_fraction": info.captured_fraction, "greedy_fraction": info.num_greedy / kept}
+            rows, info = divbs_select_with_info(*scores[:2], count, rule=rule, draw=draw, generator=generator)
+            fractions = {"captured_fraction": info.captured_fraction, "greedy_fraction": info.num_greedy / count}
             self.record(diagnostics=fractions)
             return rows
         by_loss = self.args.divbs_strategy == "loss"
         values = scores.losses if by_loss else gradient_norms(scores.residuals, scores.features)
-        return values.argsort(descending=True, stable=True)[:kept]
+        return values.argsort(descending=True, stable=True)[:count]
 
     def _score(self, batch: Any, size: int, seed: int) -> Scores:
         """Scores of all candidates; the model, its buffers and the random state stay as they are."""
         model, parts = unwrapped(self.model), []
         head = self._head()
-        with left_as_found(model, seed):
+        with state_preserved(model, seed):
             for rows in torch.arange(size).split(self.args.divbs_scoring_batch_size or size):
                 # as in a training step: mixins may treat its batches in ways of their own
                 self.model.train()

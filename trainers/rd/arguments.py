@@ -75,8 +75,8 @@ def coefficients_of(args: Any, config: Any) -> Coefficients:
     """The coefficients of `rd_method`: the arguments where they are given, else the model's configuration."""
 
     def value(name: str, default: Any) -> Any:
-        given = getattr(args, f"rd_{name}")
-        return default if given is None else given
+        argument = getattr(args, f"rd_{name}")
+        return default if argument is None else argument
 
     own = Coefficients(**{name: value(name, getattr(config, name)) for name in Coefficients._fields})
     without = own._replace(alpha=0.0, gamma=0.0, beta=0.0)

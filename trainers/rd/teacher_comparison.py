@@ -22,7 +22,7 @@ _NOT_THE_STUDENTS = ("labels", "teacher_features", "teacher_pixel_values")
 
 @dataclass(frozen=True)
 class TeacherComparison:
-    """What was found.
+    """Size, time and accuracy of both.
 
     Args:
         metrics: of `student_accuracy`, `reprogrammed_accuracy`, `student_ms_per_image`, `teacher_ms_per_image`,
@@ -49,7 +49,7 @@ class TeacherComparison:
             "teacher_weights": ("teacher", "million weights", 1e-6),
         }
         measured_at = None if step == self.step else self.step
-        found = [
+        results = [
             Result(
                 system,
                 metric,
@@ -61,12 +61,12 @@ class TeacherComparison:
             for name, (system, metric, unit) in rows.items()
             if name in self.metrics
         ]
-        return [row for row in found if not any(_is_same(row, other) for other in known)]
+        return [row for row in results if not any(_is_same(row, other) for other in known)]
 
 
 def _is_same(row: Result, other: Result) -> bool:
-    alike = all(getattr(row, name) == getattr(other, name) for name in ("metric", "group", "step", "is_method"))
-    return alike and math.isclose(row.mean, other.mean, abs_tol=1e-6)
+    same = all(getattr(row, name) == getattr(other, name) for name in ("metric", "group", "step", "is_method"))
+    return same and math.isclose(row.mean, other.mean, abs_tol=1e-6)
 
 
 def compare(
@@ -105,13 +105,13 @@ def compare(
                     size = len(labels)
                     for forward in forwards.values():
                         _timed(forward, device, autocast)
-                found = {name: _timed(forward, device, autocast) for name, forward in forwards.items()}
+                runs = {name: _timed(forward, device, autocast) for name, forward in forwards.items()}
                 if len(labels) == size:
-                    for name, (_, seconds) in found.items():
+                    for name, (_, seconds) in runs.items():
                         times.setdefault(name, []).append(1000 * seconds / size)
-                logits = {"student": found["student"][0].logits}
+                logits = {"student": runs["student"][0].logits}
                 if reprogrammed:
-                    features = inputs["teacher_features"] if "teacher_features" in inputs else found["teacher"][0]
+                    features = inputs["teacher_features"] if "teacher_features" in inputs else runs["teacher"][0]
                     with autocast():
                         outputs = trainer.model(**own, teacher_features=features, output_details=True)
                     logits["reprogrammed"] = outputs.reprogrammed_logits
@@ -142,11 +142,11 @@ def _forwards(
         ValueError: neither a teacher that can be run nor its features.
     """
     forwards: dict[str, Callable[[], Any]] = {"student": partial(whole, **own)}
-    seen = {name: inputs[name] for name in ("pixel_values", "teacher_pixel_values") if name in inputs}
+    images = {name: inputs[name] for name in ("pixel_values", "teacher_pixel_values") if name in inputs}
     if model.reads_teacher():
-        forwards["teacher"] = partial(model.get_teacher_features, **seen)
+        forwards["teacher"] = partial(model.get_teacher_features, **images)
     elif "teacher_features" not in inputs:
-        model.get_teacher_features(**seen)  # says what is missing
+        model.get_teacher_features(**images)  # says what is missing
     return forwards
 
 

@@ -113,8 +113,8 @@ class RDMixin(MethodMixin):
         coefficients = self._first_coefficients()
         if self.args.rd_decay == "none" or self.state.max_steps <= 0:
             return coefficients
-        left = 1 - self.state.global_step / self.state.max_steps
-        return coefficients._replace(alpha=coefficients.alpha * left, beta=coefficients.beta * left)
+        remaining = 1 - self.state.global_step / self.state.max_steps
+        return coefficients._replace(alpha=coefficients.alpha * remaining, beta=coefficients.beta * remaining)
 
     # ---------------------------------------------------------------------------------------------- teacher
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -41,14 +41,14 @@ class ForgetTerm:
 
     Args:
         args: with TARF's arguments.
-        given: a loss of the user's own.
+        own_loss: of the user's.
         num_rows: how many rows there are to forget.
         shifted: whether position i predicts label i + 1.
     """
 
-    def __init__(self, args: Any, given: ForgetLoss | None = None, *, num_rows: int, shifted: bool) -> None:
+    def __init__(self, args: Any, own_loss: ForgetLoss | None = None, *, num_rows: int, shifted: bool) -> None:
         self.args, self.num_rows, self.shifted = args, num_rows, shifted
-        self.loss = given or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
+        self.loss = own_loss or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
         self.needs_original = bool(getattr(self.loss, "needs_original", False))
         self.terms: dict[str, Tensor] = {}
         self.diagnostics: dict[str, Tensor] = {}
@@ -133,12 +133,14 @@ def split_rows(data: Any, forget: Any, *, column: str | None = None, values: Any
 
 def _rows_with(data: Any, column: str, values: Any) -> np.ndarray:
     """Rows whose value is one of these (as text, or by the class's name); without values, those that count as true."""
-    found = list(data.with_format(None)[column]) if hasattr(data, "with_format") else list(data[column])
+    entries = list(data.with_format(None)[column]) if hasattr(data, "with_format") else list(data[column])
     if values is None:
-        return np.flatnonzero([bool(value) for value in found])
+        return np.flatnonzero([bool(value) for value in entries])
     wanted = {str(value) for value in (values if isinstance(values, list | tuple | set) else [values])}
     feature: Any = (getattr(data, "features", None) or {}).get(column)
-    names = [{str(value), feature.int2str(value)} if hasattr(feature, "int2str") else {str(value)} for value in found]
+    names = [
+        {str(value), feature.int2str(value)} if hasattr(feature, "int2str") else {str(value)} for value in entries
+    ]
     return np.flatnonzero([bool(wanted & name) for name in names])
 
 

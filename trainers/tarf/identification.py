@@ -70,11 +70,11 @@ def all_losses(trainer: Any, data: Any, group_column: str | None = None) -> tupl
     for counts, inputs in row_batches(trainer, data):
         rows, labels = trainer.batch_columns[ROW], inputs["labels"]
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            found = per_sample_losses(logits_of(model(**inputs)), labels, shift_labels=shifts_labels(trainer))
+            batch_losses = per_sample_losses(logits_of(model(**inputs)), labels, shift_labels=shifts_labels(trainer))
         ids = trainer.batch_columns.get(group_column) if group_column else labels
         grouped = grouped and ids is not None and ids.ndim == 1 and not ids.is_floating_point()
         if counts:
-            losses[rows] = found.to(losses.dtype)
+            losses[rows] = batch_losses.to(losses.dtype)
             if grouped:
                 groups[rows] = ids
     return trainer.accelerator.reduce(losses), trainer.accelerator.reduce(groups) if grouped else None
@@ -89,7 +89,7 @@ def identify(
     top_fraction: float,
     num_groups: int | None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """tau of every remaining sample, and what was found.
+    """tau of every remaining sample, and which groups were dropped, or from which threshold on.
 
     `"samples"`: dropped are those with gravity >= beta, by default the lowest of the top fraction. `"groups"`: the
     `num_groups` groups with the largest mean gravity are dropped whole; without that number the rule for samples is
@@ -98,11 +98,11 @@ def identify(
     Raises:
         ValueError: everything would be dropped.
     """
-    found: dict[str, Any] = {}
+    identified: dict[str, Any] = {}
     if selection == "samples" or groups is None:
         beta = float(gravity_threshold(gravity, top_fraction=top_fraction)) if beta is None else beta
         mask = retain_mask(gravity, beta=beta)
-        found["beta"] = beta
+        identified["beta"] = beta
     else:
         ids, scores = gravity_by_label(gravity, groups)
         if num_groups is None:
@@ -110,13 +110,13 @@ def identify(
             num_groups = int((scores >= beta).sum())
         mask = retain_mask_by_label(gravity, groups, num_groups=num_groups)
         dropped = groups[mask == 0].unique().tolist()
-        found |= {"groups": ids.tolist(), "gravity": scores.tolist(), "dropped": dropped}
+        identified |= {"groups": ids.tolist(), "gravity": scores.tolist(), "dropped": dropped}
     if not mask.any():
         raise ValueError(
             f"tarf_beta: found {beta}, at which all {len(mask)} remaining samples are dropped (beta too small), "
             "allowed are values that leave some"
         )
-    return mask, found
+    return mask, identified
 
 
 class Identification:
@@ -133,7 +133,7 @@ class Identification:
         #: tau of every remaining row, once it is known
         self.retained: Tensor | None = None
         #: `groups`, their `gravity` and which were `dropped`, by name; or the threshold `beta`
-        self.found: dict[str, Any] = {}
+        self.identified: dict[str, Any] = {}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -141,7 +141,7 @@ class Identification:
         return (
             {f"tarf_original_{name}": losses for name, losses in self.original.items()}
             | retained
-            | {"tarf_found": self.found}
+            | {"tarf_found": self.identified}
         )
 
     def facts(self) -> dict[str, Any]:
@@ -149,15 +149,15 @@ class Identification:
         facts: dict[str, Any] = {}
         if self.retained is not None:
             facts["remaining rows left out"] = int((self.retained == 0).sum())
-        if "dropped" in self.found:
-            facts["identified"] = ", ".join(self.found["dropped"]) or "nothing"
+        if "dropped" in self.identified:
+            facts["identified"] = ", ".join(self.identified["dropped"]) or "nothing"
         return facts
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         prefix = "tarf_original_"
         self.original = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
-        self.retained, self.found = state.get("tarf_retained"), state.get("tarf_found", {})
+        self.retained, self.identified = state.get("tarf_retained"), state.get("tarf_found", {})
 
     def mask_of(self, rows: Tensor | None) -> Tensor | None:
         """tau of these remaining rows, `[B]`; None while all are retained."""
@@ -166,7 +166,7 @@ class Identification:
         self.retained = self.retained.to(rows.device)  # a device would be waited for at every copy
         return self.retained[rows]
 
-    def follow(self, trainer: Trainer, plan: Plan, t: float, *, remaining: Any, forget: Any = None) -> bool:
+    def measure(self, trainer: Trainer, plan: Plan, t: float, *, remaining: Any, forget: Any = None) -> bool:
         """Measure what has to be known at time t: the original model's losses, then what is to be left out.
 
         Args:
@@ -184,7 +184,7 @@ class Identification:
         decides = selects and plan.retains(t) and self.retained is None
         if decides:
             self._decide(trainer, remaining, selection=plan.selection)
-        return decides and "groups" in self.found
+        return decides and "groups" in self.identified
 
     def _measure_original(self, trainer: Trainer, data: Mapping[str, Any], *, grouped: bool) -> None:
         """Before the first step: losses of the original model on these data; nothing if they are known.
@@ -226,7 +226,7 @@ class Identification:
         gravity = loss_gravity(original, losses)
         if groups is not None and self.args.tarf_gravity == "relative":
             gravity = relative_gravity(gravity, original, groups)
-        mask, self.found = identify(
+        mask, self.identified = identify(
             gravity,
             groups,
             selection=selection,
@@ -237,6 +237,7 @@ class Identification:
         self.retained = mask.to(losses.device)
         features: Any = getattr(trainer.train_dataset, "features", None) or {}
         feature = features.get(self.args.tarf_group_column or "labels")
-        for name in self.found.keys() & {"groups", "dropped"}:
-            named = hasattr(feature, "int2str")
-            self.found[name] = [feature.int2str(group) if named else str(group) for group in self.found[name]]
+        named = hasattr(feature, "int2str")
+        for key in self.identified.keys() & {"groups", "dropped"}:
+            groups = self.identified[key]
+            self.identified[key] = [feature.int2str(group) if named else str(group) for group in groups]

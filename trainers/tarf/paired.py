@@ -77,7 +77,7 @@ class PairedBatches:
         self._next: tuple[int, int] | None = None
 
     @classmethod
-    def beside(cls, trainer: Trainer, dataset: Any, batch_size: int) -> "PairedBatches":
+    def of_trainer(cls, trainer: Trainer, dataset: Any, batch_size: int) -> "PairedBatches":
         """As a Trainer loads its own data, so many rows per micro-batch and process."""
         args = trainer.args
         return cls(
@@ -144,7 +144,7 @@ class PairedMixin(MethodMixin):
         """The micro-batches of the update at hand, each with so many rows of `dataset` as `PAIRED`."""
         epoch, update = divmod(self.state.global_step, updates_per_epoch(self))
         if self._pairs is None:
-            self._pairs = PairedBatches.beside(self, dataset, batch_size)
+            self._pairs = PairedBatches.of_trainer(self, dataset, batch_size)
         pairs = self._pairs.take(epoch, update * self.args.gradient_accumulation_steps, len(batches))
         return [{**batch, PAIRED: pair} for batch, pair in zip(batches, pairs, strict=True)]
 

@@ -126,8 +126,8 @@ class TARFMixin(SaliencyMixin):
         t = plan.time(self.state.global_step, updates_per_epoch(self))
         looked_at = self.train_dataset if self.identify_dataset is None else self.identify_dataset
         forget = self.forget_dataset if self._forget_term.needs_original else None
-        if self.identification.follow(self, plan, t, remaining=looked_at, forget=forget) and self.card is not None:
-            self.card.add_fact("identified", self.identification.found)
+        if self.identification.measure(self, plan, t, remaining=looked_at, forget=forget) and self.card is not None:
+            self.card.add_fact("identified", self.identification.identified)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
             size = self.args.tarf_forget_batch_size or self._train_batch_size

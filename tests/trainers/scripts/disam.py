@@ -15,7 +15,7 @@ class KilledInPass(DISAMTrainer):
     """Dies in the fifth update, at the perturbed weights."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 4 and self._clean:
+        if self.state.global_step == 4 and self._unperturbed:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().compute_loss(*args, **kwargs)
 

@@ -83,7 +83,7 @@ def test_accumulation_leaves_the_update_as_it_is(vit: Callable[..., Any], data: 
     other = TARFTrainer(parts, split, train_dataset=data, forget_dataset=FORGET)
     other.train()
     assert _difference(whole, parts) < 1e-6
-    assert one.identification.found["dropped"] == other.identification.found["dropped"] != []
+    assert one.identification.identified["dropped"] == other.identification.identified["dropped"] != []
     for first, second in zip(_history(one), _history(other), strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
         assert first.get("forget_loss") == pytest.approx(second.get("forget_loss"), abs=1e-5)
@@ -232,12 +232,12 @@ def test_the_groups_that_moved_most_are_left_out(
             gravity[groups == group] /= losses[groups == group].mean()
     mask = retain_mask_by_label(gravity, groups, num_groups=2)
     means = [gravity[groups == group].mean().item() for group in groups.unique()]
-    assert trainer.identification.found["gravity"] == pytest.approx(means, rel=1e-5)
+    assert trainer.identification.identified["gravity"] == pytest.approx(means, rel=1e-5)
     assert trainer.step_of_t1 == 4
     assert torch.equal(trainer.identification.retained, mask)
     dropped = groups[mask == 0].unique().tolist()
     names = [str(group) if column else "abcde"[group] for group in dropped]
-    assert trainer.identification.found["dropped"] == names
+    assert trainer.identification.identified["dropped"] == names
     facts = trainer.card_facts()
     assert facts["facts"]["identified"]["dropped"] == names
     assert facts["hyper_parameters"]["identified"] == ", ".join(names)
@@ -253,7 +253,7 @@ def test_samples_are_left_out_by_rank_or_threshold(
     trainer.train()
     retained = trainer.identification.retained
     assert retained is not None and (retained == 0).sum() == dropped
-    assert trainer.identification.found["beta"] > 0
+    assert trainer.identification.identified["beta"] > 0
     trainer.create_model_card()  # without a picture of groups
     assert "gravity.png" not in (tmp_path / "README.md").read_text()
 
@@ -503,7 +503,7 @@ def test_sft_trainer(tmp_path: Path) -> None:
         data_collator=trl.trainer.sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0),
     ).train()
     assert _difference(model, plain) == 0
-    assert len(trainer.identification.found["dropped"]) == 1
+    assert len(trainer.identification.identified["dropped"]) == 1
     with pytest.raises(ValueError, match="forget_dataset: found no input_ids, labels, allowed are rows prepared"):
         raw = _arguments(tmp_path, Config, max_length=None, **options)
         SFT(plain, raw, train_dataset=rows, forget_dataset=known, processing_class=tokenizer)
@@ -654,7 +654,7 @@ def test_a_resumed_run_has_what_was_measured(vit: Callable[..., Any], data: Data
         trainer = TARFTrainer(again, _arguments(tmp_path, **saving), train_dataset=data, forget_dataset=FORGET)
         trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
         assert _difference(whole, again) == 0, step
-        assert trainer.identification.found == first.identification.found
+        assert trainer.identification.identified == first.identification.identified
     other = TARFTrainer(vit(), _arguments(tmp_path, **saving), train_dataset=data, forget_dataset=range(8))
     with pytest.raises(ValueError, match="found 32 of the original model's losses of the remaining data"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
