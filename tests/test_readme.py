@@ -29,6 +29,23 @@ config = ResNetConfig(hidden_sizes=[8, 16], depths=[1, 1], embedding_size=8)
 ResNetForImageClassification(config).save_pretrained("vision")
 ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained("vision")
 """
+TRAINED_TEMPLATE = """
+from dataclasses import replace
+
+import hf_ext
+from transformers import ViTConfig, ViTForImageClassification
+
+from hf_ext.hub_cards import METHODS, register_method
+
+register_method(replace(METHODS["disam"], name="cool"))
+sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 8, "num_hidden_layers": 1}
+model = ViTForImageClassification(ViTConfig(num_attention_heads=1, intermediate_size=8, num_labels=10, **sizes))
+args = CoolConfig(output_dir="out", max_steps=2, logging_steps=1, report_to="none")
+trainer = CoolTrainer(model=model, args=args, train_dataset=hf_ext.data.load("digits-domains")["train"])
+trainer.train()
+print(*trainer.state.log_history[0])
+CoolArguments(cool_rho=-1.0)
+"""
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "examples" / "results"
@@ -170,6 +187,17 @@ def test_snippets(tmp_path: Path, run_snippet: Callable[..., str]) -> None:
         run_snippet(snippet, cwd=tmp_path)
     assert (tmp_path / "my_lora_for_task_2" / "adapter_model.safetensors").is_file()
     assert (tmp_path / "my_student" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_template_of_a_method(tmp_path: Path, run_snippet: Callable[..., str]) -> None:
+    """What one writes after it trains, logs and checks its arguments."""
+    (template,) = snippets_of(ROOT / ".github" / "CONTRIBUTING.md")
+    *code, refused = TRAINED_TEMPLATE.strip().splitlines()
+    printed = run_snippet(template + "\n".join(code), cwd=tmp_path)
+    assert {"loss", "coolness", "largest_logit"} <= set(printed.split())
+    with pytest.raises(AssertionError, match=r"cool_rho: found -1\.0, allowed are numbers >= 0"):
+        run_snippet(template + refused, cwd=tmp_path)
 
 
 @pytest.mark.slow
