@@ -113,6 +113,14 @@ def test_methods_are_listed() -> None:
         assert f"]({method.paper})" in row[-1]
 
 
+@pytest.mark.parametrize("folder", ["trainers", "hf_ext/studies", "hf_ext/benchmarks"])
+def test_all_parts_of_a_folder_are_named(folder: str) -> None:
+    page = (ROOT / folder / "README.md").read_text()
+    parts = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    for name in {path.name + "/" * path.is_dir() for path in parts} - {"__init__.py"}:
+        assert f"`{name}`" in page, name
+
+
 # ---------------------------------------------------------------------------------------------------- methods
 def arguments_of(method: str) -> Any:
     """The dataclass that `trainers/NAME/arguments.py` defines."""
