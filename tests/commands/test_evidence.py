@@ -12,6 +12,8 @@ from hf_ext.commands.cli import main
 from hf_ext.commands.reproduce import named_methods
 from hf_ext.hub_cards import METHODS, Method, register_method
 from hf_ext.studies import StudyResult
+from hf_ext.studies.results import Judged
+from hf_ext.studies.statistics import Difference
 
 pytestmark = pytest.mark.usefixtures("toy")
 README = """# Words
@@ -136,6 +138,67 @@ def test_tables_need_nothing_but_the_results(table: Path, tmp_path: Path) -> Non
     METHODS["toy"] = replace(METHODS["toy"], package="no_such_package")
     readme.update_readme(text, tmp_path)
     assert "| tuned vs plain | **+3.000 ± 0.000 shown** |" in text.read_text()
+
+
+_DIFFERENCES = {
+    "shown": Difference(2.0, 1.0, 3.0, 5),
+    "not shown": Difference(0.0, -1.0, 1.0, 5),
+    "reversed": Difference(-2.0, -3.0, -1.0, 5),
+}
+
+
+def _judged(method: str, baseline: str, detail: str | None = None, **verdicts: str) -> list[Judged]:
+    """One comparison with a verdict for every case."""
+    return [
+        Judged(case.replace("_", ", "), method, baseline, _DIFFERENCES[verdict], detail)
+        for case, verdict in verdicts.items()
+    ]
+
+
+def test_summary_has_every_claim_of_the_method(tmp_path: Path) -> None:
+    judged = [
+        *_judged("Cool-A", "SAM", faces_all="shown", faces_few="reversed", texts="shown"),
+        *_judged("Cool-A", "SAM", "worst source", faces_all="reversed"),  # not the study's metric
+        *_judged("SAM", "ERM", faces_all="shown"),  # of a baseline
+        *_judged("Cool-B", "Cool-A", texts="not shown"),
+    ]
+    data = {"faces": {"given": "f.parquet"}, "texts": {"given": "me/words"}}
+    result = StudyResult("cool", [0, 1, 2, 3, 4], {}, data, {}, {}, "hf-ext reproduce cool", judged=judged)
+    result.save(tmp_path / "results" / "cool")
+    page = tmp_path / "results" / "README.md"
+    page.write_text("<!-- results: summary -->\n<!-- end of results -->\n")
+    readme.update_readme(page, tmp_path / "results")
+    assert page.read_text().splitlines()[1:-1] == [
+        "| method | claim | verdict | n | data |",
+        "| --- | --- | --- | --- | --- |",
+        "| [Cool](cool/report.md) | Cool-A beats SAM | shown in 2 of 3, reversed in 1 (faces, few) | 5 | f, words |",
+        "| [Cool](cool/report.md) | Cool-B beats Cool-A | not shown (texts) | 5 | words |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        ({"a": "shown", "b": "shown"}, "shown in all 2"),
+        ({"a": "reversed", "b": "reversed"}, "reversed in all 2 (a; b)"),
+        ({"a": "reversed", "b": "reversed", "c": "not shown"}, "not shown in 1 of 3 (c), reversed in 2 (a; b)"),
+        ({"a": "not shown", "b": "not shown", "c": "shown"}, "shown in 1 of 3 (c), not shown in 2"),
+        ({"a": "reversed"}, "reversed (a)"),
+    ],
+)
+def test_verdicts_in_words(verdicts: dict[str, str], words: str) -> None:
+    assert readme.condensed(_judged("Cool", "SAM", **verdicts)) == words
+
+
+def test_summary_counts_the_aims_for_speed(table: Path, tmp_path: Path) -> None:
+    text = tmp_path / "README.md"
+    text.write_text("<!-- results: summary -->\nold\n<!-- end of results -->\n")
+    common = ["--out", str(tmp_path / "out"), "--readme", str(text)]
+    assert main(["bench", "toy", "--rounds", "3", "--device", "cpu", *common]) == 0
+    assert "old" in text.read_text()  # there is no study yet
+    assert main(["reproduce", "toy", "--data", f"first={table}", "--jobs", "1", *common]) == 0
+    assert "| [tuned](out/toy/report.md) | tuned beats plain | shown (one) | 3 | table |" in text.read_text()
+    assert "Of 2 aims for speed: 1 met, 0 unclear, 1 not met ([report](out/bench/report.md))." in text.read_text()
 
 
 def test_what_another_method_lacks_is_no_obstacle(table: Path, tmp_path: Path, toy: Method) -> None:
