@@ -1,4 +1,4 @@
-"""What a study is: data, systems, the comparisons that are to be judged. One object per method, in `NAME.py`."""
+"""What a study is: data, systems, the comparisons that are to be judged. One object per study, in its method's folder."""
 
 import importlib
 import inspect
@@ -15,8 +15,8 @@ from datasets import DatasetDict
 from hf_ext.data import EMBEDDED
 from hf_ext.hub_cards.methods import METHODS
 
-#: folders beside those of the studies
-RESERVED = ("bench", "quick")
+#: names of other folders and blocks of results
+RESERVED = ("bench", "quick", "summary")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 SELECTING = ("divbs", "divbs, sequences", "tarf")  # rounding may pick other rows
 #: where a method has to wait: how long the longest text is, whether an ascent has exploded
-MAY_WAIT = {"divbs, sequences": {"trainers/rows.py"}, "tarf": {"trainers/tarf.py"}}
+MAY_WAIT = {"divbs, sequences": {"trainers/divbs/rows.py"}, "tarf": {"trainers/tarf/trainer.py"}}
 
 
 @pytest.fixture
