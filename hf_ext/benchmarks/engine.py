@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_ext._environment import hardware, versions
+from hf_ext._runs import progress_bars
 from hf_ext.benchmarks.results import BarResult, BenchmarkResult, Row
 
 Step = Callable[[], object]
@@ -175,8 +175,7 @@ def _measure(
     steps = {contender.name: contender.make(device, quick) for contender in benchmark.contenders}
     times: dict[str, list[float]] = {name: [] for name in steps}
     operations, memory = {}, {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task(f"{benchmark.name} on {device.type}", total=_WARM_UP + rounds)
         for round_ in range(_WARM_UP + rounds):
             for name in random.Random(round_).sample(list(steps), len(steps)):

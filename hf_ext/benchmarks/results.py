@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ext.studies.report import table
-from hf_ext.studies.results import write_json
+from hf_ext._reports import markdown_table, write_json
 
 
 @dataclass
@@ -144,7 +143,7 @@ def times_table(result: BenchmarkResult) -> str:
         for row in result.rows
     ]
     header = ["ms per step", f"time / {result.reference}", "operations", "time / floor", "peak MB"]
-    return table([result.name, *header], rows)
+    return markdown_table([result.name, *header], rows)
 
 
 def bars_table(results: Iterable[BenchmarkResult]) -> str:
@@ -162,7 +161,7 @@ def bars_table(results: Iterable[BenchmarkResult]) -> str:
         for result in results
         for bar in result.bars
     ]
-    return table(["benchmark", "time of", "ratio", "aim", "verdict", "floor", "ratio / floor"], rows)
+    return markdown_table(["benchmark", "time of", "ratio", "aim", "verdict", "floor", "ratio / floor"], rows)
 
 
 def _ratio(measured: Row | BarResult) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainingArguments
 
+from hf_ext._runs import quiet
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
 from hf_ext.benchmarks.training import images, vit
 from hf_ext.studies.tarf.data import BATCH, RETRAINING_EPOCHS
 from hf_ext.studies.tarf.study import EPOCHS, FORGET_BATCH
-from hf_ext.studies.training import quiet
 from hf_ext.trainers import TARFConfig, TARFTrainer
 
 CLASSES, ROWS = 8, 64  # remaining rows; the classes 0 to 6 remain, of which one is hidden, and 7 is handed in

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
+from hf_ext._runs import quiet
 from hf_ext.benchmarks.engine import Step
-from hf_ext.studies.training import quiet
 
 
 def vit(quick: bool, **config: Any) -> ViTForImageClassification:

@@ -18,13 +18,15 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TimeRemainingColumn
 from transformers.utils import logging
 
 from hf_ext._environment import hardware, versions
+from hf_ext._reports import null_as_nan, write_json
+from hf_ext._runs import progress_bars
 from hf_ext.data import load
 from hf_ext.studies.identity import code_of, describe, key, shown
-from hf_ext.studies.results import StudyResult, SystemResult, null_as_nan, write_json
+from hf_ext.studies.results import StudyResult, SystemResult
 from hf_ext.studies.study import Case, Outcome, Preparation, Run, Study, System
 
 Item = TypeVar("Item")
@@ -84,7 +86,7 @@ def reproduce(
     reported = list(range(count))
     first = max(_FIRST_TUNING_SEED, count)
     tuning = list(range(first, first + (0 if quick else study.tuning_seeds)))
-    with _progress(console) as progress:
+    with progress_bars(console, TimeRemainingColumn()) as progress:
         needed = [*tuning, *reported] if _needs_tuning(study, cases) else reported
         preparations = _preparations(study, code, cases, given, hashes, needed, out, quick)
         _work(progress, f"{study.name}: preparing", partial(_prepare, study.prepare), preparations.values(), jobs)
@@ -333,14 +335,3 @@ def _collect(jobs: Sequence[_Job], record: list[dict[str, Any]]) -> SystemResult
 
 def _flat(groups: Iterable[list[_Job]]) -> list[_Job]:
     return [job for group in groups for job in group]
-
-
-def _progress(console: Console | None) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)

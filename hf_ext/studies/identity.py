@@ -1,4 +1,4 @@
-"""What identifies a run: its data, its code, its options and the versions. By these a kept run is found again."""
+"""What identifies a run: its data, its code, its options and the versions. A saved run is looked up by these."""
 
 import ast
 import hashlib
@@ -17,10 +17,10 @@ from hf_ext._environment import versions
 from hf_ext.data import load
 from hf_ext.studies.study import Study
 
-#: sub-packages that any study may train with
+#: sub-packages that any study may train with, beside the modules that lie directly in `hf_ext`
 _PACKAGES = ("adapters", "data", "functional", "models", "studies", "trainers")
-#: files of `hf_ext.studies` that only read what runs have left
-_READERS = ("report.py", "results.py", "statistics.py")
+#: files of `hf_ext` that no run depends on: they read and write what runs have left
+_READERS = ("_files.py", "_reports.py", "studies/report.py", "studies/results.py", "studies/statistics.py")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -41,36 +41,38 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def shown(given: str) -> str:
+def shown(place: str) -> str:
     """A path without the folders of this machine."""
-    path = Path(given).expanduser()
-    return path.name if path.is_absolute() or path.exists() else given
+    path = Path(place).expanduser()
+    return path.name if path.is_absolute() or path.exists() else place
 
 
 def code_of(study: Study) -> str:
     """SHA-256 over the definitions that a study's runs come from.
 
-    These are `run` and `prepare`, what stands in the files beside them if they are in a package, and the sub-packages
-    of hf_ext that train. Other modules that a study of another package imports are not followed.
+    These are `run` and `prepare`, the files in their folder if they are in a package, and of hf_ext the modules at its
+    root and the sub-packages that train. Other modules that a study of another package imports do not count.
 
-    A definition counts as it is parsed. Comments, docstrings, imports and the file that it stands in do not: what is
-    moved, or explained better, leaves the runs that were kept valid.
+    A definition counts as it is parsed. Comments, docstrings, imports and the file that it stands in do not: saved
+    runs stay valid where code is moved or explained better.
     """
     functions = [function for function in (study.run, study.prepare) if function is not None]
-    files = [path for function in functions for path in _beside(function)]
+    files = [path for function in functions for path in _own_files(function)]
+    root = Path(__file__).parents[1]
+    files += root.glob("*.py")
     for package in _PACKAGES:
         spec = importlib.util.find_spec(f"hf_ext.{package}")
         for place in (spec and spec.submodule_search_locations) or ():
             files += Path(place).rglob("*.py")
-    read = {path.resolve() for path in files} - {Path(__file__).with_name(name) for name in _READERS}
-    found = {definition for path in read for definition in _definitions(path.read_bytes())}
+    counted = {path.resolve() for path in files} - {(root / name).resolve() for name in _READERS}
+    definitions = {definition for path in counted for definition in _definitions(path.read_bytes())}
     digest = hashlib.sha256()
-    for text in (*map(_source, functions), *sorted(found)):
+    for text in (*map(_source, functions), *sorted(definitions)):
         digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 
-def _beside(function: Callable[..., object]) -> list[Path]:
+def _own_files(function: Callable[..., object]) -> list[Path]:
     module = sys.modules[function.__module__]
     if not getattr(module, "__file__", None):  # of a notebook
         return []
@@ -81,10 +83,10 @@ def _beside(function: Callable[..., object]) -> list[Path]:
 def _source(function: Callable[..., object]) -> str:
     """Of the function itself, which tells it from others of the same file."""
     try:
-        found = sorted(_definitions(textwrap.dedent(inspect.getsource(function)).encode()))
+        definitions = sorted(_definitions(textwrap.dedent(inspect.getsource(function)).encode()))
     except (OSError, SyntaxError):  # typed in, or a lambda within an expression
-        found = []
-    return "\n".join([function.__qualname__, *found])
+        definitions = []
+    return "\n".join([function.__qualname__, *definitions])
 
 
 def _definitions(source: bytes) -> set[str]:
@@ -98,5 +100,5 @@ def _definitions(source: bytes) -> set[str]:
 
 def key(*parts: Any) -> str:
     """A short hash of JSON values and of the installed versions."""
-    libraries = {name: found for name, found in versions().items() if name != "python"}
+    libraries = {name: version for name, version in versions().items() if name != "python"}
     return hashlib.sha256(json.dumps([parts, libraries], sort_keys=True).encode()).hexdigest()[:12]

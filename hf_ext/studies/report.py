@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from hf_ext._reports import markdown_table
 from hf_ext.hub_cards.plots import BASELINE, METHOD, WARNING, new_figure
 from hf_ext.studies.results import Judged, StudyResult, SystemResult
 from hf_ext.studies.statistics import Difference, spread
@@ -69,7 +70,7 @@ def verdict_table(result: StudyResult, detail: str | None = None) -> str:
         [f"{method} vs {baseline}", *(_difference(found.get((case, method, baseline))) for case in result.cases)]
         for method, baseline in pairs
     ]
-    return table([result.name, *result.cases], rows)
+    return markdown_table([result.name, *result.cases], rows)
 
 
 def score_table(study: Study, result: StudyResult) -> str:
@@ -79,13 +80,7 @@ def score_table(study: Study, result: StudyResult) -> str:
     for system in study.systems:
         name = f"**{system.name}**" if system.is_method else system.name
         rows.append([name, *(_score(result.cases[case].get(system.name)) for case in cases)])
-    return table([study.name, *cases], rows)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return markdown_table([study.name, *cases], rows)
 
 
 def plot_differences(study: Study, result: StudyResult, path: Path) -> None:
@@ -172,7 +167,11 @@ def _details(study: Study, case: Case, systems: dict[str, SystemResult]) -> list
     if not names:
         return []
     rows = [[name, *(_known(system.details.get(detail)) for detail in names)] for name, system in systems.items()]
-    return [f"### {case.name}", f"Test set of {study.data[case.data].about}.", table([study.name, *names], rows)]
+    return [
+        f"### {case.name}",
+        f"Test set of {study.data[case.data].about}.",
+        markdown_table([study.name, *names], rows),
+    ]
 
 
 def _known(values: Sequence[float | None] | None) -> str:
@@ -188,12 +187,13 @@ def _hyper_parameters(study: Study, cases: Sequence[Case], result: StudyResult) 
                 f"{_settings(row['hyper_parameters'])}: {row['validation']:.3f}" for row in system.tuning
             )
             rows.append([case.name, name, _settings(system.hyper_parameters), tried or "-"])
+    header = ["case", study.name, "chosen", "validation scores of all that were tried"]
     words = (
         "Chosen on validation data, on seeds that are not among the reported ones."
         if any(system.tuning for systems in result.cases.values() for system in systems.values())
         else "Not chosen: of several values the one in the middle was taken."
     )
-    return f"{words}\n\n{table(['case', study.name, 'chosen', 'validation scores of all that were tried'], rows)}"
+    return f"{words}\n\n{markdown_table(header, rows)}"
 
 
 def _settings(values: dict[str, object]) -> str:

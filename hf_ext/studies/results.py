@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_ext._reports import null_as_nan, write_json
 from hf_ext.studies.statistics import Difference, paired_difference
 from hf_ext.studies.study import Study
 
@@ -109,28 +109,6 @@ def _known(system: SystemResult, detail: str) -> list[float]:
     """A detail's value for every seed, or nothing where runs lack it."""
     values = system.details.get(detail, [])
     return [value for value in values if value is not None] if None not in values else []
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file, complete or not at all; NaN becomes null."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(_no_nan(values), indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
-def _no_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _no_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_no_nan(item) for item in value]
-    return value
-
-
-def null_as_nan(value: Any) -> Any:
-    """A number as `write_json` left it."""
-    return math.nan if value is None else value
 
 
 def _system(values: Mapping[str, Any]) -> SystemResult:

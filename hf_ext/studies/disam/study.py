@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from hf_ext._runs import arguments, quiet
 from hf_ext.studies.disam.curves import WINDOW, Watched, steps_to, variance
 from hf_ext.studies.disam.data import BUILDERS, DOMAINS_NEED, HARD, NOISE, RARE, Part, Problem, check, open_problem
 from hf_ext.studies.study import Case, Comparison, Detail, Outcome, Preparation, Run, Source, Study, System
-from hf_ext.studies.training import Rows, arguments, quiet
+from hf_ext.studies.training import Rows
 from hf_ext.trainers import DISAMConfig
 
 STEPS = {"domains": 250, "digits": 250, "features": 200}

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as MapDataset
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer
+from transformers import ResNetForImageClassification, Trainer
 
+from hf_ext import _small_models
+from hf_ext._runs import arguments, logits, quiet
 from hf_ext.studies.divbs.data import Part
-from hf_ext.studies.training import arguments, logits, quiet
 from hf_ext.trainers import DivBSConfig, DivBSTrainer
 
 #: options of DivBSConfig by the name of a way to choose
@@ -118,6 +119,4 @@ def small_model(part: Part, seed: int) -> nn.Module:
     classes, channels = int(part.labels.max()) + 1, part.pixel_values.shape[1]
     if channels == 1:
         return Perceptron(part.pixel_values[0].numel(), classes)
-    sizes: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]}
-    sizes |= {"num_channels": channels, "num_labels": classes}
-    return ResNetForImageClassification(ResNetConfig(layer_type="basic", **sizes))
+    return ResNetForImageClassification(_small_models.resnet(channels=channels, num_labels=classes))

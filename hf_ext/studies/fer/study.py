@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
+from hf_ext._runs import arguments, logits, quiet
 from hf_ext.models import FERForImageClassification
 from hf_ext.models.fer.vision import Backbone, pooled, pooled_width, vision_backbone
 from hf_ext.studies.fer.data import NEUTRAL, Part, check, open_parts, prepare, texts, training_part
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
-from hf_ext.studies.training import arguments, logits, quiet
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
 
 STEPS, BATCH, WIDTH, DROPOUT = 300, 64, 256, 0.3

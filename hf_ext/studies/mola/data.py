@@ -17,18 +17,17 @@ from transformers import (
     ModernBertForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    ResNetConfig,
     ResNetForImageClassification,
     Trainer,
     TrainingArguments,
-    ViTConfig,
     ViTForImageClassification,
 )
 
+from hf_ext import _small_models
+from hf_ext._runs import arguments, quiet
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
 from hf_ext.studies.tables import check_classes, check_table, hold_out, one_table, rows_by_split
-from hf_ext.studies.training import arguments, quiet
 
 TOKENS = 32  # texts are cut at this length
 
@@ -54,18 +53,8 @@ def digits(ready: Preparation) -> Problem:
         {name: train.select((ids[None] + images * np.arange(tasks)[:, None]).ravel()) for name, ids in rows.items()}
     )
     data["test"] = splits["test"]
-    sizes: dict[str, Any] = {
-        "image_size": 8,
-        "patch_size": 2,
-        "num_channels": 1,
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_labels": 10,
-    }
     torch.manual_seed(ready.seed)
-    model = ViTForImageClassification(ViTConfig(**sizes))
+    model = ViTForImageClassification(_small_models.vit(num_labels=10))
     return Problem(_pretrained(model, splits["pretrain"], ready, steps=500, learning_rate=2e-3), data)
 
 
@@ -87,15 +76,9 @@ def images(ready: Preparation) -> Problem:
         ),
     )
     data = _by_split(table, raw["split"][:], ready.seed)
-    sizes: dict[str, Any] = {
-        "embedding_size": 32,
-        "hidden_sizes": [32, 64, 128],
-        "depths": [1, 1, 1],
-        "layer_type": "basic",
-        "num_labels": raw.features["label"].num_classes,
-    }
+    config = _small_models.resnet(widths=(32, 64, 128), num_labels=raw.features["label"].num_classes)
     torch.manual_seed(ready.seed)
-    model = ResNetForImageClassification(ResNetConfig(**sizes))
+    model = ResNetForImageClassification(config)
     first = data["train"].select(np.flatnonzero(np.asarray(data["train"]["task_ids"][:]) == 0))
     return Problem(_pretrained(model, first, ready, steps=300, learning_rate=1e-3), data)
 

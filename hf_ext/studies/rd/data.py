@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,17 +9,18 @@ from datasets import DatasetDict, concatenate_datasets
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
-    ResNetConfig,
     ResNetForImageClassification,
     Trainer,
     TrainingArguments,
     set_seed,
 )
 
+from hf_ext import _small_models
+from hf_ext._runs import arguments, quiet
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
 from hf_ext.studies.tables import check_table, one_table, rows_by_split
-from hf_ext.studies.training import Rows, arguments, quiet
+from hf_ext.studies.training import Rows
 
 SIDE = 32  # pixels a side of images that a user brings
 COLUMNS = ("image", "features", "label", "split")
@@ -117,14 +117,8 @@ def _teacher(splits: DatasetDict, ready: Preparation) -> PreTrainedModel:
     turned = torch.cat([torch.rot90(rows["pixel_values"], turns, dims=(2, 3)) for turns in range(4)])
     labels = torch.cat([4 * rows["labels"] + turns for turns in range(4)])
     set_seed(ready.seed)
-    model = ResNetForImageClassification(resnet(channels=1, classes=40, widths=(32, 64, 128)))
+    model = ResNetForImageClassification(_small_models.resnet(channels=1, widths=(32, 64, 128), num_labels=40))
     args = arguments(TrainingArguments, steps=5 if ready.quick else TEACHER_STEPS, learning_rate=3e-3, seed=ready.seed)
     quiet(Trainer(model=model, args=args, train_dataset=Rows.of(pixel_values=turned, labels=labels))).train()
     bare: PreTrainedModel = model.resnet
     return bare.eval()
-
-
-def resnet(*, channels: int, classes: int, widths: tuple[int, ...] = (16, 32, 64)) -> ResNetConfig:
-    """A small ResNet."""
-    sizes: dict[str, Any] = {"num_channels": channels, "num_labels": classes, "embedding_size": widths[0]}
-    return ResNetConfig(**sizes, hidden_sizes=list(widths), depths=[1] * len(widths), layer_type="basic")

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import ResNetForImageClassification, Trainer, TrainingArguments
 
+from hf_ext import _small_models
+from hf_ext._runs import Arguments, arguments, logits, quiet
 from hf_ext.models import RDForImageClassification
-from hf_ext.studies.rd.data import COLUMNS, TEACHER_STEPS, Part, check, few, open_parts, prepare, resnet
+from hf_ext.studies.rd.data import COLUMNS, TEACHER_STEPS, Part, check, few, open_parts, prepare
 from hf_ext.studies.rd.hint import WEIGHT, Hinted
 from hf_ext.studies.rd.teachers import RANK, SCALE, as_tuned, lora_trainer, probe
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
-from hf_ext.studies.training import Arguments, arguments, logits, quiet
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
 
 STEPS, BATCH = 300, 32
@@ -76,7 +77,8 @@ def _rd(run: Run, train: Part, learning_rate: float) -> Trainer:
 def _student(run: Run, train: Part) -> ResNetForImageClassification:
     """The same for all systems."""
     torch.manual_seed(run.seed)
-    return ResNetForImageClassification(resnet(channels=train.pixel_values.shape[1], classes=train.classes))
+    config = _small_models.resnet(channels=train.pixel_values.shape[1], num_labels=train.classes)
+    return ResNetForImageClassification(config)
 
 
 def _arguments(kind: type[Arguments], run: Run, learning_rate: float, **options: Any) -> Arguments:

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
 from numpy.typing import NDArray
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments, set_seed
+from transformers import ResNetForImageClassification, Trainer, TrainingArguments, set_seed
 
+from hf_ext import _small_models
+from hf_ext._runs import arguments, logits, quiet
 from hf_ext.data import EMBEDDED, MismatchSplit, load, mismatch_split
 from hf_ext.data.mismatch import TASKS
 from hf_ext.metrics import unlearning_metrics
 from hf_ext.studies.study import Preparation
-from hf_ext.studies.training import Rows, arguments, logits, quiet
+from hf_ext.studies.training import Rows
 
 RETRAINING_EPOCHS = 60  # of the original models too
 BATCH = 64
@@ -153,15 +155,8 @@ def prepare(ready: Preparation) -> None:
 
 def _trained(data: Dataset, ready: Preparation) -> Trainer:
     set_seed(ready.seed)
-    sizes: dict[str, Any] = {
-        "num_channels": data.features["pixel_values"].shape[0],
-        "num_labels": data.features["labels"].num_classes,
-        "embedding_size": 16,
-        "hidden_sizes": [16, 32, 64],
-        "depths": [1, 1, 1],
-        "layer_type": "basic",
-    }
-    model = ResNetForImageClassification(ResNetConfig(**sizes))
+    channels, classes = data.features["pixel_values"].shape[0], data.features["labels"].num_classes
+    model = ResNetForImageClassification(_small_models.resnet(channels=channels, num_labels=classes))
     args = arguments(
         TrainingArguments,
         steps=-1,

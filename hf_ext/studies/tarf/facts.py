@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
+from hf_ext._runs import arguments, logits, quiet
 from hf_ext.data import EMBEDDED, load
 from hf_ext.functional.losses import IGNORED_LABEL
 from hf_ext.metrics import unlearning_metrics
 from hf_ext.studies.study import Case, Comparison, Outcome, Preparation, Run, Source, Study, System
 from hf_ext.studies.tarf.scores import Cost, Scores, left_out_rows, outcome
-from hf_ext.studies.training import Rows, arguments, logits, quiet
+from hf_ext.studies.training import Rows
 from hf_ext.trainers import TARFConfig, TARFTrainer
 
 LEARNING_EPOCHS, EPOCHS = 60, 6  # of the original and the retrained model; of unlearning

@@ -10,14 +10,15 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from torch import nn
 from transformers import AutoModel, ResNetForImageClassification, TrainingArguments
 
+from hf_ext import _small_models
+from hf_ext._runs import arguments
 from hf_ext.data import load
 from hf_ext.studies import Preparation, rd, reproduce
-from hf_ext.studies.rd.data import TEACHER, Part, check, few, open_parts, prepare, resnet
+from hf_ext.studies.rd.data import TEACHER, Part, check, few, open_parts, prepare
 from hf_ext.studies.rd.hint import Hinted
 from hf_ext.studies.rd.study import STUDY
 from hf_ext.studies.rd.teachers import as_tuned, lora_trainer, probe
 from hf_ext.studies.study import Run
-from hf_ext.studies.training import arguments
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_the_probe_of_two_classes_has_a_logit_for_each() -> None:
 
 def test_hint_trains_student_and_regressor_and_is_the_student_in_evaluation() -> None:
     torch.manual_seed(0)
-    student = ResNetForImageClassification(resnet(channels=1, classes=3)).eval()
+    student = ResNetForImageClassification(_small_models.resnet(channels=1, num_labels=3)).eval()
     model = Hinted(student, teacher_width=5)
     pixels, labels, features = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]), torch.randn(4, 5)
     hinted, plain = model(pixels, labels, features), model(pixels, labels)
