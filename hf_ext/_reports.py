@@ -1,4 +1,4 @@
-"""What reports of studies and benchmarks are written with: markdown tables, JSON without NaN."""
+"""What results are reported with: mean and deviation, markdown tables, JSON without NaN."""
 
 import json
 import math
@@ -6,6 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (`None` for a single value)."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

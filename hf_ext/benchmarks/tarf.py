@@ -15,6 +15,7 @@ from hf_ext.studies.tarf.data import BATCH, RETRAINING_EPOCHS
 from hf_ext.studies.tarf.study import EPOCHS, FORGET_BATCH
 from hf_ext.trainers import TARFConfig, TARFTrainer
 
+# The study's own setting is timed: its epochs and its batches, of fewer rows. Both change together.
 CLASSES, ROWS = 8, 64  # remaining rows; the classes 0 to 6 remain, of which one is hidden, and 7 is handed in
 SMALLER = 4  # times fewer rows an update than in the study, which would be a batch of all of them here
 RETRAINING, FINE_TUNING = "retraining", "fine-tuning"

@@ -11,8 +11,8 @@ from rich.markdown import Markdown
 
 from hf_ext.benchmarks import Benchmark, measure
 from hf_ext.benchmarks.results import BenchmarkResult, bars_table, times_table, write_report
+from hf_ext.commands.evidence import importable, named_methods, results_folder
 from hf_ext.commands.readme import BENCH_FOLDER, update_readme
-from hf_ext.commands.reproduce import importable, named_methods, results_folder
 from hf_ext.hub_cards.methods import METHODS
 
 

@@ -1,164 +1,184 @@
-"""What demos share: a display of runs, tables of their results."""
+"""`hf-ext demo`: trains a method and its baselines over seeds and leaves a folder that is ready for the Hub."""
 
-import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from datasets import DatasetDict, disable_progress_bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
-from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import Trainer, TrainerCallback, TrainingArguments, ViTForImageClassification
 from transformers.utils import logging
 
-from hf_ext.hub_cards import Result
+from hf_ext import _small_models
+from hf_ext._reports import spread
+from hf_ext._runs import Arguments, arguments, progress_bars, quiet
+from hf_ext.hub_cards import Result, create_card
 from hf_ext.hub_cards.create import refuse_handwritten
-from hf_ext.studies.training import quiet
+
+#: a system's name, its scores (of metrics, or accuracies by group, "" for all), and its Trainer if it was trained
+Scored = tuple[str, Mapping[str, float], Any]
 
 
-class Demo:
-    """A display of `total` runs, each with a bar of its own: `with Demo(out, text, total=9, seeds=3) as view`.
+@dataclass(frozen=True)
+class DemoRun:
+    """One seed of a demo: what a method trains its systems with.
 
     Args:
-        out: folder for the result, made if needed; it is `view.folder`.
-        text: shown first.
-        total: number of runs.
-        **counts: options of the command, for example `seeds=3`.
-
-    Raises:
-        ValueError: a count below one, or a folder whose README.md somebody has written.
+        seed: of data, models and training.
+        steps: of every training.
+        folder: the result's; what belongs there beside the model of the system shown is saved with seed 0.
+        bars: the display.
     """
 
-    def __init__(self, out: str, text: str, *, total: int, **counts: int) -> None:
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"--{name}: found {value}, allowed are integers >= 1")
-        torch.set_num_threads(1)  # the models are too small to share out
-        logging.disable_progress_bar()
-        disable_progress_bars()  # of datasets
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
-        self.console = Console()
-        self.console.print(text)
-        self.folder = Path(out)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        refuse_handwritten(self.folder)  # not after minutes of training
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=self.console)
-        self._total = self.progress.add_task("all runs", total=total)
+    seed: int
+    steps: int
+    folder: Path
+    bars: Progress
 
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
+    def arguments(self, kind: type[Arguments], learning_rate: float, **options: Any) -> Arguments:
+        """Arguments for a training that saves nothing; its log has about twenty entries."""
+        options = {"steps": self.steps, "logging_steps": max(1, self.steps // 20), **options}
+        return arguments(kind, learning_rate=learning_rate, seed=self.seed, logging_strategy="steps", **options)
 
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+    def train(self, trainer: Trainer, name: str) -> None:
+        """Train, with the steps in the display and nothing else printed."""
+        quiet(trainer).add_callback(_StepBar(self.bars, name))
+        trainer.train()
+        self.bars.advance(self.bars.task_ids[0])
 
-    def watch(self, trainer: Trainer, description: str) -> Trainer:
-        """The same trainer, with its steps in the display and nothing else printed."""
-        quiet(trainer).add_callback(_Bar(self.progress, description))
-        return trainer
+    def vit(self, names: Sequence[str]) -> ViTForImageClassification:
+        """A small ViT for 8 x 8 pixels and these classes, with the seed's random weights."""
+        torch.manual_seed(self.seed)
+        return ViTForImageClassification(_small_models.vit(**_small_models.class_names(names)))
 
-    def advance(self) -> None:
-        """One run is done."""
-        self.progress.advance(self._total)
-
-    def finish(self, title: str, results: Sequence[Result], *, form: str = ".3f") -> None:
-        """Print the table of results on all data: mean and spread of a metric, or the means of several."""
-        overall = [row for row in results if not row.group]
-        metrics = list(dict.fromkeys(row.metric for row in overall))
-        table = Table(title=title)
-        table.add_column("system")
-        for metric in metrics:
-            table.add_column(metric if len(metrics) > 1 else "mean ± std", justify="right")
-        for system in dict.fromkeys(row.system for row in overall):
-            rows = {row.metric: row for row in overall if row.system == system}
-            cells = [f"{rows[metric].mean:{form}}" for metric in metrics]
-            if len(metrics) == 1 and (std := rows[metrics[0]].std) is not None:
-                cells[0] += f" ± {std:{form}}"
-            style = "bold" if all(row.is_method for row in rows.values()) else None
-            table.add_row(system, *cells, style=style)
-        self.console.print(table)
-        self.console.print(f"ready for the Hub: {self.folder}/ (README.md shows how to load it)")
+    def pretrained_vit(self, data: DatasetDict) -> ViTForImageClassification:
+        """The small ViT, trained on the split `pretrain` of the embedded digits."""
+        model = self.vit(data["train"].features["labels"].names)
+        args = self.arguments(TrainingArguments, 2e-3, steps=2 * self.steps)
+        self.train(Trainer(model=model, args=args, train_dataset=data["pretrain"]), "pretraining the base model")
+        return model
 
 
-class _Bar(TrainerCallback):
-    """Shows the steps of one run in the demo's display."""
+def run_demo(
+    method: str,
+    out: str,
+    *,
+    seeds: int,
+    steps: int,
+    text: str,
+    systems: Callable[[DemoRun], Iterable[Scored]],
+    trainings: int,
+    shown: str,
+    title: str,
+    card: Mapping[str, Any],
+    methods: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    form: str = ".3f",
+) -> None:
+    """Train and score a method's systems with every seed; leave the shown one's model with a card of the results.
 
-    def __init__(self, progress: Progress, description: str) -> None:
-        self.progress = progress
-        self.description = description
+    Args:
+        method: its name in the registry.
+        out: folder for the result, made if needed.
+        seeds, steps: options of the command.
+        text: printed first.
+        systems: trains the systems of one seed and yields each with its scores.
+        trainings: how many that are.
+        shown: the system whose model with seed 0 is left in the folder.
+        title: of the printed table.
+        card: arguments of the card besides the results, such as `dataset` and `example`.
+        methods: the systems that are the method, if not only the one shown.
+        metrics: names of the scores; where there are none, they are accuracies by group.
+        form: format of a number in the printed table.
+
+    Raises:
+        ValueError: fewer than one seed or step, or a folder whose README.md somebody has written.
+    """
+    for name, value in (("seeds", seeds), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"--{name}: found {value}, allowed are integers >= 1")
+    torch.set_num_threads(1)  # the models are too small to share out
+    logging.disable_progress_bar()
+    disable_progress_bars()  # of datasets
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of one library to another
+    console, folder = Console(), Path(out)
+    console.print(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    refuse_handwritten(folder)  # not after minutes of training
+
+    scores: dict[str, list[Mapping[str, float]]] = {}
+    with progress_bars(console) as bars:
+        bars.add_task("all runs", total=seeds * trainings)
+        for seed in range(seeds):
+            for system, values, trainer in systems(DemoRun(seed, steps, folder, bars)):
+                scores.setdefault(system, []).append(values)
+                if seed == 0 and system == shown:
+                    trainer.evaluate()  # so that the card names the test data
+                    trainer.model.save_pretrained(folder)
+                    facts = trainer.card_facts()
+    results = _over_seeds(scores, shown, methods or (shown,), metrics)
+    compared = [row for row in facts.get("results", ()) if not row.published]  # with what the trainer learned from
+    common = {
+        "license": "apache-2.0",
+        "limitations": "A demonstration on small images.",
+        "command": f"hf-ext demo {method} --seeds {seeds} --steps {steps}",
+    }
+    create_card(folder, method=method, run=facts, results=[*results, *compared], **{**common, **card})
+    console.print(_table(title, results, form))
+    console.print(f"ready for the Hub: {folder}/ (README.md shows how to load it)")
+
+
+def _over_seeds(
+    scores: Mapping[str, Sequence[Mapping[str, float]]], shown: str, methods: Sequence[str], metrics: Sequence[str]
+) -> list[Result]:
+    """Mean and standard deviation of every score of every system."""
+
+    def result(system: str, score: str, metric: str, group: str) -> Result:
+        values = [run[score] for run in scores[system]]
+        mean, std = spread(values)
+        is_method, published = system in methods, system == shown
+        return Result(system, metric, mean, std, len(values), is_method, group, published=published)
+
+    if metrics:
+        return [result(system, metric, metric, "") for metric in metrics for system in scores]
+    return [result(system, group, "accuracy", group) for system, runs in scores.items() for group in runs[0]]
+
+
+def _table(title: str, results: Sequence[Result], form: str) -> Table:
+    """The results on all data: mean and standard deviation of a metric, or the means of several."""
+    overall = [row for row in results if not row.group]
+    metrics = list(dict.fromkeys(row.metric for row in overall))
+    table = Table(title=title)
+    table.add_column("system")
+    for metric in metrics:
+        table.add_column(metric if len(metrics) > 1 else "mean ± std", justify="right")
+    for system in dict.fromkeys(row.system for row in overall):
+        rows = {row.metric: row for row in overall if row.system == system}
+        cells = [f"{rows[metric].mean:{form}}" for metric in metrics]
+        if len(metrics) == 1 and (std := rows[metrics[0]].std) is not None:
+            cells[0] += f" ± {std:{form}}"
+        style = "bold" if all(row.is_method for row in rows.values()) else None
+        table.add_row(system, *cells, style=style)
+    return table
+
+
+class _StepBar(TrainerCallback):
+    """Shows the steps of one training in the demo's display."""
+
+    def __init__(self, bars: Progress, name: str) -> None:
+        self.bars = bars
+        self.name = name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.task = self.progress.add_task(self.description, total=state.max_steps)
+        self.task = self.bars.add_task(f"seed {args.seed}: {self.name}", total=state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.advance(self.task)
+        self.bars.advance(self.task)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.remove_task(self.task)
-
-
-def demo_arguments(
-    kind: Callable[..., TrainingArguments], steps: int, learning_rate: float, seed: int, **options: Any
-) -> TrainingArguments:
-    """Arguments for a short run that saves nothing."""
-    return kind(
-        output_dir=tempfile.gettempdir(),
-        max_steps=steps,
-        seed=seed,
-        **{
-            "learning_rate": learning_rate,
-            "lr_scheduler_type": "cosine",
-            "per_device_train_batch_size": 32,
-            "per_device_eval_batch_size": 256,
-            "logging_steps": max(1, steps // 20),
-            "save_strategy": "no",
-            "report_to": "none",
-            "dataloader_pin_memory": False,
-            **options,
-        },
-    )
-
-
-def demo_vit(names: Sequence[str], seed: int) -> ViTForImageClassification:
-    """A small ViT for 8 x 8 pixels and these classes."""
-    torch.manual_seed(seed)
-    config = ViTConfig(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=96,
-        id2label=dict(enumerate(names)),
-        label2id={name: label for label, name in enumerate(names)},
-    )
-    return ViTForImageClassification(config)
-
-
-def pretrained_vit(data: DatasetDict, steps: int, seed: int, view: Demo) -> ViTForImageClassification:
-    """The small ViT, trained on the split `pretrain` of the embedded digits."""
-    model = demo_vit(data["train"].features["labels"].names, seed)
-    arguments = demo_arguments(TrainingArguments, steps, 2e-3, seed)
-    trainer = Trainer(model=model, args=arguments, train_dataset=data["pretrain"])
-    view.watch(trainer, "pretraining the base model").train()
-    return model
-
-
-def over_seeds(
-    system: str,
-    values: Sequence[float],
-    *,
-    is_method: bool,
-    metric: str = "accuracy",
-    published: bool = True,
-    group: str = "",
-) -> Result:
-    """Mean and standard deviation of a system's values."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Result(system, metric, float(np.mean(values)), std, len(values), is_method, group, published=published)
+        self.bars.remove_task(self.task)

@@ -1,7 +1,7 @@
 """`hf-ext train fer` and `hf-ext demo fer`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +11,14 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
 
-from hf_ext.commands.demo import Demo, demo_arguments, demo_vit, over_seeds
+from hf_ext._runs import accuracy_on
+from hf_ext.commands.demo import DemoRun, Scored, run_demo
 from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place, naming_the_processor
 from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
-from hf_ext.hub_cards import Result, create_card
 from hf_ext.models import FERForImageClassification, FERProcessor
 from hf_ext.models.fer.modeling_fer import TEMPLATE
-from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -186,37 +185,46 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     Raises:
         ValueError: fewer than one seed or step.
     """
-    text = (
-        f"[bold]FER matcher[/] on {DATASET}, which stand in for faces, with zero for neutral; {seeds} seeds. It shows "
-        "how the parts work together, not what they are worth on faces."
+    run_demo(
+        "fer",
+        out,
+        seeds=seeds,
+        steps=steps,
+        text=f"[bold]FER matcher[/] on {DATASET}, which stand in for faces, with zero for neutral; {seeds} seeds. It "
+        "shows how the parts work together, not what they are worth on faces.",
+        systems=_systems,
+        trainings=len(SYSTEMS),
+        shown=SHOWN,
+        title="accuracy",
+        card={
+            "dataset": f"scikit-learn {DATASET}",
+            "dataset_description": (
+                f"Accuracy on test images after {steps} steps of AdamW. Digits stand in for faces, zero for the "
+                "neutral one; texts are embedded by the letters in them."
+            ),
+            "example": EXAMPLE,
+            "limitations": "A demonstration on small images of digits.",
+        },
     )
-    scores: dict[str, list[float]] = {name: [] for name in SYSTEMS}
-    with Demo(out, text, total=seeds * len(SYSTEMS), seeds=seeds, steps=steps) as view:
-        for seed in range(seeds):
-            data = load(DATASET, seed=seed)
-            rows = concatenate_datasets([data["pretrain"], data["train"]])
-            for name, (texts, options) in SYSTEMS.items():
-                trainer = _trainer(texts, options, steps, seed, train_dataset=rows, eval_dataset=data["test"])
-                view.watch(trainer, f"seed {seed}: {name}").train()
-                scores[name].append(accuracy_on(trainer, data["test"]))
-                view.advance()
-                if seed == 0 and name == SHOWN:
-                    trainer.evaluate()  # so that the card names the test data
-                    trainer.model.save_pretrained(view.folder)
-                    facts = trainer.card_facts()
-    results = [over_seeds(name, values, is_method=name == SHOWN) for name, values in scores.items()]
-    create_card(view.folder, run=facts, **_card_facts(results, seeds, steps))
-    view.finish("accuracy", results)
 
 
-def _trainer(texts: str, options: dict[str, float], steps: int, seed: int, **data: Any) -> Any:
-    classifier = demo_vit(DIGITS, seed)
+def _systems(run: DemoRun) -> Iterator[Scored]:
+    data = load(DATASET, seed=run.seed)
+    rows = concatenate_datasets([data["pretrain"], data["train"]])
+    for name, (texts, options) in SYSTEMS.items():
+        trainer = _trainer(run, texts, options, train_dataset=rows, eval_dataset=data["test"])
+        run.train(trainer, name)
+        yield name, {"": accuracy_on(trainer, data["test"])}, trainer
+
+
+def _trainer(run: DemoRun, texts: str, options: dict[str, float], **data: Any) -> Trainer:
+    classifier = run.vit(DIGITS)
     if not texts:
-        arguments = demo_arguments(TrainingArguments, steps, 1e-3, seed)
-        return Trainer(model=classifier, args=arguments, compute_metrics=accuracy, **data)
+        args = run.arguments(TrainingArguments, 1e-3)
+        return Trainer(model=classifier, args=args, compute_metrics=accuracy, **data)
 
     def drawn(texts: Sequence[str]) -> Tensor:
-        return torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(len(texts), 64, generator=torch.Generator().manual_seed(run.seed))
 
     model = FERForImageClassification.from_backbones(
         ViTModel(classifier.config),
@@ -226,21 +234,5 @@ def _trainer(texts: str, options: dict[str, float], steps: int, seed: int, **dat
         neutral=DIGITS[0],
         logit_scale=20.0,
     )
-    arguments = demo_arguments(FERTrainingConfig, steps, 1e-3, seed, **options)
-    return FERTrainer(model=model, args=arguments, compute_metrics=accuracy, **data)
-
-
-def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]:
-    return {
-        "method": "fer",
-        "dataset": f"scikit-learn {DATASET}",
-        "dataset_description": (
-            f"Accuracy on test images after {steps} steps of AdamW. Digits stand in for faces, zero for the neutral "
-            "one; texts are embedded by the letters in them."
-        ),
-        "results": results,
-        "example": EXAMPLE,
-        "license": "apache-2.0",
-        "limitations": "A demonstration on small images of digits.",
-        "command": f"hf-ext demo fer --seeds {seeds} --steps {steps}",
-    }
+    args = run.arguments(FERTrainingConfig, 1e-3, **options)
+    return FERTrainer(model=model, args=args, compute_metrics=accuracy, **data)

@@ -21,6 +21,7 @@ from transformers import (
     default_data_collator,
 )
 
+from hf_ext._small_models import class_names
 from hf_ext.data import load
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,7 @@ class ModelArguments:
             str(self.model_name_or_path),
             num_labels=len(names),
             ignore_mismatched_sizes=True,
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
+            **class_names(names),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_ext.commands.demo import Demo, demo_arguments, over_seeds, pretrained_vit
+from hf_ext import _small_models
+from hf_ext._runs import accuracy_on
+from hf_ext._small_models import class_names
+from hf_ext.commands.demo import DemoRun, Scored, run_demo
 from hf_ext.commands.loading import (
     ModelArguments,
     OwnDataArguments,
@@ -35,10 +38,7 @@ from hf_ext.commands.loading import (
 from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
-from hf_ext.hub_cards import Result, create_card
 from hf_ext.models import RDForImageClassification
-from hf_ext.studies.rd.data import resnet
-from hf_ext.studies.training import accuracy_on
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
 from hf_ext.trainers.rd.teacher_cache import COLUMN
 
@@ -221,46 +221,51 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     Raises:
         ValueError: fewer than one seed or step.
     """
-    text = (
-        f"[bold]RD[/] on {DATASET}: a small ResNet learns from {ROWS} labelled digits, alone and beside a ViT that "
-        f"has seen 597 others; {seeds} seeds."
+    run_demo(
+        "rd",
+        out,
+        seeds=seeds,
+        steps=steps,
+        text=f"[bold]RD[/] on {DATASET}: a small ResNet learns from {ROWS} labelled digits, alone and beside a ViT "
+        f"that has seen 597 others; {seeds} seeds.",
+        systems=_systems,
+        trainings=1 + len(SYSTEMS),
+        shown=SHOWN,
+        title="accuracy",
+        card={
+            "dataset": f"scikit-learn {DATASET}",
+            "dataset_description": (
+                f"Accuracy on test images after {steps} steps of AdamW on {ROWS} images. The student is a small "
+                "ResNet, the teacher a ViT that has learned from 597 other images. Student, teacher and reprogrammed "
+                "features are those of the model that is here, of one seed."
+            ),
+            "example": EXAMPLE,
+        },
     )
-    scores: dict[str, list[float]] = {name: [] for name in (PROBE, *SYSTEMS)}
-    with Demo(out, text, total=seeds * (1 + len(SYSTEMS)), seeds=seeds, steps=steps) as view:
-        for seed in range(seeds):
-            data = load(DATASET, seed=seed)
-            teacher = _Features(pretrained_vit(data, 2 * steps, seed, view))
-            view.advance()
-            rows, test = data["train"].select(range(ROWS)), data["test"]
-            scores[PROBE].append(_probe(teacher, rows, test))
-            for name, options in SYSTEMS.items():
-                trainer = _trainer(copy.deepcopy(teacher), rows, test, steps, seed, options)
-                view.watch(trainer, f"seed {seed}: {name}").train()
-                scores[name].append(accuracy_on(trainer, test))
-                view.advance()
-                if seed == 0 and name == SHOWN:
-                    trainer.evaluate()  # so that the card names the test data
-                    trainer.compare_with_teacher()
-                    trainer.model.save_pretrained(view.folder)
-                    trainer.model.save_student(view.folder / "student")
-                    facts = trainer.card_facts()
-    results = [over_seeds(name, values, is_method=name == SHOWN) for name, values in scores.items()]
-    compared = [row for row in facts["results"] if row.system != SHOWN]  # student and teacher, of the first seed
-    create_card(view.folder, run=facts, **_card_facts([*results, *compared], seeds, steps))
-    view.finish("accuracy", results)
 
 
-def _trainer(
-    teacher: nn.Module, rows: Dataset, test: Dataset, steps: int, seed: int, options: dict[str, Any]
-) -> RDTrainer:
-    names = rows.features["labels"].names
-    torch.manual_seed(seed)
-    config = resnet(channels=1, classes=len(names))
-    config.id2label, config.label2id = dict(enumerate(names)), {name: label for label, name in enumerate(names)}
-    student = ResNetForImageClassification(config)
+def _systems(run: DemoRun) -> Iterator[Scored]:
+    data = load(DATASET, seed=run.seed)
+    teacher = _Features(run.pretrained_vit(data))
+    rows, test = data["train"].select(range(ROWS)), data["test"]
+    yield PROBE, {"": _probe(teacher, rows, test)}, None
+    for name, options in SYSTEMS.items():
+        trainer = _trainer(run, copy.deepcopy(teacher), rows, test, options)
+        run.train(trainer, name)
+        score = accuracy_on(trainer, test)
+        if run.seed == 0 and name == SHOWN:
+            trainer.compare_with_teacher()
+            trainer.model.save_student(run.folder / "student")
+        yield name, {"": score}, trainer
+
+
+def _trainer(run: DemoRun, teacher: nn.Module, rows: Dataset, test: Dataset, options: dict[str, Any]) -> Any:
+    torch.manual_seed(run.seed)
+    names = class_names(rows.features["labels"].names)
+    student = ResNetForImageClassification(_small_models.resnet(channels=1, **names))
     model = RDForImageClassification.from_student(student, teacher, teacher_width=48)
-    arguments = demo_arguments(RDTrainingConfig, steps, 1e-2, seed, rd_cache_teacher=True, **options)
-    return RDTrainer(model=model, args=arguments, train_dataset=rows, eval_dataset=test, compute_metrics=accuracy)
+    args = run.arguments(RDTrainingConfig, 1e-2, rd_cache_teacher=True, **options)
+    return RDTrainer(model=model, args=args, train_dataset=rows, eval_dataset=test, compute_metrics=accuracy)
 
 
 @torch.no_grad()
@@ -271,20 +276,3 @@ def _probe(teacher: nn.Module, rows: Dataset, test: Dataset) -> float:
     features = [teacher(part["pixel_values"]).numpy() for part in parts]
     probe = LogisticRegression(max_iter=1000).fit(features[0], np.asarray(parts[0]["labels"]))
     return float(probe.score(features[1], np.asarray(parts[1]["labels"])))
-
-
-def _card_facts(results: list[Result], seeds: int, steps: int) -> dict[str, Any]:
-    return {
-        "method": "rd",
-        "dataset": f"scikit-learn {DATASET}",
-        "dataset_description": (
-            f"Accuracy on test images after {steps} steps of AdamW on {ROWS} images. The student is a small ResNet, "
-            "the teacher a ViT that has learned from 597 other images. Student, teacher and reprogrammed features are "
-            "those of the model that is here, of one seed."
-        ),
-        "results": results,
-        "example": EXAMPLE,
-        "license": "apache-2.0",
-        "limitations": "A demonstration on small images.",
-        "command": f"hf-ext demo rd --seeds {seeds} --steps {steps}",
-    }

@@ -1,17 +1,15 @@
 """`hf-ext reproduce`: the studies of methods."""
 
 import argparse
-import importlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
 
 from hf_ext._environment import usable_cores
+from hf_ext.commands.evidence import importable, named_methods, results_folder
 from hf_ext.commands.readme import update_readme
-from hf_ext.hub_cards.methods import METHODS, Kind
 from hf_ext.studies import Study, reproduce
 from hf_ext.studies.identity import shown
 from hf_ext.studies.report import score_table, verdict_table, write_report
@@ -33,64 +31,28 @@ def run(arguments: argparse.Namespace) -> None:
     for method, study in chosen:
         out = folder / study.name
         console.print(f"[bold]{study.title}[/] ({study.name}): {study.question}")
-        given = {name: value for name, value in data.items() if name in study.data}
+        own_data = {name: place for name, place in data.items() if name in study.data}
         try:
             result = reproduce(
                 study,
                 out=out,
-                data=given,
+                data=own_data,
                 seeds=arguments.seeds,
                 quick=arguments.quick,
                 jobs=usable_cores() if arguments.jobs is None else arguments.jobs,
                 console=console,
-                command=_command(arguments, method, study, given),
+                command=_command(arguments, method, study, own_data),
             )
         except KeyboardInterrupt:
-            console.print(f"what was finished is in {out}: the same command goes on from there")
+            console.print(f"finished runs are in {out}: the same command goes on from there")
             raise
         report = write_report(study, result, out)
         console.print(Markdown(score_table(study, result)), Markdown(verdict_table(result)))
-        for case, why in result.skipped.items():
-            console.print(f"{case} was not run, {why}")
+        for case, reason in result.skipped.items():
+            console.print(f"{case} was not run, {reason}")
         console.print(f"report: {report}")
     if arguments.readme:
         update_readme(arguments.readme, folder)
-
-
-def named_methods(names: Sequence[str], everything: bool, kind: Kind) -> list[str]:
-    """Names of the methods that have `kind` ("studies" or "benchmarks"), as chosen on the command line.
-
-    Raises:
-        ValueError: no method or an unknown one.
-    """
-    known = [name for name, method in METHODS.items() if method.module(kind)]
-    if everything and not names:
-        return known
-    unknown = [name for name in names if name not in known]
-    if unknown or not names or everything:
-        found = repr(unknown[0]) if unknown else ("--all and names" if everything else "none")
-        raise ValueError(f"METHOD: found {found}, allowed are {', '.join(known)} or --all")
-    return list(dict.fromkeys(names))
-
-
-def importable(methods: Sequence[str], kind: Kind, everything: bool, console: Console) -> list[str]:
-    """The methods; of all of them (`--all`), those whose requirements are installed, and a line about the others."""
-    found = []
-    for name in methods:
-        try:
-            importlib.import_module(str(METHODS[name].module(kind)))
-        except ImportError as error:
-            if not everything:
-                raise
-            console.print(f"{name} is left out: {error}")
-        else:
-            found.append(name)
-    return found
-
-
-def results_folder(arguments: argparse.Namespace) -> Path:
-    """Where results go: those of quick runs apart, since they are no evidence."""
-    return Path(arguments.out) / "quick" if arguments.quick else Path(arguments.out)
 
 
 def _chosen(arguments: argparse.Namespace, console: Console) -> list[tuple[str, Study]]:
@@ -101,14 +63,14 @@ def _chosen(arguments: argparse.Namespace, console: Console) -> list[tuple[str, 
     for name in arguments.study:
         if name not in names:
             raise ValueError(f"--study: found {name!r}, allowed are {', '.join(names)}")
-    found = [(method, study) for method in methods for study in studies_of([method])]
-    return [(method, study) for method, study in found if not arguments.study or study.name in arguments.study]
+    studies = [(method, study) for method in methods for study in studies_of([method])]
+    return [(method, study) for method, study in studies if not arguments.study or study.name in arguments.study]
 
 
-def _data(given: Sequence[str], chosen: Iterable[Study]) -> dict[str, str]:
+def _data(pairs: Sequence[str], chosen: Iterable[Study]) -> dict[str, str]:
     known = sorted({name for study in chosen for name in study.data})
     data = {}
-    for pair in given:
+    for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not value:
             raise ValueError(f"--data: found {pair!r}, allowed is NAME=PATH_OR_HUB_ID")

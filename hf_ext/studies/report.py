@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from hf_ext._reports import markdown_table
+from hf_ext._reports import markdown_table, spread
 from hf_ext.hub_cards.plots import BASELINE, METHOD, WARNING, new_figure
 from hf_ext.studies.results import Judged, StudyResult, SystemResult
-from hf_ext.studies.statistics import Difference, spread
+from hf_ext.studies.statistics import Difference
 from hf_ext.studies.study import Case, Detail, Study
 
 REPORT_FILE, PICTURE_FILE = "report.md", "differences.png"

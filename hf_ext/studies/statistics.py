@@ -52,8 +52,3 @@ def paired_difference(
         return Difference(mean, math.nan, math.nan, pairs)
     half = float(stats.t.ppf((1 + confidence) / 2, pairs - 1) * differences.std(ddof=1) / math.sqrt(pairs))
     return Difference(mean, mean - half, mean + half, pairs)
-
-
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (`None` for a single value)."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -9,7 +9,7 @@ import pytest
 from hf_ext.benchmarks import BenchmarkResult
 from hf_ext.commands import readme
 from hf_ext.commands.cli import main
-from hf_ext.commands.reproduce import named_methods
+from hf_ext.commands.evidence import named_methods
 from hf_ext.hub_cards import METHODS, Method, register_method
 from hf_ext.studies import StudyResult
 from hf_ext.studies.results import Judged

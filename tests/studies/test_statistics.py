@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hf_ext.studies.statistics import Difference, paired_difference, spread
+from hf_ext._reports import spread
+from hf_ext.studies.statistics import Difference, paired_difference
 
 PAIRS = st.lists(st.tuples(*[st.floats(-100, 100)] * 2), min_size=2, max_size=8)
 
