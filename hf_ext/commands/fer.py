@@ -28,15 +28,32 @@ logger = logging.getLogger(__name__)
 class FERModelArguments(ModelArguments):
     """Which matcher: a saved one (`model_name_or_path`), or one made of a vision and a text model."""
 
-    vision_model: str | None = field(default=None, metadata={"help": "Vision backbone of a new matcher."})
-    text_model: str | None = field(default=None, metadata={"help": "Text encoder of a new matcher."})
-    template: str = field(default=TEMPLATE, metadata={"help": "Text of a class, with {} for its name."})
-    class_prompts: list[str] | None = field(
-        default=None, metadata={"help": "Texts of the classes, in place of the template."}
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Saved matcher: a Hub id or a folder. Without it, vision_model and text_model make a new one."
+        },
     )
-    neutral: str | None = field(default="neutral", metadata={"help": "Name of the neutral class, if there is one."})
+    vision_model: str | None = field(
+        default=None, metadata={"help": "Vision backbone of a new matcher: a Hub id or a folder."}
+    )
+    text_model: str | None = field(
+        default=None, metadata={"help": "Text encoder of a new matcher: a Hub id or a folder."}
+    )
+    template: str = field(
+        default=TEMPLATE, metadata={"help": "Text of a class in a new matcher, with {} for the class's name."}
+    )
+    class_prompts: list[str] | None = field(
+        default=None,
+        metadata={"help": "Texts of the classes in a new matcher, in the classes' order; by default the template's."},
+    )
+    neutral: str | None = field(
+        default="neutral",
+        metadata={"help": "Name of the neutral class of a new matcher; without one, matching is its only loss."},
+    )
     image_side: int | None = field(
-        default=None, metadata={"help": "Pixels a side that a new matcher's faces are scaled to; its backbone's own."}
+        default=None,
+        metadata={"help": "Pixels a side that a new matcher's images are scaled to; by default its backbone's."},
     )
 
     def check(self) -> None:
@@ -128,10 +145,23 @@ class FERModelArguments(ModelArguments):
             return FERProcessor.from_backbone(str(self.vision_model), **side)
 
 
+@dataclass
 class _MatcherLora(PartLora):
-    """A LoRA on the backbone of a saved matcher; what comes after it is trained in full."""
+    """A LoRA on the backbone of a saved matcher; the layers behind it are trained in full."""
 
     what = "matcher"
+
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers that the LoRA is added to; by default all linear ones of the vision backbone."},
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers trained in full beside the LoRA, or 'none'; by default the projection and the "
+            "transformation."
+        },
+    )
 
     def defaults(self, model: Any) -> tuple[list[str], list[str]]:
         modules = model.fer.vision.named_modules(prefix="fer.vision")

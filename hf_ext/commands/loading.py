@@ -79,10 +79,11 @@ class ModelArguments:
     """Which model."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Base model: a Hub id or a folder, such as ./hf_ext_demo_mola/base_model."}
+        default=None,
+        metadata={"help": "Base model, required: a Hub id or a folder, such as ./hf_ext_demo_mola/base_model."},
     )
     task: Literal["image-classification", "text-classification"] = field(
-        default="image-classification", metadata={"help": "What the model does."}
+        default="image-classification", metadata={"help": "Task of the model: classes of images or of texts."}
     )
 
     def check(self) -> None:
@@ -139,15 +140,20 @@ class DataArguments:
     dataset: str = field(
         default="digits-rotated",
         metadata={
-            "help": "An embedded name (digits-rotated, ...), a Hub id, a folder (images, csv, parquet) or a file."
+            "help": "Data to train on: an embedded name (digits-rotated, ...), a Hub id, a folder (images, csv, "
+            "parquet) or a file."
         },
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    image_column: str = field(default="image", metadata={"help": "Column of images."})
-    text_column: str = field(default="text", metadata={"help": "Column of texts."})
-    label_column: str = field(default="labels", metadata={"help": "Column of classes; 'label' is found too."})
-    max_length: int = field(default=128, metadata={"help": "Tokens a text is cut at."})
+    image_column: str = field(
+        default="image", metadata={"help": "Column of images; not read where the data have a column pixel_values."}
+    )
+    text_column: str = field(default="text", metadata={"help": "Column of texts, for the task text-classification."})
+    label_column: str = field(
+        default="labels", metadata={"help": "Column of classes; without it, the column 'label'."}
+    )
+    max_length: int = field(default=128, metadata={"help": "Tokens that a text is truncated to."})
 
 
 @dataclass
@@ -156,7 +162,10 @@ class OwnDataArguments(DataArguments):
 
     dataset: str = field(
         default="",
-        metadata={"help": "A folder (images, csv, parquet), a Hub id, a file or an embedded name (digits)."},
+        metadata={
+            "help": "Data to train on, required: a folder (images, csv, parquet), a Hub id, a file or an embedded "
+            "name (digits)."
+        },
     )
 
 

@@ -1,5 +1,6 @@
 """A LoRA in place of all weights, for training from the command line."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,32 +10,38 @@ from torch import nn
 
 @dataclass
 class LoraArguments:
-    """Whether all weights are trained, or a LoRA."""
+    """Whether all weights are trained, or a LoRA.
 
-    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA to train in place of all weights; 0 for none."})
+    Raises:
+        ValueError: a negative rank, a lora_alpha that is no positive finite number, options of a LoRA without a rank.
+    """
+
+    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA to train in place of all weights; 0: no LoRA."})
     lora_alpha: int | None = field(
-        default=None, metadata={"help": "The LoRA is scaled by lora_alpha / lora_r; by default 2 lora_r."}
+        default=None, metadata={"help": "The LoRA's update is scaled by lora_alpha / lora_r; by default 2 lora_r."}
     )
     lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers the LoRA is added to; by default all linear ones but the classifier."}
+        default=None,
+        metadata={"help": "Layers that the LoRA is added to; by default all linear ones but the classifier."},
     )
     lora_modules_to_save: list[str] | None = field(
         default=None,
-        metadata={"help": "Layers trained in full beside it; by default the classifier; 'none': none."},
+        metadata={"help": "Layers trained in full beside the LoRA, or 'none'; by default the classifier."},
     )
 
-    def adapted(self, model: nn.Module) -> nn.Module:
-        """The model, or the model with a LoRA.
-
-        Raises:
-            ValueError: a negative rank, or options of a LoRA without a rank.
-        """
-        if self.lora_r < 0:
-            raise ValueError(f"lora_r: found {self.lora_r}, allowed are integers >= 0")
+    def __post_init__(self) -> None:
+        if not isinstance(self.lora_r, int) or isinstance(self.lora_r, bool) or self.lora_r < 0:
+            raise ValueError(f"lora_r: found {self.lora_r!r}, allowed are integers >= 0")
+        if self.lora_alpha is not None and not _is_positive(self.lora_alpha):
+            raise ValueError(f"lora_alpha: found {self.lora_alpha!r}, allowed are finite numbers > 0")
         if self.lora_r == 0:
             for name in ("lora_alpha", "lora_target_modules", "lora_modules_to_save"):
                 if getattr(self, name):
                     raise ValueError(f"lora_r: found 0 with {name}, allowed is a rank >= 1")
+
+    def adapted(self, model: nn.Module) -> nn.Module:
+        """The model, or the model with a LoRA."""
+        if self.lora_r == 0:
             return model
         heads = [name for name in ("classifier", "score") if hasattr(model, name)]
         saved = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
@@ -48,8 +55,15 @@ class LoraArguments:
         return get_peft_model(model, config)
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
 class PartLora(LoraArguments):
-    """A LoRA on a part of a saved model that is composed of others; a new one's other weights nobody could load."""
+    """A LoRA on a part of a saved model that is composed of others.
+
+    Not on a new one: an adapter's folder would lack that model's other weights.
+    """
 
     what: ClassVar[str]  # in errors
 
@@ -57,7 +71,7 @@ class PartLora(LoraArguments):
         """The model, or a saved model with a LoRA.
 
         Raises:
-            ValueError: as of any LoRA, or one on a new model.
+            ValueError: a LoRA on a new model.
         """
         if self.lora_r > 0:
             if not getattr(model, "name_or_path", ""):

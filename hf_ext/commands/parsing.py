@@ -1,4 +1,4 @@
-"""Dataclasses from the command line and YAML: what is given on the command line wins."""
+"""Dataclasses from the command line and YAML; the command line wins."""
 
 import argparse
 import dataclasses
@@ -11,18 +11,39 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults to help texts, but for None and "": what holds then, the text itself says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_flag = action.nargs == 0
+        return action.help if is_flag or action.default in (None, "") else super()._get_help_string(action)
+
+
 class _Parser(HfArgumentParser):
+    def __init__(self, types: Sequence[type], **options: Any) -> None:
+        kinds: Any = list(types)  # the parent's annotation does not admit dataclasses
+        super().__init__(kinds, add_help=False, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)  # argparse would print the usage of all of TrainingArguments first
 
 
-def fields_for_cli(source: type, types: Mapping[str, Any]) -> type:
-    """A dataclass of some of `source`'s fields, with their defaults and help but types a command line can read."""
+def fields_for_cli(source: type, types: Mapping[str, Any], help_texts: Mapping[str, str] | None = None) -> type:
+    """A dataclass of some of `source`'s fields, with their defaults but types that a command line can read.
+
+    Args:
+        source: a dataclass.
+        types: of the fields, by name.
+        help_texts: by name, in place of the source's.
+    """
     by_name = {field.name: field for field in dataclasses.fields(source)}
     fields = []
     for name, kind in types.items():
         original = by_name[name]
-        fields.append((name, kind, dataclasses.field(default=original.default, metadata=dict(original.metadata))))
+        metadata = dict(original.metadata)
+        if help_texts and name in help_texts:
+            metadata["help"] = help_texts[name]
+        fields.append((name, kind, dataclasses.field(default=original.default, metadata=metadata)))
     return dataclasses.make_dataclass(f"{source.__name__}Arguments", fields)
 
 
@@ -34,16 +55,12 @@ def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description:
         SystemExit: after `--help` (the dataclasses without TrainingArguments' many options) or `--help-all`.
     """
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", metavar="FILE.yaml", help="options from a file, with the names below")
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    common.add_argument("-h", "--help", action="store_true", help="show this help")
-    common.add_argument("--help-all", action="store_true", help="show the options of TrainingArguments too")
+    _add_common_options(common)
     options, rest = common.parse_known_args(list(argv))
     if options.help or options.help_all:
-        _print_help(types, common, prog, description, everything=options.help_all)
+        _print_help(types, prog, description, everything=options.help_all)
         raise SystemExit(0)
-    kinds: Any = list(types)  # HfArgumentParser's annotation does not admit dataclasses
-    parser = _Parser(kinds, add_help=False, allow_abbrev=False)
+    parser = _Parser(types)
     names = {action.dest for action in parser._actions}
     if options.config:
         parser.set_defaults(**_read_config(options.config, names))
@@ -52,6 +69,13 @@ def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description:
         if word.startswith("--") and name not in names and name.replace("-", "_") not in names:
             raise ValueError(f"{word}: unknown option{_nearest(name, names)}")
     return parser.parse_args_into_dataclasses(args=rest)
+
+
+def _add_common_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--config", metavar="FILE.yaml", help="options from a file, with the names above")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help")
+    parser.add_argument("--help-all", action="store_true", help="show the options of TrainingArguments too")
 
 
 def _read_config(file: str, names: set[str]) -> dict[str, Any]:
@@ -72,19 +96,16 @@ def _nearest(name: str, names: set[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _print_help(
-    types: Sequence[type], common: argparse.ArgumentParser, prog: str, description: str, *, everything: bool
-) -> None:
-    shown: Any = [kind if everything else _without_training_arguments(kind) for kind in types]
+def _print_help(types: Sequence[type], prog: str, description: str, *, everything: bool) -> None:
+    shown = [kind if everything else _without_training_arguments(kind) for kind in types]
     epilog = None
     if not everything:
         epilog = (
             "All of transformers' TrainingArguments are options too, such as --output_dir, --num_train_epochs, "
             "--learning_rate, --per_device_train_batch_size, --eval_strategy, --push_to_hub; --help-all lists them."
         )
-    parser = _Parser(
-        shown, prog=prog, description=description, epilog=epilog, parents=[common], add_help=False, allow_abbrev=False
-    )
+    parser = _Parser(shown, prog=prog, description=description, epilog=epilog, conflict_handler="resolve")
+    _add_common_options(parser.add_argument_group("of every method"))  # its --debug wins over TrainingArguments'
     parser.print_help()
 
 

@@ -47,8 +47,11 @@ from hf_ext.trainers.rd.teacher_cache import COLUMN
 class RDModelArguments(ModelArguments):
     """Which student (`model_name_or_path`; a saved RD model goes on), and which teacher."""
 
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Student, required: a Hub id or a folder, or those of a saved RD model."}
+    )
     teacher_model: str | None = field(
-        default=None, metadata={"help": "Teacher: a Hub id or a folder; a saved RD model knows its own."}
+        default=None, metadata={"help": "Teacher: a Hub id or a folder; by default that of a saved RD model."}
     )
 
     def check(self) -> None:
@@ -133,10 +136,26 @@ def _of_timm(settings: Mapping[str, Any]) -> Any:
     return BitImageProcessor(size={"shortest_edge": edge}, crop_size=size, **common)
 
 
+@dataclass
 class _StudentLora(PartLora):
-    """A LoRA on the student of a saved RD model; its classifier and norms of batches, and phi, are trained in full."""
+    """A LoRA on the student of a saved RD model; its classifier and BatchNorms, and phi, are trained in full."""
 
     what = "RD model"
+
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that the LoRA is added to; by default the student's linear layers and convolutions, but "
+            "for its classifier."
+        },
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers trained in full beside the LoRA, or 'none'; by default phi, the student's classifier and "
+            "its BatchNorms."
+        },
+    )
 
     def defaults(self, model: Any) -> tuple[list[str], list[str]]:
         head = f"student.{model.config.student_classifier}"

@@ -1,6 +1,8 @@
 """The command line: help, mistakes, YAML, a whole training and the demo."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ from transformers import (
 )
 
 from hf_ext.commands.cli import main
+from hf_ext.commands.lora import LoraArguments
 from hf_ext.data import load
+from hf_ext.hub_cards import METHODS
 
 
 @pytest.fixture
@@ -67,6 +71,33 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if "mola" in arguments:
         assert "--num_experts" in text and "--mola_task_column" in text
         assert "--adam_beta1" not in text  # TrainingArguments' hundred options only with --help-all
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.module("commands")])
+def test_help_of_options_shows_real_defaults(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["train", method, option])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "default: None" not in text and "default: )" not in text
+        assert "(default: image-classification)" in text
+        assert ("--adam_beta1" in text) == (option == "--help-all")
+        assert "--debug show the traceback of an error" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_r": -1}, "lora_r: found -1, allowed are integers >= 0"),
+        ({"lora_r": 2, "lora_alpha": math.inf}, "lora_alpha: found inf, allowed are finite numbers > 0"),
+        ({"lora_r": 2, "lora_alpha": math.nan}, "lora_alpha: found nan"),
+        ({"lora_r": 2, "lora_alpha": 0}, "lora_alpha: found 0"),
+        ({"lora_target_modules": ["q_proj"]}, "lora_r: found 0 with lora_target_modules"),
+    ],
+)
+def test_options_of_a_lora(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LoraArguments(**options)
 
 
 @pytest.mark.parametrize(
