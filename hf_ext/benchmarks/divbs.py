@@ -86,7 +86,7 @@ SELECTION = Benchmark(
 
 
 # ------------------------------------------------------------------------------------------------ step
-STEP, PASSES, KEPT, ALL = "DivBS", "forward of all + update of the kept", "update of the kept", "update of all"
+STEP, PASSES, SELECTED, ALL = "DivBS", "forward of all + update of the kept", "update of the kept", "update of all"
 
 
 def _rows(device: torch.device, quick: bool, share: float = 1.0) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ UPDATE = Benchmark(
         Contender(ALL, _plain(1.0)),
         Contender(STEP, _divbs, is_method=True),
         Contender(PASSES, _passes),
-        Contender(KEPT, _plain(SHARE)),
+        Contender(SELECTED, _plain(SHARE)),
     ),
     reference=ALL,
     bars=(Bar(STEP, PASSES, 1.10),),

@@ -120,10 +120,10 @@ def measure(
 
     def ratios(name: str, peer: str) -> tuple[float, float, float]:
         """Lower quartile, median and upper quartile."""
-        found = [a / b for a, b in zip(times[name], times[peer], strict=True)]
-        if len(found) == 1:
-            return found[0], found[0], found[0]
-        low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+        by_round = [a / b for a, b in zip(times[name], times[peer], strict=True)]
+        if len(by_round) == 1:
+            return by_round[0], by_round[0], by_round[0]
+        low, middle, high = statistics.quantiles(by_round, n=4, method="inclusive")
         return low, middle, high
 
     def least(name: str) -> int:

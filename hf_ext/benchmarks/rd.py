@@ -36,8 +36,8 @@ def _model(quick: bool) -> RDForImageClassification:
 
 
 def _batch(device: torch.device, quick: bool, **columns: torch.Tensor) -> dict[str, torch.Tensor]:
-    found = images(8 if quick else ROWS, classes=CLASSES) | columns
-    return {name: values.to(device) for name, values in found.items() if "ids" not in name}
+    batch = images(8 if quick else ROWS, classes=CLASSES) | columns
+    return {name: values.to(device) for name, values in batch.items() if "ids" not in name}
 
 
 def _alone(device: torch.device, quick: bool) -> Step:
@@ -55,7 +55,7 @@ def _with_forward(device: torch.device, quick: bool) -> Step:
     return step
 
 
-def _beside(device: torch.device, quick: bool) -> Step:
+def _whole(device: torch.device, quick: bool) -> Step:
     return update(RDTrainer, RDTrainingConfig, _model(quick), [_batch(device, quick)], device)
 
 
@@ -77,7 +77,7 @@ UPDATE = Benchmark(
     contenders=(
         Contender(STUDENT, _alone),
         Contender(BOTH, _with_forward),
-        Contender(RD, _beside, is_method=True),
+        Contender(RD, _whole, is_method=True),
         Contender(CACHED, _cached, is_method=True),
     ),
     reference=STUDENT,

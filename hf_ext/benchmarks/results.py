@@ -101,8 +101,8 @@ def _range(measured: Mapping[str, Any]) -> dict[str, float]:
 
 def load_results(folder: Path) -> list[BenchmarkResult]:
     """All results that were saved in a folder, by the order in which reports show them."""
-    found = [BenchmarkResult.load(path) for path in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda result: (result.device, result.name))
+    results = [BenchmarkResult.load(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(results, key=lambda result: (result.device, result.name))
 
 
 def write_report(folder: Path) -> Path:

@@ -1,1 +1,1 @@
-"""The command line, `hf-ext demo | train`. One file per method beside what they share."""
+"""The command line, `hf-ext`: a file for each command, a file for each method, and the parts that they share."""

@@ -103,7 +103,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "reproduce",
         parents=[evidence, common],
         help="run a method's study: the method against its baselines, over seeds, with intervals",
-        description="Run the studies of methods. Finished runs are kept: the same command goes on where it stopped.",
+        description="Run the studies of methods. Finished runs are saved: the same command goes on where it stopped.",
         epilog="methods: " + ", ".join(_methods_with("studies")),
     )
     reproduce.add_argument("--seeds", type=int, help="reported repetitions; default: the study's own number")

@@ -31,7 +31,7 @@ class DemoRun:
     Args:
         seed: of data, models and training.
         steps: of every training.
-        folder: the result's; what belongs there beside the model of the system shown is saved with seed 0.
+        folder: the result's; further files than those of the system shown are saved there with seed 0.
         bars: the display.
     """
 

@@ -71,10 +71,10 @@ class FERModelArguments(ModelArguments):
             )
         if self.model_name_or_path:
             for name in ("class_prompts", "template", "neutral", "image_side"):
-                found = getattr(self, name)
-                if found != self.__dataclass_fields__[name].default:
+                value = getattr(self, name)
+                if value != self.__dataclass_fields__[name].default:
                     raise ValueError(
-                        f"{name}: found {found!r} with a saved matcher, which has its own, allowed is none; "
+                        f"{name}: found {value!r} with a saved matcher, which has its own, allowed is none; "
                         "vision_model and text_model make a new one, set_classes gives it other texts"
                     )
         for name in ("model_name_or_path", "vision_model", "text_model"):

@@ -295,10 +295,10 @@ def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[st
 def _classes(rows: Dataset, column: str) -> list[str]:
     """The classes that occur, sorted as their numbers are."""
     names = getattr(rows.features[column], "names", None)
-    found = [value for value in rows.select_columns(column).unique(column) if value is not None]
+    values = [value for value in rows.select_columns(column).unique(column) if value is not None]
     if names is None:
-        return sorted(map(str, found))
-    return [names[value] for value in sorted(found) if 0 <= value < len(names)]
+        return sorted(map(str, values))
+    return [names[value] for value in sorted(values) if 0 <= value < len(names)]
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hf_ext._reports import markdown_table
 from hf_ext.benchmarks.results import bars_table, load_results
 from hf_ext.studies import StudyResult
-from hf_ext.studies.report import REPORT_FILE, table, verdict_table
+from hf_ext.studies.report import REPORT_FILE, verdict_table
 from hf_ext.studies.results import RESULTS_FILE, Judged
 
 BENCH_FOLDER = "bench"
@@ -76,7 +77,7 @@ def _summary(folder: Path, link: str) -> str | None:
     if not results:
         return None
     rows = [row for result in results for row in _claims(result, link)]
-    body = table(["method", "claim", "verdict", "n", "data"], rows) + _QUICK * any(one.quick for one in results)
+    body = markdown_table(["method", "claim", "verdict", "n", "data"], rows) + _QUICK * any(one.quick for one in results)
     aims = Counter(bar.verdict for measured in load_results(folder / BENCH_FOLDER) for bar in measured.bars)
     if aims:
         counts = ", ".join(f"{aims[verdict]} {verdict}" for verdict in ("met", "unclear", "not met"))

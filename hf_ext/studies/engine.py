@@ -30,13 +30,13 @@ from hf_ext.studies.results import StudyResult, SystemResult
 from hf_ext.studies.study import Case, Outcome, Preparation, Run, Study, System
 
 Item = TypeVar("Item")
-_FIRST_TUNING_SEED = 1000  # apart from the seeds that are reported
+_FIRST_TUNING_SEED = 1000  # not among the seeds that are reported
 _DONE = "done"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A run and the file its outcome is kept in."""
+    """A run and the file its outcome is saved in."""
 
     run: Run
     file: Path
@@ -55,12 +55,12 @@ def reproduce(
 ) -> StudyResult:
     """Run a study and judge its comparisons.
 
-    Every finished run is kept in `out/runs`, so that the same call after an interruption goes on where it stopped.
+    Every finished run is saved in `out/runs`, so that the same call after an interruption goes on where it stopped.
 
     Args:
         study: what to run.
         out: folder for results.
-        data: path or Hub id by name of the study's data sets; embedded ones are used where none is given.
+        data: path or Hub id by name of the study's data sets; embedded ones by default.
         seeds: repetitions; the study's own number by default.
         quick: a short run that only shows that everything works.
         jobs: processes at a time.
@@ -75,31 +75,31 @@ def reproduce(
     for name, value in (("--seeds", count), ("--jobs", jobs)):
         if value < 1:
             raise ValueError(f"{name}: found {value}, allowed are integers >= 1")
-    given, skipped = _choose_data(study, data or {})
+    places, skipped = _choose_data(study, data or {})
     if study.check is not None:
-        for name, place in given.items():
+        for name, place in places.items():
             study.check(name, load(place))
-    hashes = {name: describe(value) for name, value in given.items()}
+    hashes = {name: describe(value) for name, value in places.items()}
     code = code_of(study)
     execute = partial(_execute, study.run)
-    cases = [case for case in study.cases if case.data in given]
+    cases = [case for case in study.cases if case.data in places]
     reported = list(range(count))
     first = max(_FIRST_TUNING_SEED, count)
     tuning = list(range(first, first + (0 if quick else study.tuning_seeds)))
     with progress_bars(console, TimeRemainingColumn()) as progress:
         needed = [*tuning, *reported] if _needs_tuning(study, cases) else reported
-        preparations = _preparations(study, code, cases, given, hashes, needed, out, quick)
+        preparations = _preparations(study, code, cases, places, hashes, needed, out, quick)
         _work(progress, f"{study.name}: preparing", partial(_prepare, study.prepare), preparations.values(), jobs)
 
         def make_jobs(system: System, case: Case, points: Iterable[dict[str, Any]], of: Sequence[int]) -> list[_Job]:
-            found = []
+            planned = []
             plain = replace(system, grid={})  # runs have their point; a grid may be a lambda, which no process is sent
             for point in points:
                 for seed in of:
                     ready = preparations[case.data, seed]
                     run = Run(case, plain, point, seed, ready.data, ready.folder, quick)
-                    found.append(_Job(run, _file(out, study, code, run, hashes[case.data]["sha256"])))
-            return found
+                    planned.append(_Job(run, _file(out, study, code, run, hashes[case.data]["sha256"])))
+            return planned
 
         tried = {
             (case.name, system.name): make_jobs(system, case, system.points(case), tuning)
@@ -108,7 +108,7 @@ def reproduce(
             if tuning and len(system.points(case)) > 1
         }
         _work(progress, f"{study.name}: choosing", execute, _flat(tried.values()), jobs)
-        records = {which: _tuning_record(found) for which, found in tried.items()}
+        records = {which: _tuning_record(jobs_of) for which, jobs_of in tried.items()}
         final = {
             (case.name, system.name): make_jobs(
                 system, case, [_best(study, records.get((case.name, system.name)), system.points(case))], reported
@@ -127,7 +127,7 @@ def reproduce(
             }
             for case in cases
         },
-        data={name: {"given": shown(given[name]), **found} for name, found in hashes.items()},
+        data={name: {"given": shown(places[name]), **facts} for name, facts in hashes.items()},
         skipped=skipped,
         environment={**versions(), "hardware": hardware(), "code": code},
         command=command,
@@ -138,11 +138,11 @@ def reproduce(
     return result
 
 
-def _choose_data(study: Study, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    unknown = sorted(set(given) - set(study.data))
+def _choose_data(study: Study, named: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    unknown = sorted(set(named) - set(study.data))
     if unknown:
         raise ValueError(f"--data: found {unknown[0]!r}, allowed for {study.name} are {sorted(study.data)}")
-    chosen = {name: given.get(name) or source.embedded for name, source in study.data.items()}
+    chosen = {name: named.get(name) or source.embedded for name, source in study.data.items()}
     used = {name: value for name, value in chosen.items() if value is not None}
     skipped = {
         case.name: f"no data: --data {case.data}=PATH_OR_HUB_ID ({study.data[case.data].origin})"
@@ -162,7 +162,7 @@ def _preparations(
     study: Study,
     code: str,
     cases: Iterable[Case],
-    given: Mapping[str, str],
+    places: Mapping[str, str],
     hashes: Mapping[str, Mapping[str, Any]],
     seeds: Iterable[int],
     out: Path,
@@ -173,7 +173,7 @@ def _preparations(
         (name, seed): Preparation(
             name,
             seed,
-            given[name],
+            places[name],
             out / "prepared" / f"{name}-{seed}-{key(study.name, code, hashes[name]['sha256'], seed, quick)}",
             quick,
         )
@@ -185,8 +185,8 @@ def _preparations(
 def _file(out: Path, study: Study, code: str, run: Run, data_hash: str) -> Path:
     system = {"name": run.system.name, "options": dict(run.system.options)}
     case = {"name": run.case.name, "options": dict(run.case.options)}
-    found = key(study.name, code, case, system, dict(run.hyper_parameters), run.seed, data_hash, run.quick)
-    return out / "runs" / f"{_slug(run.case.name)}--{_slug(run.system.name)}--{run.seed}--{found}.json"
+    digest = key(study.name, code, case, system, dict(run.hyper_parameters), run.seed, data_hash, run.quick)
+    return out / "runs" / f"{_slug(run.case.name)}--{_slug(run.system.name)}--{run.seed}--{digest}.json"
 
 
 def _slug(name: str) -> str:
@@ -217,7 +217,7 @@ def _work(progress: Progress, title: str, function: Callable[[Item], None], item
                 future.result()
                 progress.advance(bar)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is under way is finished and kept
+            pool.shutdown(cancel_futures=True)  # runs under way are finished and saved
             raise
 
 
@@ -294,9 +294,9 @@ def _execute(run: Callable[[Run], Outcome], job: _Job) -> None:
 
 def _read(job: _Job) -> tuple[Outcome, float]:
     record = json.loads(job.file.read_text())
-    found = record["outcome"]
-    scores = {name: null_as_nan(found[name]) for name in ("validation", "test")}
-    return Outcome(**scores, details=found["details"]), record["seconds"]
+    outcome = record["outcome"]
+    scores = {name: null_as_nan(outcome[name]) for name in ("validation", "test")}
+    return Outcome(**scores, details=outcome["details"]), record["seconds"]
 
 
 def _tuning_record(jobs: Iterable[_Job]) -> list[dict[str, Any]]:
@@ -308,7 +308,9 @@ def _tuning_record(jobs: Iterable[_Job]) -> list[dict[str, Any]]:
         text = json.dumps(point)
         points[text] = point
         scores.setdefault(text, []).append(_read(job)[0].validation)
-    return [{"hyper_parameters": points[text], "validation": float(np.mean(found))} for text, found in scores.items()]
+    return [
+        {"hyper_parameters": points[text], "validation": float(np.mean(values))} for text, values in scores.items()
+    ]
 
 
 def _best(study: Study, record: list[dict[str, Any]] | None, points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -321,14 +323,14 @@ def _best(study: Study, record: list[dict[str, Any]] | None, points: list[dict[s
 
 
 def _collect(jobs: Sequence[_Job], record: list[dict[str, Any]]) -> SystemResult:
-    found = [_read(job) for job in jobs]
-    outcomes = [outcome for outcome, _ in found]
+    finished = [_read(job) for job in jobs]
+    outcomes = [outcome for outcome, _ in finished]
     return SystemResult(
         hyper_parameters=dict(jobs[0].run.hyper_parameters),
         tuning=record,
         test=[outcome.test for outcome in outcomes],
         validation=[outcome.validation for outcome in outcomes],
-        seconds=[round(seconds, 2) for _, seconds in found],
+        seconds=[round(seconds, 2) for _, seconds in finished],
         details={name: [outcome.details.get(name) for outcome in outcomes] for name in outcomes[0].details},
     )
 

@@ -65,9 +65,9 @@ def verdict_table(result: StudyResult, detail: str | None = None) -> str:
     """
     judged = [row for row in result.judged if row.detail == detail]
     pairs = list(dict.fromkeys((row.method, row.baseline) for row in judged))
-    found = {(row.case, row.method, row.baseline): row.difference for row in judged}
+    differences = {(row.case, row.method, row.baseline): row.difference for row in judged}
     rows = [
-        [f"{method} vs {baseline}", *(_difference(found.get((case, method, baseline))) for case in result.cases)]
+        [f"{method} vs {baseline}", *(_difference(differences.get((case, method, baseline))) for case in result.cases)]
         for method, baseline in pairs
     ]
     return markdown_table([result.name, *result.cases], rows)
@@ -113,7 +113,7 @@ def _panel(axes: Axes, case: str, rows: Sequence[Judged]) -> None:
 
 
 def _title(study: Study) -> str:
-    """What is told apart, so that a positive number is always in the method's favour."""
+    """The difference in words; a positive number is always in the method's favour."""
     return f"Difference in {study.metric}, {_order(study.greater_is_better)}"
 
 
@@ -154,9 +154,9 @@ def _spread(values: Sequence[float]) -> str:
 def _excluded(study: Study, cases: Sequence[Case]) -> list[str]:
     used = {case.data for case in cases}
     lines = [
-        f"- {system.name} was not run on `{data}`: {why}."
+        f"- {system.name} was not run on `{data}`: {reason}."
         for system in study.systems
-        for data, why in system.excluded.items()
+        for data, reason in system.excluded.items()
         if data in used
     ]
     return ["\n".join(lines)] if lines else []
@@ -175,8 +175,8 @@ def _details(study: Study, case: Case, systems: dict[str, SystemResult]) -> list
 
 
 def _known(values: Sequence[float | None] | None) -> str:
-    known = [value for value in values or () if value is not None]
-    return _spread(known) if known else "-"
+    numbers = [value for value in values or () if value is not None]
+    return _spread(numbers) if numbers else "-"
 
 
 def _hyper_parameters(study: Study, cases: Sequence[Case], result: StudyResult) -> str:
@@ -219,7 +219,7 @@ def _data(study: Study, result: StudyResult) -> str:
             lines[-1] += f". Columns: {study.data[name].needs}"
         if study.data[name].origin:
             lines[-1] += f". From: {study.data[name].origin}"
-    lines += [f"- {case} was not run, {why}" for case, why in result.skipped.items()]
+    lines += [f"- {case} was not run, {reason}" for case, reason in result.skipped.items()]
     return "\n".join(lines)
 
 

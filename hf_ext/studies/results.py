@@ -54,7 +54,7 @@ class StudyResult:
         seeds: those of the reported runs.
         cases: systems by name, by case.
         data: for every data set `given` (name, path or id), `sha256` of its rows, `rows` per split.
-        skipped: cases left out, and why.
+        skipped: cases left out, with the reasons.
         environment: versions and hardware.
         command: what makes this again.
         quick: shortened runs, which show nothing about the method.
@@ -74,11 +74,11 @@ class StudyResult:
     def judge(self, study: Study) -> None:
         """Fill `judged` from the scores and from the details that every run of both systems has."""
         self.judged = []
-        judged = [(None, study.greater_is_better), *((found.name, found.greater_is_better) for found in study.details)]
+        judged = [(None, study.greater_is_better), *((each.name, each.greater_is_better) for each in study.details)]
         for case in (case for case in study.cases if case.name in self.cases):
             for comparison, (detail, greater) in itertools.product(study.compared(case), judged):
                 systems = [self.cases[case.name][name] for name in (comparison.method, comparison.baseline)]
-                scores = [found.test if detail is None else _known(found, detail) for found in systems]
+                scores = [system.test if detail is None else _known(system, detail) for system in systems]
                 if len(scores[0]) == len(scores[1]) > 0:
                     difference = paired_difference(*scores, greater_is_better=greater)
                     self.judged.append(Judged(case.name, comparison.method, comparison.baseline, difference, detail))

@@ -93,7 +93,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Detail:
-    """A detail of outcomes that is judged beside the metric, such as the worst task's score.
+    """A detail of outcomes that is judged like the metric, such as the worst task's score.
 
     Args:
         name: a key of `Outcome.details`.
@@ -166,7 +166,7 @@ class Study:
 
     Args:
         name: the method's, lower case; of letters, digits, "-" and "_", for a folder is called so.
-        title, question: what is to be found out.
+        title, question: what is compared, and to which end.
         metric: what `Outcome.test` is.
         data, cases, systems, comparisons: see their classes.
         run: trains and scores one system. A function of a module, so that other processes find it.
@@ -251,9 +251,9 @@ def studies_of(methods: Iterable[str]) -> list[Study]:
         ValueError: two of one name, whose results would share a folder.
     """
     modules = [METHODS[name].module("studies") for name in methods]
-    found = [study for module in modules if module for study in importlib.import_module(module).STUDIES]
-    _different("STUDIES", [study.name for study in found])
-    return found
+    studies = [study for module in modules if module for study in importlib.import_module(module).STUDIES]
+    _different("STUDIES", [study.name for study in studies])
+    return studies
 
 
 def _different(what: str, names: list[str]) -> list[str]:
@@ -269,7 +269,7 @@ def _known(what: str, names: Iterable[str], allowed: Iterable[str]) -> None:
 
 
 def _json(what: str, values: Any) -> None:
-    """Runs are kept under what these values say; of a function, for one, that would be an address."""
+    """Saved runs are named after these values; a function, for one, would be an address."""
     try:
         json.dumps(values, sort_keys=True)
     except (TypeError, ValueError) as error:

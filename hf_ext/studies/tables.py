@@ -20,15 +20,15 @@ def one_table(name: str, data: DatasetDict, columns: Sequence[str]) -> Dataset:
     Raises:
         ValueError: no such table.
     """
-    found = data["train"].column_names if "train" in data else []
-    table = data["train"] if found else None
-    if table is not None and "split" not in found and "test" in data:
+    present = data["train"].column_names if "train" in data else []
+    table = data["train"] if present else None
+    if table is not None and "split" not in present and "test" in data:
         parts = [data[split].add_column("split", [split] * len(data[split])) for split in ("train", "test")]
         table = concatenate_datasets(parts)
     if table is None or not set(columns) <= set(table.column_names):
         raise ValueError(
-            f"--data: found the columns {', '.join(found) or 'of no split train'} in {name}, allowed is a table with "
-            f"{', '.join(columns)} (or splits train and test in place of the last)"
+            f"--data: found the columns {', '.join(present) or 'of no split train'} in {name}, allowed is a table "
+            f"with {', '.join(columns)} (or splits train and test in place of the last)"
         )
     return table
 
@@ -55,12 +55,12 @@ def check_classes(name: str, table: Dataset, *columns: str) -> None:
 def rows_by_split(split: Sequence[str], seed: int) -> dict[str, NDArray[np.int64]]:
     """Indices of the rows to train on, those held out of them for validation, and those of the test."""
     names = np.asarray(split)
-    kept, held = hold_out(np.flatnonzero(names == "train"), seed)
-    return {"train": kept, "validation": held, "test": np.flatnonzero(names == "test")}
+    training, validation = hold_out(np.flatnonzero(names == "train"), seed)
+    return {"train": training, "validation": validation, "test": np.flatnonzero(names == "test")}
 
 
 def hold_out(indices: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What is kept for training and what is held out for validation, drawn by the seed."""
+    """The indices for training and those held out for validation, drawn by the seed."""
     shuffled = np.random.default_rng(seed).permutation(indices)
     cut = int(len(shuffled) * VALIDATION)
     return np.sort(shuffled[cut:]), np.sort(shuffled[:cut])

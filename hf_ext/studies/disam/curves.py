@@ -44,8 +44,8 @@ def steps_to(losses: Tensor, threshold: float) -> float:
 def variance(sums: Tensor, counts: Tensor) -> float:
     """Mean over stretches of `WINDOW` updates of the variance of the domains' mean losses; inputs `[T, D]`."""
     present = counts.sum(0) > 0
-    found = []
+    variances = []
     for total, number in zip(sums[:, present].split(WINDOW), counts[:, present].split(WINDOW), strict=True):
         means = total.sum(0) / number.sum(0)  # NaN for a rare domain of which a stretch has no sample
-        found.append(means[~means.isnan()].var(correction=0))
-    return float(torch.stack(found).mean())
+        variances.append(means[~means.isnan()].var(correction=0))
+    return float(torch.stack(variances).mean())

@@ -89,18 +89,18 @@ class Problem:
 
 def open_problem(folder: Path) -> Problem:
     """What `Problem.save` wrote."""
-    with np.load(folder / _FILE) as found:
+    with np.load(folder / _FILE) as arrays:
         parts = {
-            name: Part(*(found[f"{name}/{key}"] for key in ("inputs", "labels", "domains")))
+            name: Part(*(arrays[f"{name}/{key}"] for key in ("inputs", "labels", "domains")))
             for name in (*_PARTS, "unseen")
         }
-        return Problem(parts, int(found["classes"]), tuple(map(str, found["domain_names"])))
+        return Problem(parts, int(arrays["classes"]), tuple(map(str, arrays["domain_names"])))
 
 
 def _rare(part: Part, odd: int, rng: np.random.Generator) -> Part:
     rows = np.flatnonzero(part.domains == odd)
-    kept = rng.choice(rows, max(1, round(RARE * len(rows))), replace=False)
-    return part.select(np.sort(np.concatenate([np.flatnonzero(part.domains != odd), kept])))
+    remaining = rng.choice(rows, max(1, round(RARE * len(rows))), replace=False)
+    return part.select(np.sort(np.concatenate([np.flatnonzero(part.domains != odd), remaining])))
 
 
 def _noisy(part: Part, odd: int, classes: int, rng: np.random.Generator) -> Part:
@@ -121,10 +121,13 @@ def embedded(ready: Preparation) -> Problem:
     for name in ("train", "test"):
         rows = splits[name].with_format("numpy")
         parts[name] = Part(*(rows[column][:] for column in ("pixel_values", "labels", "domain_ids")))
-    kept, held = hold_out(np.arange(images), ready.seed)
+    training, validation = hold_out(np.arange(images), ready.seed)
     every = images * np.arange(domains.num_classes)[:, None]
     train = parts["train"]
-    parts |= {"train": train.select((kept + every).ravel()), "validation": train.select((held + every).ravel())}
+    parts |= {
+        "train": train.select((training + every).ravel()),
+        "validation": train.select((validation + every).ravel()),
+    }
     return Problem(
         parts | {"unseen": parts["test"]}, splits["train"].features["labels"].num_classes, tuple(domains.names)
     )
@@ -183,8 +186,8 @@ def check(name: str, data: DatasetDict) -> None:
     for split in ("train", "test"):
         columns = data[split].column_names if split in data and len(data[split]) else []
         if not {"pixel_values", "labels", "domain_ids"} <= set(columns):
-            found = ", ".join(columns) or "no rows"
-            raise ValueError(f"--data: found {found} in the split {split} of {name}, allowed are {DOMAINS_NEED}")
+            present = ", ".join(columns) or "no rows"
+            raise ValueError(f"--data: found {present} in the split {split} of {name}, allowed are {DOMAINS_NEED}")
     check_classes(name, data["train"], "labels", "domain_ids")
     number = data["train"].features["domain_ids"].num_classes
     ids = np.asarray(data["train"].with_format("numpy")["domain_ids"][:])

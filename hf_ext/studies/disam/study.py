@@ -34,22 +34,22 @@ def run(run: Run) -> Outcome:
     gc.collect()
     gc.freeze()  # Trainer collects garbage whenever it starts: a third of a second for all that is imported
     try:
-        found = [_leave_out(run, problem, held) for held in problem.left_out]
+        trainings = [_leave_out(run, problem, held) for held in problem.left_out]
     finally:
         gc.unfreeze()
-    means = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
+    means = {name: float(np.mean([scores[name] for scores in trainings])) for name in trainings[0]}
     names = [f"unseen {problem.domains[held]}" for held in problem.left_out]
-    unseen = dict(zip(names, (scores[UNSEEN] for scores in found), strict=True))
+    unseen = dict(zip(names, (scores[UNSEEN] for scores in trainings), strict=True))
     return Outcome(
         means["validation"], means[UNSEEN], unseen | {name: means[name] for name in (WORST, SPEED, VARIANCE)}
     )
 
 
-def run_speed(given: Run) -> Outcome:
+def run_speed(speed_run: Run) -> Outcome:
     """The same, with the number of updates to the loss as the score."""
-    found = run(given)
-    details = {**found.details, UNSEEN: found.test}
-    return Outcome(found.validation, float(details.pop(SPEED) or 0), details)
+    outcome = run(speed_run)
+    details = {**outcome.details, UNSEEN: outcome.test}
+    return Outcome(outcome.validation, float(details.pop(SPEED) or 0), details)
 
 
 def _leave_out(run: Run, problem: Problem, held: int) -> dict[str, float]:

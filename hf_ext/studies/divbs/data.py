@@ -50,10 +50,10 @@ def _in_memory(**columns: Any) -> MapDataset[dict[str, Tensor]]:
 def prepare(ready: Preparation) -> None:
     """Leave training, validation and test rows in the folder."""
     train, test = BUILDERS[ready.name](ready)
-    kept, held = (torch.from_numpy(rows) for rows in hold_out(np.arange(len(train.labels)), ready.seed))
+    training, validation = (torch.from_numpy(rows) for rows in hold_out(np.arange(len(train.labels)), ready.seed))
     parts = {
-        "train": Part(train.pixel_values[kept], train.labels[kept]),
-        "validation": Part(train.pixel_values[held], train.labels[held]),
+        "train": Part(train.pixel_values[training], train.labels[training]),
+        "validation": Part(train.pixel_values[validation], train.labels[validation]),
         "test": test,
     }
     torch.save({name: vars(part) for name, part in parts.items()}, ready.folder / _FILE)
@@ -97,8 +97,8 @@ def check(name: str, data: DatasetDict) -> None:
     for split in ("pretrain", "train", "test") if digits else ("train",):
         columns = data[split].column_names if split in data and len(data[split]) else []
         if not needed <= set(columns):
-            found = ", ".join(columns) or "no rows"
-            raise ValueError(f"--data: found {found} in the split {split} of {name}, allowed are {NEEDS[name]}")
+            present = ", ".join(columns) or "no rows"
+            raise ValueError(f"--data: found {present} in the split {split} of {name}, allowed are {NEEDS[name]}")
     if not digits and not {"train", "test"} <= (splits := set(data["train"]["split"][:])):
         raise ValueError(f"--data: found the splits {sorted(splits)} in {name}, allowed are {NEEDS[name]}")
 

@@ -54,7 +54,7 @@ def make_trainer(
 
     Args:
         model, rows: what is trained, and on what (with the column `marked`).
-        options: of the system: the `share` of the candidates that is kept, and options of DivBSConfig.
+        options: of the system: the `share` of the candidates that is trained on, and options of DivBSConfig.
         candidates: rows of which an update keeps that share.
         steps, learning_rate, seed: of the run.
         more: arguments of DivBSConfig and of the Trainer (`callbacks`).

@@ -51,11 +51,11 @@ class Stopwatch(TrainerCallback):
         if state.global_step % self.every:
             return
         self._seconds += time.perf_counter() - self._started
-        found = self.accuracies(kwargs["model"])
-        for part, accuracy in found.items():
+        by_part = self.accuracies(kwargs["model"])
+        for part, accuracy in by_part.items():
             if accuracy >= self.target:
                 self.reached.setdefault(part, (self._seconds, state.global_step))
-        control.should_training_stop = set(self.reached) == set(found)
+        control.should_training_stop = set(self.reached) == set(by_part)
         self._started = time.perf_counter()
 
 

@@ -45,9 +45,9 @@ def check(name: str, data: DatasetDict) -> None:
 def check_faces(name: str, data: DatasetDict, columns: Sequence[str]) -> None:
     """Raises ValueError for anything but a table with these columns and the seven expressions as labels."""
     check_table(name, data, columns, classes=["label"])
-    found, known = one_table(name, data, columns).features["label"].names, list(TEXTS["faces"])
-    if set(found) != set(known):
-        raise ValueError(f"--data: found the classes {', '.join(found)} in {name}, allowed are {', '.join(known)}")
+    names, allowed = one_table(name, data, columns).features["label"].names, list(TEXTS["faces"])
+    if set(names) != set(allowed):
+        raise ValueError(f"--data: found the classes {', '.join(names)} in {name}, allowed are {', '.join(allowed)}")
 
 
 def prepare(ready: Preparation) -> None:
@@ -56,8 +56,8 @@ def prepare(ready: Preparation) -> None:
     parts = rows_by_split(split.tolist(), ready.seed)
     mean, std = features[parts["train"]].mean(0), features[parts["train"]].std(0) + 1e-6
     data = {name: ((features[rows] - mean) / std, labels[rows]) for name, rows in parts.items()}
-    found = {name: {"features": torch.from_numpy(x), "labels": torch.from_numpy(y)} for name, (x, y) in data.items()}
-    torch.save(found, ready.folder / _FILE)
+    columns = {name: {"features": torch.from_numpy(x), "labels": torch.from_numpy(y)} for name, (x, y) in data.items()}
+    torch.save(columns, ready.folder / _FILE)
     (ready.folder / "names.json").write_text(json.dumps(names))
 
 

@@ -67,9 +67,9 @@ class LinearHead(nn.Module):
         self.classifier = nn.Linear(pooled_width(backbone), classes)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        found = self.classifier(pooled(self.backbone(pixel_values), self.pools))
-        loss = None if labels is None else nn.functional.cross_entropy(found, labels)
-        return ImageClassifierOutput(loss=loss, logits=found)
+        logits = self.classifier(pooled(self.backbone(pixel_values), self.pools))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
 
 
 # ------------------------------------------------------------------------------------------------ a run
@@ -124,10 +124,10 @@ def train_and_score(run: Run, backbone: Any, parts: dict[str, Part], names: list
 def _two_rates(model: nn.Module, pretrained: nn.Module, args: TrainingArguments, rate: float) -> torch.optim.AdamW:
     """An optimizer with a rate of its own for what is pretrained."""
     tuned = list(pretrained.parameters())
-    known = set(map(id, tuned))
+    ids = set(map(id, tuned))
     groups: list[dict[str, Any]] = [
         {"params": tuned, "lr": rate},
-        {"params": [weight for weight in model.parameters() if id(weight) not in known]},
+        {"params": [parameter for parameter in model.parameters() if id(parameter) not in ids]},
     ]
     return torch.optim.AdamW(groups, lr=args.learning_rate, weight_decay=args.weight_decay)
 

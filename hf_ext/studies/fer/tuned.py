@@ -32,22 +32,22 @@ def prepare(ready: Preparation) -> None:
     images = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in table["image"][:]]))
     labels = torch.as_tensor(table["label"][:])
     parts = rows_by_split(table["split"][:], ready.seed)
-    found = {
+    columns = {
         name: {"features": images[rows].permute(0, 3, 1, 2).contiguous(), "labels": labels[rows]}
         for name, rows in parts.items()
     }
-    torch.save({"parts": found, "names": table.features["label"].names}, ready.folder / _FILE)
+    torch.save({"parts": columns, "names": table.features["label"].names}, ready.folder / _FILE)
 
 
 def run(run: Run) -> Outcome:
     """Train one system; the score is the mean of the classes' accuracies."""
-    kept = torch.load(run.folder / _FILE, weights_only=True)
+    saved = torch.load(run.folder / _FILE, weights_only=True)
     backbone = str(run.case.options["backbone"])
     parts = {
-        name: Part(_as_seen_by(backbone, part["features"]), part["labels"]) for name, part in kept["parts"].items()
+        name: Part(_as_seen_by(backbone, part["features"]), part["labels"]) for name, part in saved["parts"].items()
     }
     torch.manual_seed(run.seed)
-    return fer.train_and_score(run, backbone, parts, kept["names"], texts_of="faces")
+    return fer.train_and_score(run, backbone, parts, saved["names"], texts_of="faces")
 
 
 def _as_seen_by(backbone: str, images: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def tuned(backbone: str) -> Study:
     """
     weights = Path(backbone) / "model.safetensors"
     options = {"backbone": backbone}
-    if weights.is_file():  # what is kept of runs is found again by these
+    if weights.is_file():  # saved runs are looked up by these
         options["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return Study(
         name="fer-tuned",

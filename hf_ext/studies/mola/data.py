@@ -47,8 +47,8 @@ def digits(ready: Preparation) -> Problem:
     # the rows are the same images once per task: a validation image is one in all of them
     tasks = train.features["task_ids"].num_classes
     images = len(train) // tasks
-    kept, held = hold_out(np.arange(images), ready.seed)
-    rows = {"train": kept, "validation": held}
+    training, validation = hold_out(np.arange(images), ready.seed)
+    rows = {"train": training, "validation": validation}
     data = DatasetDict(
         {name: train.select((ids[None] + images * np.arange(tasks)[:, None]).ravel()) for name, ids in rows.items()}
     )
@@ -111,8 +111,8 @@ def text(ready: Preparation) -> Problem:
     )
     data = _by_split(table, raw["split"][:], ready.seed)
     shuffled = np.random.default_rng(ready.seed + 1).permutation(len(data["train"]))
-    seen, kept = np.split(shuffled, [len(shuffled) // 3])
-    pretrain, data["train"] = data["train"].select(seen), data["train"].select(np.sort(kept))
+    seen, training = np.split(shuffled, [len(shuffled) // 3])
+    pretrain, data["train"] = data["train"].select(seen), data["train"].select(np.sort(training))
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -145,8 +145,8 @@ def check(name: str, data: DatasetDict) -> None:
     for split in ("pretrain", "train", "test"):
         columns = data[split].column_names if split in data and len(data[split]) else []
         if not {"pixel_values", "labels", "task_ids"} <= set(columns):
-            found = ", ".join(columns) or "no rows"
-            raise ValueError(f"--data: found {found} in the split {split} of {name}, allowed are {DIGITS_NEED}")
+            present = ", ".join(columns) or "no rows"
+            raise ValueError(f"--data: found {present} in the split {split} of {name}, allowed are {DIGITS_NEED}")
     check_classes(name, data["train"], "task_ids")
     tasks = data["train"].features["task_ids"].num_classes
     ids = np.asarray(data["train"].with_format("numpy")["task_ids"][:])

@@ -64,10 +64,10 @@ def prepare(ready: Preparation) -> None:
     """
     parts = _digits(ready) if ready.name == "digits" else _images(ready)
     mean, std = parts["train"].teacher_features.mean(0), parts["train"].teacher_features.std(0) + 1e-6
-    found = {
+    columns = {
         name: {**vars(part), "teacher_features": (part.teacher_features - mean) / std} for name, part in parts.items()
     }
-    torch.save(found, ready.folder / _FILE)
+    torch.save(columns, ready.folder / _FILE)
 
 
 def open_parts(folder: Path) -> dict[str, Part]:
@@ -97,19 +97,19 @@ def _images(ready: Preparation) -> dict[str, Part]:
 
 
 def _digits(ready: Preparation) -> dict[str, Part]:
-    """The teacher learns from the split `pretrain` to tell the digits and their quarter turns apart, forty classes."""
+    """The teacher learns from the split `pretrain` to classify digits and their quarter turns, forty classes."""
     splits = load(ready.data, seed=ready.seed) if ready.data in EMBEDDED else load(ready.data)
     teacher = _teacher(splits, ready)
     teacher.save_pretrained(ready.folder / TEACHER)
-    found = {}
+    parts = {}
     for name in ("train", "test"):
         columns = splits[name].with_format("torch", columns=["pixel_values", "labels"])[:]
         with torch.no_grad():
             features = teacher(columns["pixel_values"]).pooler_output.flatten(1)
-        found[name] = Part(columns["pixel_values"], features, columns["labels"])
-    rows = rows_by_split(["train"] * len(found["train"].labels), ready.seed)
-    kept, held = (torch.from_numpy(rows[name]) for name in ("train", "validation"))
-    return {"train": found["train"][kept], "validation": found["train"][held], "test": found["test"]}
+        parts[name] = Part(columns["pixel_values"], features, columns["labels"])
+    rows = rows_by_split(["train"] * len(parts["train"].labels), ready.seed)
+    train, validation = (torch.from_numpy(rows[name]) for name in ("train", "validation"))
+    return {"train": parts["train"][train], "validation": parts["train"][validation], "test": parts["test"]}
 
 
 def _teacher(splits: DatasetDict, ready: Preparation) -> PreTrainedModel:

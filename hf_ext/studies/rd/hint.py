@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ResNetForImageClassification
 
-WEIGHT = 1.0  # of the squared error, beside the cross-entropy
+WEIGHT = 1.0  # coefficient of the squared error; that of the cross-entropy is 1
 
 
 class Hinted(nn.Module):

@@ -28,8 +28,8 @@ def run(run: Run) -> Outcome:
     """Train one system; the score is the accuracy."""
     parts = open_parts(run.folder)
     classify = _trained(run, few(parts["train"], run.case.options["per_class"], run.seed))
-    found = {name: _accuracy(classify(parts[name]), parts[name]) for name in ("validation", "test")}
-    return Outcome(found["validation"], found["test"])
+    scores = {name: _accuracy(classify(parts[name]), parts[name]) for name in ("validation", "test")}
+    return Outcome(scores["validation"], scores["test"])
 
 
 def _trained(run: Run, train: Part) -> Callable[[Part], Tensor]:

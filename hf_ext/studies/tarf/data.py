@@ -22,7 +22,7 @@ ROWS = 1200  # training rows that a seed draws at most
 VALIDATION = 1 / 6
 RETRAINED = "retrained.json"  # scores of the retrained models in a preparation's folder, by task
 #: by data set: the class that is handed in, the side of the images in pixels
-GIVEN = {"digits": "8", "fashion": "sneaker", "cifar": "automobile"}
+HANDED_IN = {"digits": "8", "fashion": "sneaker", "cifar": "automobile"}
 SIDE = {"digits": 16, "fashion": 16, "cifar": 32}
 #: coarse classes of the digits: clusters of their mean images, by complete linkage cut into five
 LOOKS = ("0", "1 2 8", "3 5 9", "4 6", "7")
@@ -39,10 +39,10 @@ def check(name: str, data: DatasetDict) -> None:
                 f"--data: found the splits {', '.join(data)} in {name}, allowed are {', '.join(_SPLITS)} of digits"
             )
         return
-    found = data["train"].column_names if "train" in data else []
-    if not set(_COLUMNS) <= set(found):
+    columns = data["train"].column_names if "train" in data else []
+    if not set(_COLUMNS) <= set(columns):
         raise ValueError(
-            f"--data: found the columns {', '.join(found)} in {name}, allowed is a table with {', '.join(_COLUMNS)}"
+            f"--data: found the columns {', '.join(columns)} in {name}, allowed is a table with {', '.join(_COLUMNS)}"
         )
     for column in ("label", "coarse_label"):
         feature = data["train"].features[column]
@@ -52,10 +52,10 @@ def check(name: str, data: DatasetDict) -> None:
                 f'(`class_encode_column("{column}")`)'
             )
     classes = data["train"].features["label"].names
-    if GIVEN[name] not in classes:
+    if HANDED_IN[name] not in classes:
         raise ValueError(
-            f"--data: found the classes {', '.join(classes)} in {name}, allowed are classes with {GIVEN[name]}, the "
-            "one that is handed in"
+            f"--data: found the classes {', '.join(classes)} in {name}, allowed are classes with "
+            f"{HANDED_IN[name]}, the one that is handed in"
         )
 
 
@@ -63,10 +63,10 @@ def build(ready: Preparation) -> DatasetDict:
     """Splits `train`, `validation` and `test` with `pixel_values`, `label` (fine) and `coarse_label`."""
     whole = _digits(ready) if ready.name == "digits" else _pictures(ready)
     rows = np.random.default_rng(ready.seed).permutation(len(whole["train"]))[: 240 if ready.quick else ROWS]
-    held, kept = np.split(rows, [int(len(rows) * VALIDATION)])
+    validation, train = np.split(rows, [int(len(rows) * VALIDATION)])
     return DatasetDict(
-        train=whole["train"].select(np.sort(kept)),
-        validation=whole["train"].select(np.sort(held)),
+        train=whole["train"].select(np.sort(train)),
+        validation=whole["train"].select(np.sort(validation)),
         test=whole["test"].select(range(min(200, len(whole["test"])))) if ready.quick else whole["test"],
     )
 
@@ -74,38 +74,38 @@ def build(ready: Preparation) -> DatasetDict:
 def _digits(ready: Preparation) -> DatasetDict:
     splits = load("digits", size=SIDE["digits"]) if ready.data in EMBEDDED else load(ready.data)
     coarse_of = {int(digit): number for number, digits in enumerate(LOOKS) for digit in digits.split()}
-    found = {}
+    data = {}
     for name, parts in {"train": ("pretrain", "train"), "test": ("test",)}.items():
         rows = concatenate_datasets([splits[part] for part in parts]).select_columns(["pixel_values", "labels"])
         coarse = [coarse_of[int(label)] for label in rows["labels"][:]]
         rows = rows.rename_column("labels", "label")
-        found[name] = rows.add_column("coarse_label", coarse, feature=ClassLabel(names=list(LOOKS)))
-    return DatasetDict(found)
+        data[name] = rows.add_column("coarse_label", coarse, feature=ClassLabel(names=list(LOOKS)))
+    return DatasetDict(data)
 
 
 def _pictures(ready: Preparation) -> DatasetDict:
     table = load(ready.data)["train"]
     side, mode = SIDE[ready.name], "L" if ready.name == "fashion" else "RGB"
     split = np.asarray(table["split"][:])
-    found = {}
+    data = {}
     for name in ("train", "test"):
         rows = table.select(np.flatnonzero(split == name))
         pixels = np.stack([np.asarray(image.convert(mode).resize((side, side))) for image in rows["image"][:]])
         pixels = pixels.reshape(len(pixels), side, side, -1).transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         classes = ("label", "coarse_label")
-        found[name] = Dataset.from_dict(
+        data[name] = Dataset.from_dict(
             {"pixel_values": pixels, **{column: rows[column][:] for column in classes}},
             features=Features(
                 pixel_values=Array3D(shape=pixels.shape[1:], dtype="float32"),
                 **{column: rows.features[column] for column in classes},
             ),
         ).with_format("torch")
-    return DatasetDict(found)
+    return DatasetDict(data)
 
 
 def split_of(data: DatasetDict, name: str, task: Any) -> MismatchSplit:
     """One of the four tasks on the training rows."""
-    return mismatch_split(data["train"], "label", "coarse_label", GIVEN[name], task=task)
+    return mismatch_split(data["train"], "label", "coarse_label", HANDED_IN[name], task=task)
 
 
 def in_memory(data: Dataset) -> Rows:
@@ -121,13 +121,13 @@ def judge(trainer: Trainer, split: MismatchSplit, data: DatasetDict) -> dict[str
         _predicted(trainer, split.forget, np.repeat("forget", len(split.forget))),
         _predicted(trainer, split.remaining, np.where(split.hidden, "hidden", "retain")),
     ]
-    found = {}
+    metrics = {}
     for name in ("validation", "test"):
         outside = split.labelled(data[name].select(np.flatnonzero(~split.in_concept(data[name]))))
         columns = zip(*trained, _predicted(trainer, outside, np.repeat("test", len(outside))), strict=True)
         predicted, labels, parts = (np.concatenate(column) for column in columns)
-        found[name] = unlearning_metrics(predicted, labels, parts.tolist())
-    return found
+        metrics[name] = unlearning_metrics(predicted, labels, parts.tolist())
+    return metrics
 
 
 def _predicted(

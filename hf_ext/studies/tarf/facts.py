@@ -37,10 +37,10 @@ _TARF = {"tarf_t0": 3.0, "tarf_t1": 0.2, "tarf_anneal_by": "step"}
 def check(name: str, data: DatasetDict) -> None:
     """Raises ValueError for data that are no facts."""
     for split in ("train", "test"):
-        found = data[split].column_names if split in data else []
-        if not set(_COLUMNS) <= set(found):
+        columns = data[split].column_names if split in data else []
+        if not set(_COLUMNS) <= set(columns):
             raise ValueError(
-                f"--data: found {', '.join(found) or 'no rows'} in the split {split} of {name}, allowed are "
+                f"--data: found {', '.join(columns) or 'no rows'} in the split {split} of {name}, allowed are "
                 f"{', '.join(_COLUMNS)} in train and test"
             )
 
@@ -75,25 +75,25 @@ class Facts:
         """Which rows are about those who are to be forgotten."""
         return np.isin(data.with_format("numpy")["person"][:], self.forgotten)
 
-    def handed_in(self, data: Dataset, given: Any) -> NDArray[np.bool_]:
+    def handed_in(self, data: Dataset, selection: Any) -> NDArray[np.bool_]:
         """Which of them are handed in: `"all"`, one row a fact (`"one question"`), or the rows of these attributes."""
         concept, attribute = self.concept(data), np.asarray(data.with_format("numpy")["attribute"][:])
-        if given == "all":
+        if selection == "all":
             return concept
-        if given == ONE:
+        if selection == ONE:
             person = np.asarray(data.with_format("numpy")["person"][:])
             first = np.unique(np.stack([person, attribute]), axis=1, return_index=True)[1]
             return concept & np.isin(np.arange(len(data)), first)
-        return concept & np.isin(attribute, [data.features["attribute"].str2int(name) for name in given])
+        return concept & np.isin(attribute, [data.features["attribute"].str2int(name) for name in selection])
 
     def rows(self, data: Dataset) -> Rows:
         """What a model gets: questions and answers, of which only the last word, the answer, is learned."""
         tokens = torch.zeros(len(data), self.length, dtype=torch.long)
         labels = torch.full_like(tokens, IGNORED_LABEL)
         for row, text in enumerate(data["text"][:]):
-            found = torch.tensor([self.ids[word] for word in text.split()])
-            tokens[row, : len(found)] = found
-            labels[row, len(found) - 1] = found[-1]
+            ids = torch.tensor([self.ids[word] for word in text.split()])
+            tokens[row, : len(ids)] = ids
+            labels[row, len(ids) - 1] = ids[-1]
         person = torch.as_tensor(np.asarray(data["person"][:]))
         return Rows.of(input_ids=tokens, attention_mask=(tokens > 0).long(), labels=labels, person=person)
 
@@ -109,7 +109,7 @@ def prepare(ready: Preparation) -> None:
     train = facts.parts["train"]
     _trained(facts, train, ready).save_model(str(ready.folder / "original"))
     retrained = _trained(facts, train.select(np.flatnonzero(~facts.concept(train))), ready)
-    scores = {case.name: judge(retrained, facts, case.options["given"]) for case in CASES}
+    scores = {case.name: judge(retrained, facts, case.options["handed_in"]) for case in CASES}
     (ready.folder / RETRAINED).write_text(json.dumps(scores))
 
 
@@ -162,9 +162,9 @@ class _Forgetting(TARFTrainer):
 # ------------------------------------------------------------------------------------------------ runs
 def run(run: Run) -> Outcome:
     """Unlearn with one system; the score is the gap to the retrained model, in the tuning with other questions."""
-    facts, given = _open(run.data, run.seed), run.case.options["given"]
+    facts, selection = _open(run.data, run.seed), run.case.options["handed_in"]
     train = facts.parts["train"]
-    forget = facts.handed_in(train, given)
+    forget = facts.handed_in(train, selection)
     hidden = facts.concept(train)[~forget]
     model = LlamaForCausalLM.from_pretrained(run.folder / "original")
     settings: dict[str, Any] = {"num_train_epochs": EPOCHS, **run.system.options, **run.hyper_parameters}
@@ -192,26 +192,26 @@ def run(run: Run) -> Outcome:
         trainer.train()
     cost.stop()
     return outcome(
-        judge(trainer, facts, given),
+        judge(trainer, facts, selection),
         json.loads((run.folder / RETRAINED).read_text())[run.case.name],
         cost=cost.rows / (LEARNING_EPOCHS * int((~facts.concept(train)).sum())),
         left_out=left_out_rows(trainer, hidden),
     )
 
 
-def judge(trainer: Trainer, facts: Facts, given: Any) -> Scores:
+def judge(trainer: Trainer, facts: Facts, selection: Any) -> Scores:
     """UA, RA, TA, MIA and the like, with `validation` and with `test` questions about those who are not forgotten."""
     train = facts.parts["train"]
     concept = facts.concept(train)
-    roles = np.where(facts.handed_in(train, given), "forget", np.where(concept, "hidden", "retain"))
-    known, found = _predicted(trainer, facts, train), {}
+    roles = np.where(facts.handed_in(train, selection), "forget", np.where(concept, "hidden", "retain"))
+    trained, metrics = _predicted(trainer, facts, train), {}
     for name in ("validation", "test"):
         unseen = facts.parts[name].select(np.flatnonzero(~facts.concept(facts.parts[name])))
         predicted, labels = (
-            np.concatenate(both) for both in zip(known, _predicted(trainer, facts, unseen), strict=True)
+            np.concatenate(both) for both in zip(trained, _predicted(trainer, facts, unseen), strict=True)
         )
-        found[name] = unlearning_metrics(predicted, labels, [*roles.tolist(), *["test"] * len(unseen)])
-    return found
+        metrics[name] = unlearning_metrics(predicted, labels, [*roles.tolist(), *["test"] * len(unseen)])
+    return metrics
 
 
 def _predicted(trainer: Trainer, facts: Facts, data: Dataset) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -220,9 +220,9 @@ def _predicted(trainer: Trainer, facts: Facts, data: Dataset) -> tuple[NDArray[A
 
 
 CASES = (
-    Case("all rows handed in", "facts", {"given": "all"}),
-    Case("one question a fact handed in", "facts", {"given": ONE}),
-    Case("two facts of six handed in", "facts", {"given": ["town", "craft"]}),
+    Case("all rows handed in", "facts", {"handed_in": "all"}),
+    Case("one question a fact handed in", "facts", {"handed_in": ONE}),
+    Case("two facts of six handed in", "facts", {"handed_in": ["town", "craft"]}),
 )
 
 PROTOCOL = f"""

@@ -38,7 +38,7 @@ def outcome(scores: Scores, retrained: Scores, *, cost: float, left_out: Mapping
         cost: rows trained on, in those of retraining.
         left_out: see `left_out_rows`.
     """
-    gaps = {name: gap(found, retrained[name]) for name, found in scores.items()}
+    gaps = {name: gap(metrics, retrained[name]) for name, metrics in scores.items()}
     details = {name: scores["test"].get(name) for name in ("UA", "UA_forget", "UA_hidden", "RA", "TA", "MIA")}
     details |= {f"{name}, retrained": retrained["test"][name] for name in ("UA", "RA", "TA", "MIA")}
     return Outcome(gaps["validation"], gaps["test"], {**details, **left_out, "cost": 100 * cost})
