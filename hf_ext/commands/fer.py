@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from hf_ext.data import load
 from hf_ext.models import FERForImageClassification, FERProcessor
 from hf_ext.models.fer.modeling_fer import TEMPLATE
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
+from hf_ext.trainers.arguments import option
 
 logger = logging.getLogger(__name__)
 
@@ -28,32 +29,20 @@ logger = logging.getLogger(__name__)
 class FERModelArguments(ModelArguments):
     """Which matcher: a saved one (`model_name_or_path`), or one made of a vision and a text model."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Saved matcher: a Hub id or a folder. Without it, vision_model and text_model make a new one."
-        },
+    model_name_or_path: str | None = option(
+        None, "Saved matcher: a Hub id or a folder. Without it, vision_model and text_model make a new one."
     )
-    vision_model: str | None = field(
-        default=None, metadata={"help": "Vision backbone of a new matcher: a Hub id or a folder."}
+    vision_model: str | None = option(None, "Vision backbone of a new matcher: a Hub id or a folder.")
+    text_model: str | None = option(None, "Text encoder of a new matcher: a Hub id or a folder.")
+    template: str = option(TEMPLATE, "Text of a class in a new matcher, with {} for the class's name.")
+    class_prompts: list[str] | None = option(
+        None, "Texts of the classes in a new matcher, in the classes' order; by default the template's."
     )
-    text_model: str | None = field(
-        default=None, metadata={"help": "Text encoder of a new matcher: a Hub id or a folder."}
+    neutral: str | None = option(
+        "neutral", "Name of the neutral class of a new matcher; without one, matching is its only loss."
     )
-    template: str = field(
-        default=TEMPLATE, metadata={"help": "Text of a class in a new matcher, with {} for the class's name."}
-    )
-    class_prompts: list[str] | None = field(
-        default=None,
-        metadata={"help": "Texts of the classes in a new matcher, in the classes' order; by default the template's."},
-    )
-    neutral: str | None = field(
-        default="neutral",
-        metadata={"help": "Name of the neutral class of a new matcher; without one, matching is its only loss."},
-    )
-    image_side: int | None = field(
-        default=None,
-        metadata={"help": "Pixels a side that a new matcher's images are scaled to; by default its backbone's."},
+    image_side: int | None = option(
+        None, "Pixels a side that a new matcher's images are scaled to; by default its backbone's."
     )
 
     def check(self) -> None:
@@ -151,16 +140,12 @@ class _MatcherLora(PartLora):
 
     what = "matcher"
 
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers that the LoRA is added to; by default all linear ones of the vision backbone."},
+    lora_target_modules: list[str] | None = option(
+        None, "Layers that the LoRA is added to; by default all linear ones of the vision backbone."
     )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers trained in full beside the LoRA, or 'none'; by default the projection and the "
-            "transformation."
-        },
+    lora_modules_to_save: list[str] | None = option(
+        None,
+        "Layers trained in full in addition to the LoRA, or 'none'; by default the projection and the transformation.",
     )
 
     def defaults(self, model: Any) -> tuple[list[str], list[str]]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from transformers import (
 
 from hf_ext._small_models import class_names
 from hf_ext.data import load
+from hf_ext.trainers.arguments import option
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +79,11 @@ def shape_of(pixel_values: Tensor) -> str:
 class ModelArguments:
     """Which model."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Base model, required: a Hub id or a folder, such as ./hf_ext_demo_mola/base_model."},
+    model_name_or_path: str | None = option(
+        None, "Base model, required: a Hub id or a folder, such as ./hf_ext_demo_mola/base_model."
     )
-    task: Literal["image-classification", "text-classification"] = field(
-        default="image-classification", metadata={"help": "Task of the model: classes of images or of texts."}
+    task: Literal["image-classification", "text-classification"] = option(
+        "image-classification", "Task of the model: classes of images or of texts."
     )
 
     def check(self) -> None:
@@ -137,35 +137,26 @@ class ModelArguments:
 class DataArguments:
     """Which data."""
 
-    dataset: str = field(
-        default="digits-rotated",
-        metadata={
-            "help": "Data to train on: an embedded name (digits-rotated, ...), a Hub id, a folder (images, csv, "
-            "parquet) or a file."
-        },
+    dataset: str = option(
+        "digits-rotated",
+        "Data to train on: an embedded name (digits-rotated, ...), a Hub id, a folder (images, csv, "
+        "parquet) or a file.",
     )
-    train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
-    image_column: str = field(
-        default="image", metadata={"help": "Column of images; not read where the data have a column pixel_values."}
-    )
-    text_column: str = field(default="text", metadata={"help": "Column of texts, for the task text-classification."})
-    label_column: str = field(
-        default="labels", metadata={"help": "Column of classes; without it, the column 'label'."}
-    )
-    max_length: int = field(default=128, metadata={"help": "Tokens that a text is truncated to."})
+    train_split: str = option("train", "Split to train on.")
+    eval_split: str = option("test", "Split to evaluate on.")
+    image_column: str = option("image", "Column of images; not read where the data have a column pixel_values.")
+    text_column: str = option("text", "Column of texts, for the task text-classification.")
+    label_column: str = option("labels", "Column of classes; without it, the column 'label'.")
+    max_length: int = option(128, "Tokens that a text is truncated to.")
 
 
 @dataclass
 class OwnDataArguments(DataArguments):
     """Which data; a method that digits are of no use to has no default."""
 
-    dataset: str = field(
-        default="",
-        metadata={
-            "help": "Data to train on, required: a folder (images, csv, parquet), a Hub id, a file or an embedded "
-            "name (digits)."
-        },
+    dataset: str = option(
+        "",
+        "Data to train on, required: a folder (images, csv, parquet), a Hub id, a file or an embedded name (digits).",
     )
 
 

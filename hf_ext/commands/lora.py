@@ -1,39 +1,37 @@
 """A LoRA in place of all weights, for training from the command line."""
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from hf_ext.trainers.arguments import Bounds, MethodArguments, option
+
 
 @dataclass
-class LoraArguments:
+class LoraArguments(MethodArguments):
     """Whether all weights are trained, or a LoRA.
 
     Raises:
-        ValueError: a negative rank, a lora_alpha that is no positive finite number, options of a LoRA without a rank.
+        ValueError: a negative rank, a lora_alpha that is not positive, options of a LoRA without a rank.
     """
 
-    lora_r: int = field(default=0, metadata={"help": "Rank of a LoRA to train in place of all weights; 0: no LoRA."})
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "The LoRA's update is scaled by lora_alpha / lora_r; by default 2 lora_r."}
+    lora_r: Annotated[int, Bounds(at_least=0)] = option(
+        0, "Rank of a LoRA to train in place of all weights; 0: no LoRA."
     )
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers that the LoRA is added to; by default all linear ones but the classifier."},
+    lora_alpha: Annotated[int, Bounds(above=0)] | None = option(
+        None, "The LoRA's update is scaled by lora_alpha / lora_r; by default 2 lora_r."
     )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers trained in full beside the LoRA, or 'none'; by default the classifier."},
+    lora_target_modules: list[str] | None = option(
+        None, "Layers that the LoRA is added to; by default all linear ones but the classifier."
+    )
+    lora_modules_to_save: list[str] | None = option(
+        None, "Layers trained in full in addition to the LoRA, or 'none'; by default the classifier."
     )
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.lora_r, int) or isinstance(self.lora_r, bool) or self.lora_r < 0:
-            raise ValueError(f"lora_r: found {self.lora_r!r}, allowed are integers >= 0")
-        if self.lora_alpha is not None and not _is_positive(self.lora_alpha):
-            raise ValueError(f"lora_alpha: found {self.lora_alpha!r}, allowed are finite numbers > 0")
+    def check_options(self) -> None:
+        super().check_options()
         if self.lora_r == 0:
             for name in ("lora_alpha", "lora_target_modules", "lora_modules_to_save"):
                 if getattr(self, name):
@@ -53,10 +51,6 @@ class LoraArguments:
             modules_to_save=None if saved == ["none"] else saved,
         )
         return get_peft_model(model, config)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 class PartLora(LoraArguments):

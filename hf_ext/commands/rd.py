@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.models import RDForImageClassification
 from hf_ext.trainers import RDTrainer, RDTrainingConfig
+from hf_ext.trainers.arguments import option
 from hf_ext.trainers.rd.teacher_cache import COLUMN
 
 
@@ -47,12 +48,10 @@ from hf_ext.trainers.rd.teacher_cache import COLUMN
 class RDModelArguments(ModelArguments):
     """Which student (`model_name_or_path`; a saved RD model goes on), and which teacher."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Student, required: a Hub id or a folder, or those of a saved RD model."}
+    model_name_or_path: str | None = option(
+        None, "Student, required: a Hub id or a folder, or those of a saved RD model."
     )
-    teacher_model: str | None = field(
-        default=None, metadata={"help": "Teacher: a Hub id or a folder; by default that of a saved RD model."}
-    )
+    teacher_model: str | None = option(None, "Teacher: a Hub id or a folder; by default that of a saved RD model.")
 
     def check(self) -> None:
         """Before anything is loaded.
@@ -142,19 +141,15 @@ class _StudentLora(PartLora):
 
     what = "RD model"
 
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers that the LoRA is added to; by default the student's linear layers and convolutions, but "
-            "for its classifier."
-        },
+    lora_target_modules: list[str] | None = option(
+        None,
+        "Layers that the LoRA is added to; by default the student's linear layers and convolutions, but "
+        "for its classifier.",
     )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers trained in full beside the LoRA, or 'none'; by default phi, the student's classifier and "
-            "its BatchNorms."
-        },
+    lora_modules_to_save: list[str] | None = option(
+        None,
+        "Layers trained in full in addition to the LoRA, or 'none'; by default phi, the student's classifier and "
+        "its BatchNorms.",
     )
 
     def defaults(self, model: Any) -> tuple[list[str], list[str]]:

@@ -77,7 +77,8 @@ def _summary(folder: Path, link: str) -> str | None:
     if not results:
         return None
     rows = [row for result in results for row in _claims(result, link)]
-    body = markdown_table(["method", "claim", "verdict", "n", "data"], rows) + _QUICK * any(one.quick for one in results)
+    quick = _QUICK * any(result.quick for result in results)
+    body = markdown_table(["method", "claim", "verdict", "n", "data"], rows) + quick
     aims = Counter(bar.verdict for measured in load_results(folder / BENCH_FOLDER) for bar in measured.bars)
     if aims:
         counts = ", ".join(f"{aims[verdict]} {verdict}" for verdict in ("met", "unclear", "not met"))

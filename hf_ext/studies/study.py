@@ -1,4 +1,4 @@
-"""What a study is: data, systems, the comparisons that are to be judged. One object per study, in its method's folder."""
+"""What a study is: data, systems, the comparisons that are to be judged. One object per study, in its own file."""
 
 import importlib
 import inspect

@@ -89,7 +89,7 @@ def test_help_of_options_shows_real_defaults(method: str, capsys: pytest.Capture
     ("options", "message"),
     [
         ({"lora_r": -1}, "lora_r: found -1, allowed are integers >= 0"),
-        ({"lora_r": 2, "lora_alpha": math.inf}, "lora_alpha: found inf, allowed are finite numbers > 0"),
+        ({"lora_r": 2, "lora_alpha": math.inf}, "lora_alpha: found inf, allowed are"),
         ({"lora_r": 2, "lora_alpha": math.nan}, "lora_alpha: found nan"),
         ({"lora_r": 2, "lora_alpha": 0}, "lora_alpha: found 0"),
         ({"lora_target_modules": ["q_proj"]}, "lora_r: found 0 with lora_target_modules"),
