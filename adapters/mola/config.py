@@ -1,8 +1,11 @@
 """The configuration of a MoLA adapter (`adapter_config.json`)."""
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple
 
 from peft import PeftConfig
 from torch import nn
@@ -13,17 +16,45 @@ from hf_ext.adapters._register import HfExtPeftType
 CUSTOM_ROUTER = "custom"
 
 
+class _Range(NamedTuple):
+    """What a number may be, in words and as a test; bool and text are no numbers, those of numpy are."""
+
+    allowed: str
+    contains: Callable[[Any], bool]
+    kind: type = Real
+
+    def admits(self, value: Any) -> bool:
+        is_number = isinstance(value, self.kind) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and self.contains(value)
+
+
+_INDEX = _Range("an integer >= 0", lambda value: value >= 0, Integral)
+_COUNT = _Range("an integer >= 1", lambda value: value >= 1, Integral)
+_NON_NEGATIVE = _Range("a finite number >= 0", lambda value: value >= 0)
+_POSITIVE = _Range("a finite number > 0", lambda value: value > 0)
+_BELOW_ONE = _Range("a number in [0, 1)", lambda value: 0 <= value < 1)
+_NUMBERS = {
+    **{"num_experts": _COUNT, "r": _COUNT, "twd_dim": _COUNT},
+    **{"lora_alpha": _NON_NEGATIVE, "lora_dropout": _BELOW_ONE},
+    **{"twd_weight": _NON_NEGATIVE, "twd_temperature": _POSITIVE},
+}
+_PATTERNS = {"rank_pattern": _COUNT, "alpha_pattern": _NON_NEGATIVE}
+_CHOICES = {
+    "routing": ("task", "router"),
+    "conv_form": ("factored", "loralib"),
+    "router_kind": ("soft", "hard"),
+    "bias": ("none", "all", "mola_only"),
+}
+
+
 def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
     if not ok:
         raise ValueError(f"{name}: found {value!r}, allowed is {allowed}")
 
 
-def _is_int(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_number(value: Any, low: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= low
+def _plain(number: Any) -> Any:
+    """As JSON knows it, which has no numbers of numpy."""
+    return int(number) if isinstance(number, Integral) else float(number)
 
 
 def _check_names(name: str, value: Any, *, pattern: bool) -> None:
@@ -45,31 +76,34 @@ class MoLAConfig(PeftConfig):
 
     Not to be confused with the MoLA of Gao et al. (LoRA experts allocated to the layers of an LLM).
 
+    "Expert" is one of the E low-rank updates of a layer, "adapter" all that a configuration adds to a base model.
+
     Args:
         target_modules: names (or one regular expression) of the linear and 2-d convolution layers to adapt, or
             `"all-linear"`, as in PEFT.
-        num_experts: E, the number of low-rank adapters in each layer. With `routing="task"` one per task.
-        r: rank of every adapter.
-        lora_alpha: the update is scaled by `lora_alpha / r`.
-        routing: `"task"` (MoLA-Grad): the adapter of the sample's task, given as `mola_task_ids`; `"router"`
-            (MoLA-Router): weights made by a small network from the model's input, no ids needed at inference.
-        conv_form: how a k x k convolution is updated, `"factored"` (as PEFT's LoRA, cheap) or `"loralib"` (the
+        num_experts: E, the number of experts in each adapted layer. With `routing="task"` one per task.
+        r: rank of every expert.
+        lora_alpha: updates are scaled by `lora_alpha / r`.
+        routing: `"task"` (MoLA-Grad): the expert of the sample's task, given as `mola_task_ids`; `"router"`
+            (MoLA-Router): routing weights predicted by a small network from the model's input, no ids needed at
+            inference.
+        conv_form: low-rank form of k x k convolutions, `"factored"` (as PEFT's LoRA, cheap) or `"loralib"` (the
             authors'; costs a kernel per sample).
         router: `None` (by the model's input: image or text), `"image"`, `"image-full"` (no down-sampling), `"text"`, a
             name given to `register_router`, or a module that maps the model's main input to `[B, E]` logits.
         router_kind: `"soft"` (softmax) or `"hard"` (one-hot with a straight-through gradient).
-        twd_weight: weight of the TwD loss that `MoLATrainer` adds; 0 leaves out its projection too.
+        twd_weight: coefficient of the TwD loss that `MoLATrainer` adds; 0 leaves out its projection too.
         twd_temperature: tau of the TwD loss.
-        twd_dim: width of the projection the TwD loss works on.
-        train_backbone: train the base model too, as the paper does. The adapter's file then holds its weights as well.
-        task_heads: names of linear layers (the classifier, usually) of which every task gets a trained copy of its
-            own, picked by `mola_task_ids` with either routing.
+        twd_dim: width of the projection that the TwD loss is computed on.
+        train_backbone: train the base model too, as the paper does. The adapter's file then holds it as well.
+        task_heads: names of linear layers (the classifier, usually) of which every task gets a trained copy, picked by
+            `mola_task_ids` with either routing.
         num_tasks: how many copies `task_heads` makes; `None` means `num_experts`.
-        lora_dropout: dropout on the adapters' input.
+        lora_dropout: dropout probability on the experts' input.
         use_rslora: scale by `lora_alpha / sqrt(r)`.
         rank_pattern, alpha_pattern: exceptions from `r` and `lora_alpha` by layer name, as in `LoraConfig`.
         bias: `"none"`, `"all"` or `"mola_only"`: which biases of the base model are trained and saved.
-        modules_to_save: further modules that are trained and saved whole.
+        modules_to_save: further modules that are trained and saved in full.
         exclude_modules, layers_to_transform, layers_pattern: as in `LoraConfig`.
         init_weights: `True`: every B starts at zero, so that the model starts as the base model; `False`: random.
 
@@ -78,57 +112,101 @@ class MoLAConfig(PeftConfig):
     """
 
     target_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Names (or a regular expression) of the layers to adapt, or 'all-linear'."}
+        default=None,
+        metadata={
+            "help": "Names of the linear and convolution layers to adapt, or 'all-linear', which `hf-ext "
+            "train` takes by default."
+        },
     )
     num_experts: int | None = field(
-        default=None, metadata={"help": "Low-rank adapters per layer; one per task with routing='task'."}
+        default=None,
+        metadata={
+            "help": "Number of low-rank experts in every adapted layer (required); one per task with routing='task'."
+        },
     )
-    r: int = field(default=8, metadata={"help": "Rank of every adapter."})
-    lora_alpha: float = field(default=16, metadata={"help": "The update is scaled by lora_alpha / r."})
+    r: int = field(default=8, metadata={"help": "Rank of every expert."})
+    lora_alpha: float = field(default=16, metadata={"help": "The experts' updates are scaled by lora_alpha / r."})
     routing: Literal["task", "router"] = field(
-        default="task", metadata={"help": "'task': adapter by task id. 'router': learned from the input."}
+        default="task",
+        metadata={
+            "help": "How experts are mixed: 'task', the one of the sample's task id; 'router', by routing "
+            "weights that a small network predicts from the model's input."
+        },
     )
     conv_form: Literal["factored", "loralib"] = field(
-        default="factored", metadata={"help": "Form of the convolutions' updates: PEFT's or the authors'."}
+        default="factored",
+        metadata={
+            "help": "Low-rank form of convolutions: 'factored' as in PEFT's LoRA, 'loralib' as in the "
+            "authors' code (costs a kernel per sample)."
+        },
     )
     router: str | nn.Module | None = field(
-        default=None, metadata={"help": "'image', 'image-full', 'text', a registered name; default: by the input."}
+        default=None,
+        metadata={
+            "help": "Router network: 'image', 'image-full' (no down-sampling), 'text' or a registered name; "
+            "by default the one for the model's input."
+        },
     )
     router_kind: Literal["soft", "hard"] = field(
-        default="soft", metadata={"help": "Softmax weights, or one-hot with a straight-through gradient."}
+        default="soft",
+        metadata={
+            "help": "Routing weights of the router: 'soft' by softmax, 'hard' one-hot (straight-through gradient)."
+        },
     )
-    twd_weight: float = field(default=0.1, metadata={"help": "Weight of the TwD loss (routing='router')."})
+    twd_weight: float = field(
+        default=0.1,
+        metadata={"help": "Coefficient of the task-wise decorrelation (TwD) loss, with routing='router'; 0 for none."},
+    )
     twd_temperature: float = field(default=1.0, metadata={"help": "Temperature of the TwD loss."})
-    twd_dim: int = field(default=32, metadata={"help": "Width of the TwD projection."})
-    train_backbone: bool = field(default=False, metadata={"help": "Train (and save) the base model too."})
-    task_heads: list[str] | None = field(
-        default=None, metadata={"help": "Linear layers of which every task gets a trained copy of its own."}
+    twd_dim: int = field(
+        default=32, metadata={"help": "Width of the projection of router logits that the TwD loss is computed on."}
     )
-    num_tasks: int | None = field(default=None, metadata={"help": "Copies made by task_heads; default: num_experts."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapters' input."})
-    use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / sqrt(r)."})
+    train_backbone: bool = field(
+        default=False, metadata={"help": "Train the base model too, and save it with the adapter."}
+    )
+    task_heads: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of linear layers, usually the classifier, of which every task gets a trained "
+            "copy; by default none."
+        },
+    )
+    num_tasks: int | None = field(
+        default=None, metadata={"help": "Number of copies that task_heads makes; by default num_experts."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout probability on the experts' input."})
+    use_rslora: bool = field(
+        default=False, metadata={"help": "Scale the experts' updates by lora_alpha / sqrt(r) instead."}
+    )
     rank_pattern: dict[str, int] | None = field(
         default_factory=dict, metadata={"help": "Ranks that differ from r, by layer name."}
     )
     alpha_pattern: dict[str, float] | None = field(
-        default_factory=dict, metadata={"help": "Alphas that differ from lora_alpha, by layer name."}
+        default_factory=dict, metadata={"help": "Values that differ from lora_alpha, by layer name."}
     )
     bias: Literal["none", "all", "mola_only"] = field(
-        default="none", metadata={"help": "Biases of the base model that are trained."}
+        default="none",
+        metadata={
+            "help": "Biases of the base model that are trained: 'none', 'all', or those of adapted layers "
+            "('mola_only')."
+        },
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules that are trained and saved whole."}
+        default=None, metadata={"help": "Names of further modules to train and save in full; by default none."}
     )
     exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Names (or a regular expression) of layers to leave out."}
+        default=None, metadata={"help": "Names of layers (or a regular expression) not to adapt; by default none."}
     )
     layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the blocks to adapt; default: all."}
+        default=None, metadata={"help": "Indices of the blocks to adapt; by default all."}
     )
     layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list of blocks that layers_to_transform counts in."}
+        default=None,
+        metadata={"help": "Name of the list of blocks that layers_to_transform indexes; by default any list."},
     )
-    init_weights: bool = field(default=True, metadata={"help": "Start as the base model (B = 0)."})
+    init_weights: bool = field(
+        default=True, metadata={"help": "Start as the base model (every B = 0), not from random updates."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,35 +219,12 @@ class MoLAConfig(PeftConfig):
         self._check_values()
 
     def _check_values(self) -> None:
-        positive = "an integer >= 1"
-        _check("num_experts", self.num_experts, _is_int(self.num_experts, 1), positive)
-        _check("r", self.r, _is_int(self.r, 1), positive)
-        _check("twd_dim", self.twd_dim, _is_int(self.twd_dim, 1), positive)
-        _check(
-            "num_tasks", self.num_tasks, self.num_tasks is None or _is_int(self.num_tasks, 1), f"None or {positive}"
-        )
-        for name, choices in {
-            "routing": ("task", "router"),
-            "conv_form": ("factored", "loralib"),
-            "router_kind": ("soft", "hard"),
-            "bias": ("none", "all", "mola_only"),
-        }.items():
+        self._check_numbers()
+        for name, choices in _CHOICES.items():
             _check(name, getattr(self, name), getattr(self, name) in choices, f"one of {', '.join(choices)}")
         for name in ("train_backbone", "use_rslora", "init_weights"):
             _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
-        _check("lora_alpha", self.lora_alpha, _is_number(self.lora_alpha, 0), "a number >= 0")
-        _check("twd_weight", self.twd_weight, _is_number(self.twd_weight, 0), "a number >= 0")
-        temperature_ok = _is_number(self.twd_temperature, 0) and self.twd_temperature > 0
-        _check("twd_temperature", self.twd_temperature, temperature_ok, "a number > 0")
-        dropout_ok = _is_number(self.lora_dropout, 0) and self.lora_dropout < 1
-        _check("lora_dropout", self.lora_dropout, dropout_ok, "a number in [0, 1)")
         _check("router", self.router, isinstance(self.router, str | nn.Module | None), "a name, a module or None")
-        for name, ok, allowed in (
-            ("rank_pattern", lambda value: _is_int(value, 1), f"names with {positive}"),
-            ("alpha_pattern", lambda value: _is_number(value, 0), "names with a number >= 0"),
-        ):
-            values = getattr(self, name)
-            _check(name, values, isinstance(values, dict) and all(map(ok, values.values())), allowed)
         for name in ("target_modules", "exclude_modules"):
             _check_names(name, getattr(self, name), pattern=True)
         for name in ("modules_to_save", "task_heads"):
@@ -181,6 +236,27 @@ class MoLAConfig(PeftConfig):
             regular_expression = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
             value = getattr(self, name)
             _check(name, value, not (regular_expression and value is not None), "None with a regular expression")
+
+    def _check_numbers(self) -> None:
+        for name, numbers in _NUMBERS.items():
+            value = getattr(self, name)
+            _check(name, value, numbers.admits(value), numbers.allowed)
+            setattr(self, name, _plain(value))
+        if self.num_tasks is not None:
+            _check("num_tasks", self.num_tasks, _COUNT.admits(self.num_tasks), f"None or {_COUNT.allowed}")
+            self.num_tasks = _plain(self.num_tasks)
+        for name, numbers in _PATTERNS.items():
+            values = getattr(self, name)
+            fits = isinstance(values, dict) and all(isinstance(key, str) for key in values)
+            _check(
+                name, values, fits and all(map(numbers.admits, values.values())), f"layer names with {numbers.allowed}"
+            )
+            setattr(self, name, {key: _plain(value) for key, value in values.items()})
+        if (layers := self.layers_to_transform) is not None:
+            indices = layers if isinstance(layers, list | tuple | set | range) else [layers]
+            fits = all(map(_INDEX.admits, indices))
+            _check("layers_to_transform", layers, fits, f"{_INDEX.allowed}, a list of them or None")
+            self.layers_to_transform = [_plain(index) for index in indices] if indices is layers else _plain(layers)
 
     @property
     def uses_twd(self) -> bool:

@@ -229,7 +229,7 @@ class RoutingModule(nn.Module, BaseTunerLayer):
             task_ids = self.routing.default_task_ids
             if task_ids is None:
                 return None
-        ids = torch.as_tensor(task_ids)
+        ids = _as_ids(task_ids)
         is_scalar = ids.ndim == 0
         ids = ids.reshape(1) if is_scalar else ids
         batch = main_input.shape[0]
@@ -303,6 +303,16 @@ def _is_decoding(inputs: dict[str, Any]) -> bool:
     return length is not None and int(length()) > 0
 
 
+def _as_ids(task_ids: Any) -> Tensor:
+    try:
+        ids = task_ids if isinstance(task_ids, Tensor) else torch.as_tensor(task_ids)
+    except (TypeError, ValueError, RuntimeError) as error:  # text, None, lists of different lengths
+        raise ValueError(f"mola_task_ids: found {task_ids!r}, allowed are integers") from error
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"mola_task_ids: found {ids.dtype}, allowed are integers")
+    return ids
+
+
 # ------------------------------------------------------------------------------------------------ set_task
 class TaskSetting(AbstractContextManager["TaskSetting"]):
     """What `set_task` returns: the setting holds at once, and until the end of a `with` statement if used in one."""
@@ -335,11 +345,11 @@ def set_task(model: nn.Module, task_ids: TaskIds | None) -> TaskSetting:
         A context manager. The setting holds at once; a `with` statement undoes it at its end.
 
     Raises:
-        ValueError: the model has no MoLA adapter, or an id is out of range.
+        ValueError: the model has no MoLA adapter, or an id is no integer or out of range.
     """
     module = find_routing(model)
     if module is None:
         raise ValueError(f"model: found a {type(model).__name__} without MoLA adapter, allowed is one with")
     if task_ids is not None:
-        module._check_range(torch.as_tensor(task_ids).reshape(-1).cpu())
+        module._check_range(_as_ids(task_ids).reshape(-1).cpu())
     return TaskSetting(module.routing, task_ids)

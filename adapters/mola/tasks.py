@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import tempfile
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _PEFT_PREFIX = "base_model.model."
 
 
-def _check_task(tuner: "MoLAModel", task_id: int, adapter_name: str | None, purpose: str) -> tuple[str, MoLAConfig]:
+def _check_task(tuner: "MoLAModel", task_id: Any, adapter_name: str | None, purpose: str) -> tuple[str, MoLAConfig]:
     if adapter_name is None:
         adapter_name = tuner.active_adapters[0]
     if adapter_name not in tuner.peft_config:
@@ -36,7 +37,7 @@ def _check_task(tuner: "MoLAModel", task_id: int, adapter_name: str | None, purp
             f"routing: found {config.routing!r}, allowed is 'task' to {purpose}: a router mixes the experts anew for "
             "every input, so no single weight equals it"
         )
-    if isinstance(task_id, bool) or not isinstance(task_id, int) or not 0 <= task_id < config.task_id_bound:
+    if isinstance(task_id, bool) or not isinstance(task_id, Integral) or not 0 <= task_id < config.task_id_bound:
         raise ValueError(f"task_id: found {task_id!r}, allowed are 0 to {config.task_id_bound - 1}")
     return adapter_name, config
 

@@ -1,10 +1,12 @@
 """MoLA on every kind of base model: forward, gradients, merging, export."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -171,10 +173,15 @@ def test_what_has_no_lora_form_is_refused(named: Callable[[str], Any], tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("task", [3, -1, 1.0, True])
+@pytest.mark.parametrize("task", [3, -1, 1.0, True, math.inf, math.nan, "1", np.int64(3)])
 def test_unknown_tasks_are_refused(task: Any, vit: Any) -> None:
-    with pytest.raises(ValueError, match="task_id: found .* allowed are 0 to 2"):  # noqa: RUF043
+    with pytest.raises(ValueError, match="task_id: found .*, allowed are 0 to 2"):  # noqa: RUF043
         adapt(vit).merge_task(task)
+
+
+def test_a_task_may_be_a_number_of_numpy(vit: Any) -> None:
+    plain = adapt(vit).merge_task(np.int64(1))
+    assert torch.equal(logits(plain, vit.inputs), logits(adapt(vit).merge_task(1), vit.inputs))
 
 
 def test_from_loras(vit: Any, tmp_path: Path) -> None:

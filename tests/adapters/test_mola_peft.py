@@ -2,10 +2,12 @@
 
 import copy
 import dataclasses
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
@@ -241,7 +243,11 @@ def test_autocast(vit: Any, routing: str) -> None:
         ([[0, 1, 2]], r"found ids of shape \(1, 3\) for 3 samples"),
         ([0, 1, 3], r"found \[0, 1, 3\], allowed are 0 to 2"),
         (-1, r"found \[-1\], allowed are 0 to 2"),
-        ([0.0, 1.0, 2.0], "task_ids: found torch.float32"),
+        ([0.0, 1.0, 2.0], "task_ids: found torch.float32, allowed are integers"),
+        ([math.nan, 1.0, 2.0], "task_ids: found torch.float32, allowed are integers"),
+        ([True, False, True], "task_ids: found torch.bool, allowed are integers"),
+        (True, "task_ids: found torch.bool, allowed are integers"),
+        ("1", "task_ids: found '1', allowed are integers"),
     ],
 )
 def test_wrong_ids_are_refused(vit: Any, ids: Any, message: str) -> None:
@@ -274,6 +280,11 @@ def test_set_task(vit: Any) -> None:
     assert torch.equal(logits(model, vit), expected[0])
     with pytest.raises(ValueError, match=r"found \[7\], allowed are 0 to 2"):
         model.set_task(7)
+    with model.set_task(np.int64(2)):
+        assert torch.equal(logits(model, vit), expected[2])
+    for wrong in (math.inf, 0.5, True, "1"):
+        with pytest.raises(ValueError, match=r"mola_task_ids: found .*, allowed are integers"):
+            model.set_task(wrong)
     with pytest.raises(ValueError, match="without MoLA adapter"):
         set_task(vit.model(), 0)
 

@@ -176,6 +176,7 @@ def test_text_encoders() -> None:
         ({"prompts": ["one", "two"]}, "prompts: found 2 for 3 class names"),
         ({"neutral": "angry"}, "neutral: found 'angry', allowed are"),
         ({"neutral": 3}, "neutral: found 3, allowed are None, a name, or 0 to 2"),
+        ({"neutral": True}, "neutral: found True, allowed are None, a name, or 0 to 2"),
         ({"projection": "none"}, "projection: found 'none' for the widths 16 and 12"),
         ({"logit_scale": 0.0}, r"logit_scale: found 0.0, allowed are numbers > 0"),
         ({"lambda_t": -1.0}, "lambda_t: found -1.0"),

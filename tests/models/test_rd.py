@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from hf_ext.functional import rd_losses
-from hf_ext.models import RDConfig, RDForImageClassification
+from hf_ext.models import RDForImageClassification
 
 Make = Callable[..., PreTrainedModel]
 Batch = dict[str, Tensor]
@@ -143,7 +143,7 @@ def test_students_without_one_linear_classifier_are_refused(make_student: Make) 
         ({"phi_kind": "transformer"}, "phi_kind: found 'transformer', allowed are mlp, conv"),
         ({"teacher_inputs": "other"}, "teacher_inputs: found 'other', allowed are same, pixel_values, features"),
         ({"teacher_mean": [0.5]}, r"teacher_std: found None with teacher_mean=\[0.5\]"),
-        ({"pixel_mean": [0.5], "pixel_std": [0.0]}, r"pixel_std: found \[0.0\], allowed are numbers > 0"),
+        ({"pixel_mean": [0.5], "pixel_std": [0.0]}, "pixel_std: found 0.0, allowed are numbers > 0"),
         ({"teacher_size": [8]}, r"teacher_size: found \[8\]"),
         ({"teacher": 3}, "teacher: found int, allowed are a model"),
     ],
@@ -156,11 +156,6 @@ def test_wrong_settings_are_refused(make_student: Make, settings: dict[str, Any]
 def test_a_bare_timm_model_is_refused() -> None:
     with pytest.raises(ValueError, match="student: found ResNet, allowed are an image classifier of transformers"):
         _make(timm.create_model("test_resnet"))
-
-
-def test_wrong_types_are_refused() -> None:
-    with pytest.raises(Exception, match="teacher_width"):
-        RDConfig(teacher_width="wide")
 
 
 # ------------------------------------------------------------------------------------------------ the loss

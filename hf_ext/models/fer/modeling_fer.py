@@ -369,7 +369,7 @@ def _check_classes(names: Sequence[str], texts: Sequence[str]) -> None:
 
 def _neutral_id(neutral: str | int | None, names: Sequence[str]) -> int | None:
     """The neutral class; a name in any case of letters."""
-    if isinstance(neutral, int) and not 0 <= neutral < len(names):
+    if isinstance(neutral, bool) or (isinstance(neutral, int) and not 0 <= neutral < len(names)):
         raise ValueError(f"neutral: found {neutral}, allowed are None, a name, or 0 to {len(names) - 1}")
     if neutral is None or isinstance(neutral, int):
         return neutral

@@ -7,9 +7,19 @@ from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .portable import as_config
+from .portable import Number, as_config, as_number
 
 _CHOICES = {"phi_kind": ("mlp", "conv"), "teacher_inputs": ("same", "pixel_values", "features")}
+_COUNT: dict[str, Any] = {"at_least": 1, "integer": True}
+_POSITIVE: dict[str, Any] = {"above": 0}
+_NON_NEGATIVE: dict[str, Any] = {"at_least": 0}
+_ANY: dict[str, Any] = {}
+#: bounds of numbers, and of every number in a list, as `as_number` takes them
+_NUMBERS = {
+    **{"teacher_width": _COUNT, "phi_width": _COUNT, "teacher_size": _COUNT},
+    **{"teacher_mean": _ANY, "teacher_std": _POSITIVE, "pixel_mean": _ANY, "pixel_std": _POSITIVE},
+    **{"alpha": _NON_NEGATIVE, "gamma": _NON_NEGATIVE, "beta": _NON_NEGATIVE, "temperature": _POSITIVE},
+}
 _LABELS = ("id2label", "label2id", "problem_type")
 
 
@@ -73,22 +83,22 @@ class RDConfig(PreTrainedConfig):
 
     student_config: dict | PreTrainedConfig | None = None
     student_classifier: str | None = None
-    teacher_width: int = 768
+    teacher_width: Number = 768
     teacher_name: str | None = None
     teacher_revision: str | None = None
     teacher_kind: str | None = None
     teacher_inputs: str = "same"
-    teacher_size: list[int] | tuple[int, ...] | None = None
-    teacher_mean: list[float] | tuple[float, ...] | None = None
-    teacher_std: list[float] | tuple[float, ...] | None = None
-    pixel_mean: list[float] | tuple[float, ...] | None = None
-    pixel_std: list[float] | tuple[float, ...] | None = None
+    teacher_size: list[Number] | tuple[Number, ...] | None = None
+    teacher_mean: list[Number] | tuple[Number, ...] | None = None
+    teacher_std: list[Number] | tuple[Number, ...] | None = None
+    pixel_mean: list[Number] | tuple[Number, ...] | None = None
+    pixel_std: list[Number] | tuple[Number, ...] | None = None
     phi_kind: str = "mlp"
-    phi_width: int | None = None
-    alpha: float | int = 1.0
-    gamma: float | int = 1.0
-    beta: float | int = 0.0
-    temperature: float | int = 4.0
+    phi_width: Number | None = None
+    alpha: Number = 1.0
+    gamma: Number = 1.0
+    beta: Number = 0.0
+    temperature: Number = 4.0
     detach_reprogrammed: bool = False
     debiased: bool = False
 
@@ -112,13 +122,12 @@ class RDConfig(PreTrainedConfig):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(allowed)}")
-        for name in ("alpha", "gamma", "beta"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are numbers >= 0")
-        for name in ("teacher_width", "phi_width", "temperature"):
+        for name, bounds in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: found {value!r}, allowed are numbers > 0")
+            if isinstance(value, list | tuple):
+                setattr(self, name, [as_number(one, name, **bounds) for one in value])
+            elif value is not None:
+                setattr(self, name, as_number(value, name, **bounds))
         if self.teacher_size is not None and len(self.teacher_size) != 2:
             raise ValueError(f"teacher_size: found {self.teacher_size!r}, allowed are a height and a width")
         for prefix in ("teacher", "pixel"):
@@ -127,8 +136,6 @@ class RDConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{prefix}_std: found {std!r} with {prefix}_mean={mean!r}, allowed are as many values"
                 )
-            if std is not None and not all(value > 0 for value in std):
-                raise ValueError(f"{prefix}_std: found {std!r}, allowed are numbers > 0")
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

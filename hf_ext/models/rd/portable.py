@@ -2,10 +2,15 @@
 since a folder travels to the Hub alone."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+#: type of a configuration's numbers, which `as_number` checks: transformers' own check refuses those of numpy
+Number = Any
 
 
 def as_config(value: Any, name: str) -> PreTrainedConfig:
@@ -23,6 +28,23 @@ def as_config(value: Any, name: str) -> PreTrainedConfig:
         found = value if kind is None else f"the model type {kind!r}"
         raise ValueError(f"{name}: found {found!r}, allowed is the configuration of a model that transformers knows")
     return CONFIG_MAPPING[kind].from_dict(dict(value))
+
+
+def as_number(
+    value: Any, name: str, *, at_least: float = -math.inf, above: float = -math.inf, integer: bool = False
+) -> Any:
+    """A number of a configuration as JSON knows it, int or float; numpy's are numbers, bool and text are not.
+
+    Raises:
+        ValueError: no number, not finite, or out of range.
+    """
+    is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
+    is_finite = is_number and -math.inf < value < math.inf
+    if is_finite and value >= at_least and value > above:
+        return int(value) if isinstance(value, Integral) else float(value)
+    bound = f" >= {at_least:g}" if at_least > -math.inf else f" > {above:g}" if above > -math.inf else ""
+    kind = "integers" if integer else "finite numbers" if is_number and not is_finite else "numbers"
+    raise ValueError(f"{name}: found {value!r}, allowed are {kind}{bound}")
 
 
 @contextlib.contextmanager
