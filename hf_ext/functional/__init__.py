@@ -1,111 +1,15 @@
 """The papers' equations as pure functions on tensors. This package imports torch and nothing else.
 
-One file per method. Every function computes in at least float32 and differentiates where its method does.
+One file per method, which opens with a map from the paper's symbols and equations to arguments and functions; its
+`__all__` says what is public. Every function computes in at least float32 and differentiates where its method does.
 """
 
-from hf_ext.functional.disam import (
-    disam_ascent_loss,
-    disam_sample_weights,
-    domain_mean_losses,
-    domain_sums,
-    domain_variance,
-    domain_variance_weights,
-    gsam_descent,
-    sagm_descent,
-    sagm_perturbation,
-    sam_perturbation,
-)
-from hf_ext.functional.divbs import (
-    DivBSInfo,
-    divbs_select,
-    divbs_select_gram,
-    divbs_select_with_info,
-    gradient_norms,
-    logit_residuals,
-    sequence_gradients,
-    sequence_means,
-    sequence_sketch,
-    sketch_projections,
-)
-from hf_ext.functional.fer import fer_anchor, fer_losses, fer_sample_losses, similarity_logits
-from hf_ext.functional.losses import per_sample_losses
-from hf_ext.functional.mola import (
-    combine_task_losses,
-    lora_mixture_conv2d,
-    lora_mixture_linear,
-    router_routing,
-    task_routing,
-    twd_loss,
-)
-from hf_ext.functional.rd import cka_loss, distillation_kl, linear_cka, rd_losses, rd_losses_of_logits
-from hf_ext.functional.tarf import (
-    annealed_ascent_weight,
-    confidence_attack,
-    gravity_by_label,
-    gravity_threshold,
-    loss_gravity,
-    npo_loss,
-    relative_gravity,
-    representation_gravity,
-    retain_mask,
-    retain_mask_by_label,
-    saliency_masks,
-    tarf_loss,
-    tarf_objective,
-    tarf_phase,
-    unlearning_gap,
-)
+# ruff: noqa: F403 (a star stands for the `__all__` of a file, so that a name is written there and nowhere else)
 
-__all__ = [
-    "DivBSInfo",
-    "annealed_ascent_weight",
-    "cka_loss",
-    "combine_task_losses",
-    "confidence_attack",
-    "disam_ascent_loss",
-    "disam_sample_weights",
-    "distillation_kl",
-    "divbs_select",
-    "divbs_select_gram",
-    "divbs_select_with_info",
-    "domain_mean_losses",
-    "domain_sums",
-    "domain_variance",
-    "domain_variance_weights",
-    "fer_anchor",
-    "fer_losses",
-    "fer_sample_losses",
-    "gradient_norms",
-    "gravity_by_label",
-    "gravity_threshold",
-    "gsam_descent",
-    "linear_cka",
-    "logit_residuals",
-    "lora_mixture_conv2d",
-    "lora_mixture_linear",
-    "loss_gravity",
-    "npo_loss",
-    "per_sample_losses",
-    "rd_losses",
-    "rd_losses_of_logits",
-    "relative_gravity",
-    "representation_gravity",
-    "retain_mask",
-    "retain_mask_by_label",
-    "router_routing",
-    "sagm_descent",
-    "sagm_perturbation",
-    "saliency_masks",
-    "sam_perturbation",
-    "sequence_gradients",
-    "sequence_means",
-    "sequence_sketch",
-    "similarity_logits",
-    "sketch_projections",
-    "tarf_loss",
-    "tarf_objective",
-    "tarf_phase",
-    "task_routing",
-    "twd_loss",
-    "unlearning_gap",
-]
+from hf_ext.functional.disam import *
+from hf_ext.functional.divbs import *
+from hf_ext.functional.fer import *
+from hf_ext.functional.losses import *
+from hf_ext.functional.mola import *
+from hf_ext.functional.rd import *
+from hf_ext.functional.tarf import *

@@ -1,17 +1,32 @@
-r"""Equations of DivBS, diversified batch selection.
+r"""DivBS, diversified batch selection: the k of B candidates whose gradients span most of the batch's gradient.
 
 Hong et al., "Diversified Batch Selection for Training Acceleration", ICML 2024, https://arxiv.org/abs/2406.04872.
+Written from the abstract, public summaries and the authors' code; the numbers of the paper's equations are not known.
 
-Symbols: B candidates, C classes, `h_i in R^d` the input of the last linear layer, `a_i in R^C` the derivative of the
-loss by its output (`softmax - onehot` for cross-entropy), `g_i = vec(a_i outer h_i)` the gradient of the last weight
-matrix, `gbar` their mean. Picked one after the other are k candidates whose gradients span as much of gbar as
-possible:
+| symbol | argument | |
+|---|---|---|
+| `h_i in R^d` | `features` | input of the last linear layer for candidate i of B |
+| `a_i in R^C` | `residuals` | derivative of its loss by the C outputs of that layer |
+| `g_i = vec(a_i outer h_i)` | | gradient of its loss by that layer's weights; never formed |
+| `gbar` | | mean of all g_i |
+| `k` | `k` | how many are selected |
+| `e_t`, `alpha_t` | | direction that pick t adds, and what it captures of gbar; `u(v) = v / ||v||` |
+| `A`, `H`, `R_1`, `R_2` | `projections` | a and h of a sequence's tokens, and random projections of them |
 
-    e_t     = g_i minus its projection on e_1 .. e_{t-1}, normalised      (i the t-th pick)
-    alpha_t = <e_t, gbar>,   captured share = sum_t alpha_t^2 / ||gbar||^2
+| equation (no numbers) | function |
+|---|---|
+| `a = softmax(z) - onehot(y)` | `logit_residuals` |
+| t-th pick i: `e_t = u(g_i - sum_{s<t} <g_i, e_s> e_s)`, `alpha_t = <e_t, gbar>` | `divbs_select_with_info` |
+| its rule: largest `|<g_i^perp, gbar>|`, or that over `||g_i^perp||` | the same; indices alone, `divbs_select` |
+| captured share `sum_t alpha_t^2 / ||gbar||^2` | its `DivBSInfo` |
+| `<g_i, g_j> = <a_i, a_j> <h_i, h_j>` | within; given as a matrix, `divbs_select_gram` |
+| `||g_i|| = ||a_i|| ||h_i||`, the baseline that selects by gradient norm | `gradient_norms` |
+| of sequences `G_n = sum_t a_t outer h_t` (not in the paper) | `sequence_gradients` |
+| in its place `vec((A R_1)^T (H R_2))`; or means of a and of h | `sequence_sketch`; `sequence_means` |
+| `R_1`, `R_2` with `E[R R^T] = 1` | `sketch_projections` |
 
-The gradients themselves, `[B, C d]`, are never formed: `<g_i, g_j> = <a_i, a_j> <h_i, h_j>`, and Gram-Schmidt on the
-g_i is a pivoted Cholesky factorisation of that matrix, of which one column per pick is needed.
+With these inner products Gram-Schmidt on the g_i is a pivoted Cholesky factorisation of their matrix, of which one
+column per pick is needed.
 """
 
 from collections.abc import Callable
@@ -98,14 +113,14 @@ def logit_residuals(
             f"labels: found {labels.dtype} of shape {tuple(labels.shape)}, allowed are integers of shape "
             f"{tuple(logits.shape[:-1])}"
         )
-    known = labels.ne(IGNORED_LABEL)
-    classes = labels.where(known, 0)
+    labelled = labels.ne(IGNORED_LABEL)
+    classes = labels.where(labelled, 0)
     if labels.device.type == "cpu" and not torch.compiler.is_compiling() and labels.numel():
         low, high = (int(bound) for bound in torch.aminmax(classes))
         if low < 0 or high >= logits.shape[-1]:
             raise ValueError(f"labels: found {low} to {high}, allowed are 0 to {logits.shape[-1] - 1} and -100")
     residuals = logits.softmax(dim=-1).scatter_add(-1, classes.unsqueeze(-1), -torch.ones_like(logits[..., :1]))
-    return residuals * known.unsqueeze(-1)
+    return residuals * labelled.unsqueeze(-1)
 
 
 def gradient_norms(residuals: Tensor, features: Tensor) -> Tensor:
@@ -285,8 +300,8 @@ def _greedy(
         pick = _drawn(score, going, generator) if draw == "sample" else _first_of_largest(score, places)
 
         pivot = left[pick].clamp(min=least).sqrt()
-        known = directions[:step]
-        direction = (column(pick) - (known.t() @ known.index_select(1, pick)).squeeze(1)) / pivot
+        previous = directions[:step]
+        direction = (column(pick) - (previous.t() @ previous.index_select(1, pick)).squeeze(1)) / pivot
         direction = torch.where(going, direction, 0.0)
         alpha = torch.where(going, rho[pick] / pivot, 0.0)
         directions[step] = direction
@@ -368,10 +383,10 @@ def sequence_means(hidden: Tensor, logits: Tensor, labels: Tensor) -> tuple[Tens
     """Means of a and h over a sequence's labelled tokens, `[B, C]` and `[B, d]`: cheap, but their product is not the
     sequence's gradient. Arguments as in `sequence_sketch`."""
     _check_sequences(hidden, logits, labels)
-    known = labels.ne(IGNORED_LABEL)
-    counts = known.sum(dim=1, keepdim=True).clamp(min=1)
+    labelled = labels.ne(IGNORED_LABEL)
+    counts = labelled.sum(dim=1, keepdim=True).clamp(min=1)
     a = torch.stack([logit_residuals(z, y).sum(dim=0) for z, y in zip(logits, labels, strict=True)])
-    h = (at_least_float32(hidden) * known.unsqueeze(-1)).sum(dim=1)
+    h = (at_least_float32(hidden) * labelled.unsqueeze(-1)).sum(dim=1)
     return a / counts, h / counts
 
 

@@ -1,12 +1,32 @@
-r"""Equations of knowledge-enhanced facial expression recognition: faces matched to text embeddings of expressions.
+r"""FER, knowledge-enhanced facial expression recognition: faces matched to text embeddings of expressions.
 
 Li et al., "Knowledge-Enhanced Facial Expression Recognition with Emotional-to-Neutral Transformation", IEEE
-Transactions on Multimedia 2025, https://arxiv.org/abs/2409.08598. The behaviour is that of the authors' code, but for
-batches of which it makes NaN (all faces neutral): these give exact zeros here.
+Transactions on Multimedia 2025, https://arxiv.org/abs/2409.08598. Written from the abstract, a public summary and the
+authors' code; the numbers of the paper's equations are not known. The behaviour is that of the code, but for batches
+of which it makes NaN (all faces neutral): these give exact zeros here.
 
-Symbols: B faces, C classes, D width, f_i in R^D the features of face i, n_i in R^D their neutral transformation (a
-small MLP's), T in R^{C x D} the raw text features of the classes, u(v) = v / ||v||, nu the neutral class,
-M = {i : y_i != nu} of size m.
+| symbol | argument | |
+|---|---|---|
+| `f_i in R^D` | `features` | face i of B |
+| `n_i in R^D` | `neutral_features` | its neutral transformation, a small MLP's |
+| `T in R^{C x D}` | `text_features` | of the C classes, raw |
+| `y_i`, `nu` | `labels`, `neutral_id` | class of face i; the neutral class |
+| `s` | `logit_scale` | scale of the similarities |
+| `M = {i : y_i != nu}`, `m` | | the faces that are not neutral, and their number |
+| `abar` | `anchor` | mean text of M |
+| `lambda_s`, `lambda_t`, `lambda_c` | the same | weights of the three terms |
+| `u(v) = v / ||v||` | | |
+
+| equation (no numbers) | function |
+|---|---|
+| `z_ic = s u(f_i) . u(T_c)` | `similarity_logits` |
+| `L_s = mean_B cross_entropy(z_i, y_i)` | `fer_losses`, term `"match"` |
+| `L_t = mean_M [1 - cos(f_i - n_i, T_{y_i} - T_nu)]` | `fer_losses`, term `"transform"` |
+| `L_c = mean_{i, j in M} [2 - u(T_{y_i}) . u(f_j) + u(T_{y_i}) . u(n_j)]` | `fer_losses`, term `"contrast"` |
+| the same over i = j alone, as the text says | `fer_losses` with `contrast_pairs="paired"` |
+| what one face adds to each of the three | `fer_sample_losses` |
+| `abar = mean_M u(T_{y_i})`, with which the m x m pairs are `2 - abar . (mean u(f) - mean u(n))` | `fer_anchor` |
+| `L = lambda_s L_s + lambda_t L_t + lambda_c L_c` | `fer_losses`, `"total"` |
 """
 
 from typing import Literal
@@ -67,8 +87,8 @@ def fer_anchor(text_features: Tensor, label_counts: Tensor, *, neutral_id: int |
 
 def label_counts_of(labels: Tensor, num_classes: int) -> Tensor:
     """How often each label occurs, float32 `[num_classes]`, -100 left out; without a look at a value."""
-    known = (labels != IGNORED_LABEL).float()
-    return known.new_zeros(num_classes).index_add(0, labels.clamp(min=0), known)
+    labelled = (labels != IGNORED_LABEL).float()
+    return labelled.new_zeros(num_classes).index_add(0, labels.clamp(min=0), labelled)
 
 
 def _without_neutral(label_counts: Tensor, neutral_id: int | None) -> Tensor:
@@ -121,10 +141,10 @@ def fer_sample_losses(
         return {"match": match, "transform": torch.zeros_like(match), "contrast": torch.zeros_like(match)}
     f, n = at_least_float32(features), at_least_float32(neutral_features)
     text = at_least_float32(text_features).to(f.dtype)
-    emotional, known = (labels != neutral_id) & (labels != IGNORED_LABEL), labels.clamp(min=0)
-    towards = text[known] - text[neutral_id]
-    transform = 1 - F.cosine_similarity(f - n, towards, dim=-1, eps=_EPS)
-    a = F.normalize(text, dim=-1)[known] if anchor is None else anchor.to(f.dtype)
+    emotional = (labels != neutral_id) & (labels != IGNORED_LABEL)
+    classes = labels.clamp(min=0)  # those of unlabelled faces are masked out below
+    transform = 1 - F.cosine_similarity(f - n, text[classes] - text[neutral_id], dim=-1, eps=_EPS)
+    a = F.normalize(text, dim=-1)[classes] if anchor is None else anchor.to(f.dtype)
     contrast = 2 - (a * (F.normalize(f, dim=-1) - F.normalize(n, dim=-1))).sum(-1)
     return {
         "match": match,

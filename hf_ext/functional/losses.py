@@ -1,6 +1,14 @@
-"""The loss of every sample, which several methods weigh, sum and compare.
+r"""The loss of every sample, which several methods weigh, sum and compare: those of transformers' own models.
 
-The usual losses of transformers: cross-entropy, binary cross-entropy, squared error.
+| symbol | argument | |
+|---|---|---|
+| `z`, `y` | `logits`, `labels` | of sample i, or of its tokens t |
+
+| loss (of no paper) | function |
+|---|---|
+| `l_i = -log softmax(z_i)_{y_i}`; of tokens, the mean where `y_it != -100` | `per_sample_losses`, integer labels |
+| `l_i = mean_c -[y_ic log sigmoid(z_ic) + (1 - y_ic) log(1 - sigmoid(z_ic))]` | the same, labels `[B, C]` |
+| `l_i = (z_i - y_i)^2` | the same, labels `[B]` |
 """
 
 from typing import Any

@@ -1,10 +1,25 @@
-r"""Equations of MoLA, mixture of low-rank adapters for heterogeneous data.
+r"""MoLA, mixture of low-rank adapters for heterogeneous data.
 
 Zhou et al., "Exploring Training on Heterogeneous Data with Mixture of Low-rank Adapters", ICML 2024,
 https://arxiv.org/abs/2406.09679. (Not the MoLA of Gao et al., which allocates LoRA experts to the layers of an LLM.)
+Written from the abstract and the authors' code; the numbers of the paper's equations are not known.
 
-Symbols: B samples, E adapters ("experts") of rank r, s = scaling, w in R^{B x E} routing weights, A_e and B_e the two
-low-rank factors of adapter e, t_b the task of sample b.
+| symbol | argument | |
+|---|---|---|
+| `x_b` | `x` | input of an adapted layer for sample b of B |
+| `t_b`, `l_b` | `task_ids`, `losses` | its task and its loss |
+| `A_e`, `B_e`, `s` | `lora_A`, `lora_B`, `scaling` | factors of adapter ("expert") e of E, of rank r; their scale |
+| `w in R^{B x E}` | `w` | routing weights |
+| `z` | `logits` | the router's output |
+| `f_b`, `tau` | `features`, `temperature` | projected router output of the TwD loss |
+
+| equation (no numbers) | function |
+|---|---|
+| MoLA-Grad: `w_b = one_hot(t_b)` | `task_routing` |
+| MoLA-Router: `w = softmax(z)` | `router_routing` |
+| `delta_b = s sum_e w_{b,e} B_e A_e x_b` | `lora_mixture_linear`; of a convolution, `lora_mixture_conv2d` |
+| Task-wise Decorrelation: `L_TwD = -1/|Pos| sum_Pos log(S_ij / sum_{k != i} S_ik)` | `twd_loss` |
+| the tasks' losses as one | `combine_task_losses` |
 """
 
 from typing import Literal
@@ -174,7 +189,7 @@ def lora_mixture_conv2d(
 
 # ------------------------------------------------------------------------------------------------ losses
 def twd_loss(features: Tensor, task_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
-    r"""Task-wise Decorrelation: samples of one task route alike, samples of different tasks apart.
+    r"""Task-wise Decorrelation: samples of one task route alike, samples of different tasks differently.
 
     With `u_b = f_b / ||f_b||`, `S_{ij} = exp(u_i . u_j / tau)` and `Pos = {(i, j): i != j, t_i = t_j}`:
 
@@ -194,10 +209,10 @@ def twd_loss(features: Tensor, task_ids: Tensor, *, temperature: float = 1.0) ->
     unit = F.normalize(at_least_float32(features), dim=-1, eps=1e-12)
     with torch.autocast(unit.device.type, enabled=False):
         similarity = unit @ unit.t() / temperature
-    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    diagonal = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     # a finite mask: with B = 1 a row of -inf would be NaN
-    log_share = similarity.masked_fill(itself, torch.finfo(unit.dtype).min).log_softmax(dim=-1)
-    positive = (task_ids[:, None] == task_ids[None, :]) & ~itself
+    log_share = similarity.masked_fill(diagonal, torch.finfo(unit.dtype).min).log_softmax(dim=-1)
+    positive = (task_ids[:, None] == task_ids[None, :]) & ~diagonal
     return -log_share.masked_fill(~positive, 0.0).sum() / positive.sum().clamp(min=1)
 
 

@@ -1,10 +1,22 @@
-r"""Equations of RD, reprogramming distillation: a frozen teacher's features made fit for a student's task.
+r"""RD, reprogramming distillation: a frozen teacher's features made fit for a student's task.
 
 Zhou et al., "Reprogramming Distillation for Medical Foundation Models", MICCAI 2024, https://arxiv.org/abs/2407.06504.
 Neither the paper's full text nor its code could be had: written from the abstract and public summaries.
 
-Symbols: B samples, s_i in R^D the student's features, r_i = phi(t_i) in R^D the teacher's after a small trainable
-module phi, g the linear classifier that both share.
+| symbol | argument | |
+|---|---|---|
+| `s_i in R^D` | `student` | the student's features of sample i of B |
+| `r_i = phi(t_i) in R^D` | `reprogrammed` | the teacher's, after a small trainable module phi |
+| `y_i` | `labels` | its class |
+| `g` | `classifier_weight`, `classifier_bias` | the linear classifier that both share; its outputs, `..._logits` |
+| `alpha`, `gamma`, `beta`, `tau` | the same, `temperature` | weights of the terms; temperature of the divergence |
+
+| equation (no numbers) | function |
+|---|---|
+| `L = CE(g(s), y) + alpha CE(g(r), y) + gamma L_CKA + beta L_KL` | `rd_losses_of_logits`; of features, `rd_losses` |
+| `CKA = HSIC(r, s) / sqrt(HSIC(r, r) HSIC(s, s))`: Kornblith et al., ICML 2019 | `linear_cka` |
+| `L_CKA = -CKA(r, s)` | `cka_loss` |
+| `L_KL = tau^2 KL(softmax(g(r) / tau) || softmax(g(s) / tau))`: Hinton et al., 2015 | `distillation_kl` |
 """
 
 import torch
@@ -22,7 +34,7 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
 
     Biased (Kornblith et al., 2019, https://arxiv.org/abs/1905.00414):
     `||Xc^T Yc||_F^2 / (||Xc^T Xc||_F ||Yc^T Yc||_F)` with centred columns, in [0, 1]; near 1 also for independent
-    features if they are wider than the batch. Debiased: with the unbiased HSIC of Song et al. (2012, JMLR 13, Eq. 5),
+    features if they are wider than the batch. Debiased: with the unbiased HSIC of Song et al. (2012, JMLR 13),
     around 0 for independent ones.
 
     Args:
@@ -87,7 +99,7 @@ def _biased_hsic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _unbiased_hsic(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Up to a factor, Song et al. (2012), Eq. 5; zeros for fewer than four rows."""
+    """Up to a factor, the estimator of Song et al. (2012); zeros for fewer than four rows."""
     rows = len(x)
     if rows < 4:
         zero = (x.sum() + y.sum()) * 0
