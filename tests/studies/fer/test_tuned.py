@@ -14,10 +14,10 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_ext.data import load
 from hf_ext.studies import Preparation, Run
-from hf_ext.studies import fer_tuned as study
+from hf_ext.studies.fer import tuned as study
 from hf_ext.studies.fer.data import TEXTS
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "fer_tuned.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "fer_tuned.py"
 
 
 @pytest.fixture
