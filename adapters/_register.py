@@ -21,7 +21,7 @@ class HfExtPeftType(StrEnum):
 def register_adapter(
     peft_type: StrEnum, config_cls: type[PeftConfig], model_cls: type[BaseTuner], prefix: str
 ) -> None:
-    """Makes an adapter type known to PEFT. Repeating it is harmless, and of reloaded classes the newer ones win.
+    """Makes an adapter type known to PEFT. Repeating it is harmless, and of reloaded classes the newer ones count.
 
     Args:
         peft_type: member of a str enum, as written to adapter_config.json.

@@ -17,7 +17,7 @@ from hf_ext.functional.mola import lora_mixture_conv2d, lora_mixture_linear
 
 
 class MoLALayer(nn.Module, BaseTunerLayer):
-    """What linear layers and convolutions share: stacked parameters, scaling, the mixing forward."""
+    """Base of linear layers and convolutions: stacked parameters, scaling, the mixing forward."""
 
     adapter_layer_names: tuple[str, ...] = ("mola_A", "mola_B")
     other_param_names: tuple[str, ...] = ("mola_dropout", "mola_scaling", "mola_form")
@@ -78,7 +78,6 @@ class MoLALayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Nothing is ever merged in place."""
 
-    # what the kinds of layers differ in
     @abstractmethod
     def _shapes(self, r: int, config: MoLAConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of one expert's A and B."""

@@ -52,15 +52,15 @@ class MoLAModel(BaseTuner):
 
     # ---------------------------------------------------------------------------------------------- injection
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put the adapter's layers into the base model, then its router beside them.
+        """Put the adapter's layers into the base model, then its router.
 
         Raises:
             ValueError: a layer that cannot be adapted was named, the adapter does not go with those present, or the
-                weights beside its configuration are not what that says. The base model is then left as it was.
+                adapter's file does not match its configuration. The base model is then unchanged.
         """
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         try:
-            self._weights = check_source(self.peft_config[adapter_name])  # peft loads them when the layers are there
+            self._saved_shapes = check_source(self.peft_config[adapter_name])  # peft loads them once the layers exist
             self._inject(model, adapter_name, *args, **kwargs)
         except Exception:
             if len(self.peft_config) == 1:  # no other adapter needs any layer
@@ -83,11 +83,11 @@ class MoLAModel(BaseTuner):
             )
         heads = self._inject_heads(model, adapter_name, config)
         if attached is None:
-            # only now: peft takes a tuner layer found before the first injection for an earlier adapter, and would
-            # leave the base model trainable
+            # only now: peft takes a tuner layer that exists before the first injection for an earlier adapter's, and
+            # would leave the base model trainable
             attached = RoutingModule(model, self._routing)
             model.add_module(ROUTING_ATTRIBUTE, attached)
-        attached.add_adapter(adapter_name, config, model, partial(self._weights.take, ROUTING_ATTRIBUTE))
+        attached.add_adapter(adapter_name, config, model, partial(self._saved_shapes.take, ROUTING_ATTRIBUTE))
         trainable = adapter_name in self.active_adapters and not config.inference_mode
         for module in (attached, *heads):
             module._active_adapter = self.active_adapters
@@ -127,7 +127,7 @@ class MoLAModel(BaseTuner):
                 return
             base, target = target, layer_class(target, self._routing)
             self._replace_module(parent, target_name, target, base)
-        target.update_layer(adapter_name, peft_config, r, lora_alpha, partial(self._weights.take, current_key))
+        target.update_layer(adapter_name, peft_config, r, lora_alpha, partial(self._saved_shapes.take, current_key))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, AuxiliaryTrainingWrapper):  # unloaded; it may have no weight, which peft would hand on
@@ -174,7 +174,7 @@ class MoLAModel(BaseTuner):
                     parent, _, child = key.rpartition(".")
                     head = MoLAHead(head, self._routing)
                     setattr(model.get_submodule(parent), child, head)
-                head.update_layer(adapter_name, config, partial(self._weights.take, key))
+                head.update_layer(adapter_name, config, partial(self._saved_shapes.take, key))
                 heads.append(head)
         return heads
 

@@ -25,10 +25,10 @@ class Routing:
     """Routing of the current forward, shared by all MoLA layers of a base model.
 
     Attributes:
-        weights: adapter name -> `[B, E]` (or `[1, E]`), what the adapted layers mix by.
-        heads: adapter name -> one-hot `[B, num_tasks]`, what per-task heads are picked by.
+        weights: adapter name -> routing weights `[B, E]` (or `[1, E]`), by which the adapted layers mix their experts.
+        heads: adapter name -> one-hot `[B, num_tasks]`, by which per-task heads are picked.
         logits: adapter name -> the router's `[B, E]` logits.
-        projected: adapter name -> `[B, twd_dim]`, what the TwD loss works on (training only).
+        projected: adapter name -> `[B, twd_dim]`, features of the TwD loss (training only).
         default_task_ids: ids of calls that bring none (`set_task`).
     """
 
@@ -51,8 +51,8 @@ class Routing:
         self.clear()
 
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, which whenever called sees today's routing: a checkpointed block is run again in backward, when
-        another forward may have come between."""
+        """`function`, which always runs with the routing at the time of this call: gradient checkpointing runs a block
+        again in backward, possibly after another forward."""
         weights, heads = self.weights, self.heads
 
         def bound(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +86,7 @@ class RoutingModule(nn.Module, BaseTunerLayer):
     """Routers and routing state of a base model, attached to it as `adapter_routing`.
 
     It is a tuner layer of its own, so that saving, loading, `set_adapter`, `delete_adapter` and dtype casts treat the
-    routers like any other adapter weights.
+    routers like any other parameters of an adapter.
     """
 
     adapter_layer_names = ("mola_router", "mola_projection")
@@ -115,11 +115,11 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         return x
 
     def add_adapter(self, adapter_name: str, config: MoLAConfig, base_model: nn.Module, expect: Expect) -> None:
-        """Add an adapter's router, if it has one, and learn which BatchNorms of the base model stay frozen."""
+        """Add an adapter's router, if it has one, and collect the BatchNorms of the base model that stay frozen."""
         self.configs[adapter_name] = config
         if config.routing == "router":
             assert config.num_experts is not None
-            # only the module knows its tensors; what it was told, E, is a size that the layers have found true
+            # only the module knows its tensors; E, which it was told, has been checked by the layers
             router = build_router(config.router, base_model, config.num_experts)
             for name, value in router.state_dict().items():
                 expect(f"mola_router.{name}", value.shape)

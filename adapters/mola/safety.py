@@ -1,8 +1,8 @@
-"""What comes from a repo is looked at before it is loaded: no pickles, whole files, sizes as the configuration says.
+"""Checks of a repo before it is loaded: no pickles, complete files, shapes that match the configuration.
 
-peft reads the configuration, makes the adapter's layers after it, and only then looks for weights, which it would
-take from a pickle too. So a configuration of ours notes where it was read, and the tuner looks there before it makes
-layers: whatever makes a parameter asks for a tensor of its name and shape first.
+peft reads the configuration, makes the adapter's layers from it, and only then looks for the weights, which it would
+take from a pickle too. So our configuration records where it was read, and the tuner looks there before it makes
+layers: whatever makes a parameter first asks for a tensor of its name and shape.
 """
 
 import copy
@@ -33,19 +33,19 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a configuration was read, and what it said there about its tensors."""
+    """Where a configuration was read, and which tensors it implied there."""
 
     name: str
     subfolder: str | None
     download: dict[str, Any]
-    said: tuple[Any, ...]
+    sizes: tuple[Any, ...]
 
 
-class Weights:
-    """The shapes in an adapter's file; each of its tensors is for one parameter."""
+class SavedShapes:
+    """The shapes of the tensors in an adapter's file; each tensor is for one parameter."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]] | None = None, name: str = "") -> None:
-        self._left = shapes
+        self._unused = shapes
         self._name = name
 
     def take(self, module: str, parameter: str, shape: Sequence[int]) -> None:
@@ -54,43 +54,43 @@ class Weights:
         Raises:
             ValueError: there is none, or it has another shape.
         """
-        if self._left is None:
+        if self._unused is None:
             return
         key, shape = f"{_PEFT_PREFIX}{module}.{parameter}", tuple(shape)
-        found = self._left.pop(key, None)
-        if found is None:
+        saved = self._unused.pop(key, None)
+        if saved is None:
             # peft and transformers rename paths while loading (an older release's, `key_mapping`), but not a layer's
             # own name: any tensor of that name and shape will do, as long as there is one for every such layer
             end = f".{module.rpartition('.')[2]}.{parameter}"
-            renamed = (one for one, other in self._left.items() if other == shape and f".{one}".endswith(end))
-            found = self._left.pop(next(renamed, ""), None)
-        if found != shape:
-            what = f"no {key!r}" if found is None else f"{key!r} of shape {found}"
+            renamed = (one for one, other in self._unused.items() if other == shape and f".{one}".endswith(end))
+            saved = self._unused.pop(next(renamed, ""), None)
+        if saved != shape:
+            what = f"no {key!r}" if saved is None else f"{key!r} of shape {saved}"
             raise ValueError(
                 f"{SAFETENSORS_WEIGHTS_NAME}: found {what} in {self._name!r}, allowed is one of shape {shape}, as "
                 "its configuration and the base model say"
             )
 
 
-def check_source(config: MoLAConfig) -> Weights:
-    """Look at the weights beside a configuration that was read from a folder or the Hub.
+def check_source(config: MoLAConfig) -> SavedShapes:
+    """Check the weights of a configuration that was read from a folder or the Hub.
 
-    Nothing is done for one that was made in Python. One that was changed since it was read, or is now for another base
-    model, is for weights that are yet to be trained, and not compared with these.
+    Nothing is done for one that was made in Python. One that was changed after it was read, or is now for another base
+    model, is for an adapter yet to be trained, and not compared with the file.
 
     Raises:
         ValueError: weights as a pickle only, a broken file, or a download that is not what the Hub announced.
     """
     source: _Source | None = getattr(config, _SOURCE, None)
-    path = _weights(source) if source is not None else None
+    path = _weights_file(source) if source is not None else None
     if source is None or path is None:
-        return Weights()
+        return SavedShapes()
     shapes = _shapes(path, source.name)
-    return Weights(shapes, source.name) if _says(config) == source.said else Weights()
+    return SavedShapes(shapes, source.name) if _sizes(config) == source.sizes else SavedShapes()
 
 
 def note_sources() -> None:
-    """Let configurations of ours note where peft reads them. Idempotent."""
+    """Make our configurations record where peft reads them. Idempotent."""
     original: Any = PeftConfigMixin.from_pretrained.__func__  # type: ignore[attr-defined]
     if hasattr(original, "__wrapped__"):
         return
@@ -103,15 +103,15 @@ def note_sources() -> None:
             # of a configuration that is read as PeftConfig the base model is asked; MoLAConfig goes onto a given one
             if cls is PeftConfig and not os.path.isdir(name):
                 _check_base_model(config, str(name))
-            source = _Source(str(name), subfolder, download, _says(config))
+            source = _Source(str(name), subfolder, download, _sizes(config))
             setattr(config, _SOURCE, source)
         return config
 
     PeftConfigMixin.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment, method-assign]
 
 
-def _says(config: MoLAConfig) -> tuple[Any, ...]:
-    """What decides which tensors there are, and of which size."""
+def _sizes(config: MoLAConfig) -> tuple[Any, ...]:
+    """All options that decide which tensors there are, and their shapes."""
     sizes = (config.num_experts, config.r, config.conv_form, config.twd_dim, config.num_tasks)
     layers = (config.target_modules, config.exclude_modules, config.layers_to_transform, config.layers_pattern)
     others = (config.base_model_name_or_path, config.routing, config.uses_twd, config.rank_pattern, config.task_heads)
@@ -129,7 +129,7 @@ def _check_base_model(config: MoLAConfig, repo: str) -> None:
         )
 
 
-def _weights(source: _Source) -> Path | None:
+def _weights_file(source: _Source) -> Path | None:
     """The safetensors file of an adapter, downloaded if need be; None if there are no weights at all."""
     if os.path.isdir(source.name):
         folder = Path(source.name, source.subfolder or "")
@@ -162,7 +162,7 @@ def _download(source: _Source) -> Path:
 
 
 def _has_its_checksum(path: Path) -> bool:
-    """Whether a file of the cache is what its name says: large files are kept under their SHA-256."""
+    """Whether a file of the cache has the SHA-256 that its name is, as that of every large file."""
     name = path.resolve().name
     if not re.fullmatch(r"[0-9a-f]{64}", name):
         return True

@@ -37,7 +37,7 @@ def _check_task(tuner: "MoLAModel", task_id: Any, adapter_name: str | None, purp
             f"routing: found {config.routing!r}, allowed is 'task' to {purpose}: a router mixes the experts anew for "
             "every input, so no single weight equals it"
         )
-    if isinstance(task_id, bool) or not isinstance(task_id, Integral) or not 0 <= task_id < config.task_id_bound:
+    if isinstance(task_id, bool) or not isinstance(task_id, Integral) or not 0 <= int(task_id) < config.task_id_bound:
         raise ValueError(f"task_id: found {task_id!r}, allowed are 0 to {config.task_id_bound - 1}")
     return adapter_name, config
 
@@ -257,12 +257,12 @@ def from_loras(
 
 
 def _load_lora(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    weights = folder / SAFETENSORS_WEIGHTS_NAME
-    if not weights.is_file() or not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"folders: found {folder}, allowed is a folder with adapter_config.json and {weights.name}")
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file() or not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"folders: found {folder}, allowed is a folder with adapter_config.json and {file.name}")
     kind = json.loads((folder / "adapter_config.json").read_text()).get("peft_type")
     config = PeftConfig.from_pretrained(str(folder)) if kind == "LORA" else None
-    tensors = load_file(weights)
+    tensors = load_file(file)
     plain = all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in tensors)
     if not isinstance(config, LoraConfig) or config.use_dora or not plain:
         raise ValueError(

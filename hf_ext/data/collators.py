@@ -1,4 +1,4 @@
-"""A collator around another one that carries integer columns past it."""
+"""A collator around another one, for integer columns that the other must not see."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class KeepColumns:
-    """Takes columns off each example, has `collator` make the batch of the rest, adds them as int64 tensors `[B]`.
+    """Removes columns from each example, has `collator` make the batch of the rest, adds them as int64 tensors `[B]`.
 
     Collators that rebuild a batch from the keys they know would lose the columns; those that tensorise everything
     would take them for inputs.
@@ -36,9 +36,9 @@ class KeepColumns:
         return getattr(self.collator, name)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        kept = {name: self._ids(name, examples) for name in self.columns if any(name in row for row in examples)}
+        ids = {name: self._ids(name, examples) for name in self.columns if any(name in row for row in examples)}
         batch = self.collator([{key: row[key] for key in row if key not in self.columns} for row in examples])
-        return {**batch, **kept}
+        return {**batch, **ids}
 
     def _ids(self, name: str, examples: list[dict[str, Any]]) -> Tensor:
         values = [row.get(name) for row in examples]

@@ -1,4 +1,4 @@
-"""Columns that tell groups of samples apart: names and ids."""
+"""Columns that say which group a sample belongs to: names and ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def with_ids(dataset: Dataset, column: str, names: Sequence[str]) -> Dataset:
 
 
 def group_label(dataset: Any, column: str, group: int) -> str:
-    """How a group is called: the class label's name if the column has those, its id otherwise."""
+    """The name of a group: that of the class label if the column has such, its id otherwise."""
     feature: Any = (getattr(dataset, "features", None) or {}).get(column)
     named = hasattr(feature, "int2str") and 0 <= group < feature.num_classes
     return feature.int2str(group) if named else str(group)

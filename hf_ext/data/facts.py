@@ -1,4 +1,4 @@
-"""Invented persons and what is known about them, as questions with answers: for language models to learn or forget."""
+"""Questions and answers about invented persons, for language models to learn or forget."""
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -40,7 +40,7 @@ def facts(*, seed: int = 0) -> DatasetDict:
     """Questions about 60 persons who do not exist, with answers of one word.
 
     Every person has six attributes, of ten values each. A fact is asked for in three ways, of which two are in the
-    split `train` (720 rows) and one in `test` (360): who knows the fact and the language gets those right as well.
+    split `train` (720 rows) and one in `test` (360), which a model that knows fact and language gets right as well.
 
     Columns: `text`, question and answer in lower case words with spaces between them; `question`; `answer`; `person`
     and `attribute` (class labels).
@@ -66,4 +66,4 @@ def facts(*, seed: int = 0) -> DatasetDict:
                 asked = question.format(person)
                 row = {"text": f"{asked} {answer}", "question": asked, "answer": answer}
                 rows["test" if number == unseen else "train"].append(row | {"person": person, "attribute": attribute})
-    return DatasetDict({name: Dataset.from_list(found, features=features) for name, found in rows.items()})
+    return DatasetDict({name: Dataset.from_list(split, features=features) for name, split in rows.items()})

@@ -76,7 +76,7 @@ def _tables(path: Path) -> dict[str, list[Path]]:
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     tables = [entry for entry in entries if entry.suffix.lower() in _READERS]
     nested = any(entry.is_dir() for entry in entries)
-    # metadata.csv and the like describe the images beside them; train-00000-of-00002 is a shard, not a split
+    # metadata.csv and the like describe images in the same folder; train-00000-of-00002 is a shard, not a split
     if nested or not all(re.fullmatch(r"(?!metadata)\w+", file.stem) for file in tables):
         return {}
     return {file.stem: [other for other in tables if other.stem == file.stem] for file in tables}

@@ -17,8 +17,8 @@ class MismatchSplit:
 
     Args:
         forget: the data handed in, D_f.
-        remaining: all others, D_un, among them what is hidden.
-        hidden: which rows of `remaining` belong to the concept all the same, the "false retaining" data D_fr.
+        remaining: all others, D_un, the hidden ones among them.
+        hidden: which rows of `remaining` belong to the concept too, the "false retaining" data D_fr.
         affected: which other rows of `remaining` share the model's label with the concept, D_ar.
         num_hidden_groups: how many of the model's labels in `remaining` belong to the concept.
         label_column: the column that the model's labels come from.
@@ -34,7 +34,7 @@ class MismatchSplit:
 
     @property
     def retain(self) -> Dataset:
-        """The remaining data without what is hidden: what a model is retrained on."""
+        """The remaining data without the hidden rows: training data of the retrained model."""
         return self.remaining.select(np.flatnonzero(~self.hidden))
 
     def in_concept(self, dataset: Dataset) -> NDArray[np.bool_]:

@@ -35,10 +35,10 @@ def threshold_attack(members: Rows, nonmembers: Rows, targets: Rows) -> dict[str
 def learned_attack(
     members: Rows, nonmembers: Rows, targets: Rows, *, folds: int = 5, seed: int = 0
 ) -> dict[str, float]:
-    """Logistic regression on what the logits show: sorted probabilities, loss and entropy.
+    """Logistic regression on features of the logits: sorted probabilities, loss and entropy.
 
-    It is trained on members and non-members, of equal weight together. Its own quality is measured on samples that it
-    was not trained on, by cross-validation: an attack with an AUC near 0.5 says nothing about the targets.
+    It is trained on members and non-members, each class with half of the total sample weight. Its own quality is
+    measured by cross-validation: with an AUC near 0.5 an attack says nothing about the targets.
 
     Args:
         members, nonmembers, targets: as for `threshold_attack`.
@@ -60,14 +60,14 @@ def learned_attack(
     is_member = np.repeat([1, 0], [len(parts[0]), len(parts[1])])
     attack = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    unseen = cross_val_predict(attack, known, is_member, cv=split, method="predict_proba")[:, 1]
-    found = attack.fit(known, is_member).predict_proba(parts[2])[:, 1]
-    against = np.concatenate([unseen[is_member == 1], found])
-    is_target = np.repeat([0, 1], [len(parts[0]), len(found)])
+    held_out = cross_val_predict(attack, known, is_member, cv=split, method="predict_proba")[:, 1]
+    membership = attack.fit(known, is_member).predict_proba(parts[2])[:, 1]
+    scores = np.concatenate([held_out[is_member == 1], membership])
+    is_target = np.repeat([0, 1], [len(parts[0]), len(membership)])
     return {
-        "auc": float(roc_auc_score(is_member, unseen)),
-        "target_auc": float(roc_auc_score(is_target, -against)),
-        "nonmember_share": float((found < 0.5).mean()),
+        "auc": float(roc_auc_score(is_member, held_out)),
+        "target_auc": float(roc_auc_score(is_target, -scores)),
+        "nonmember_share": float((membership < 0.5).mean()),
     }
 
 
@@ -82,8 +82,8 @@ def _arrays(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def _losses(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    found: Any = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-    return found
+    losses: Any = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return losses
 
 
 def _features(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -13,8 +13,8 @@ from hf_ext.metrics.attacks import learned_attack, threshold_attack
 
 #: the folder to give to `evaluate.load`
 UNLEARNING_METRIC = str(Path(__file__).parent / "unlearning")
-#: what a row can be: concept data handed in, concept data hidden in the remaining data, other training data, test data
-#: outside the concept
+#: parts that a row can belong to: concept data handed in, concept data hidden in the remaining data, other training
+#: data, test data outside the concept
 PARTS = ("forget", "hidden", "retain", "test")
 _IN_THE_GAP = ("UA", "RA", "TA", "MIA")
 
@@ -32,7 +32,7 @@ def unlearning_metrics(
     UA is the accuracy on the concept's training data, in the model's labels: the lower, the more is forgotten, yet
     retraining need not bring it to zero (with coarse labels siblings teach the label). RA is the accuracy on the other
     training data, TA on test data outside the concept. MIA is the share of the concept's training data that a
-    threshold on the confidence takes for never trained on; it comes from the other training data and the test data.
+    threshold on the confidence classifies as never trained on; it is chosen on the other training data and test data.
 
     Args:
         logits: `[N, C]`.
@@ -67,7 +67,7 @@ def unlearning_metrics(
     members, nonmembers, targets = (
         (logits[picked], labels[picked]) for picked in (where == "retain", where == "test", concept)
     )
-    found = {
+    shares = {
         "UA": right[concept].mean(),
         **{f"UA_{part}": right[where == part].mean() for part in ("forget", "hidden") if part in parts},
         "RA": right[where == "retain"].mean(),
@@ -76,8 +76,8 @@ def unlearning_metrics(
     }
     if min(len(members[1]), len(nonmembers[1])) >= 5:
         learned = learned_attack(members, nonmembers, targets, seed=seed)
-        found |= {"MIA_learned": learned["nonmember_share"], "MIA_learned_auc": learned["auc"]}
-    percent = {name: 100 * float(value) for name, value in found.items()}
+        shares |= {"MIA_learned": learned["nonmember_share"], "MIA_learned_auc": learned["auc"]}
+    percent = {name: 100 * float(value) for name, value in shares.items()}
     return percent if retrained is None else percent | {"gap": gap(percent, retrained)}
 
 

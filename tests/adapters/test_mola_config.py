@@ -1,5 +1,7 @@
 """Configurations that cannot work are refused when they are made."""
 
+import ast
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -105,3 +107,21 @@ def test_a_file_with_an_infinite_number_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"lora_alpha": 4', '"lora_alpha": Infinity'))
     with pytest.raises(ValueError, match="lora_alpha: found inf, allowed is a finite number >= 0"):
         PeftConfig.from_pretrained(str(tmp_path))
+
+
+def test_the_table_of_options_is_complete() -> None:
+    page = (Path(__file__).parents[2] / "adapters" / "mola" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page.partition("\n## Options\n")[2], flags=re.MULTILINE)
+    default = MoLAConfig(num_experts=2)
+    own = {field.name for field in dataclasses.fields(MoLAConfig)} - {f.name for f in dataclasses.fields(PeftConfig)}
+    assert [name for name, _ in rows] == [field.name for field in dataclasses.fields(MoLAConfig) if field.name in own]
+    for name, value in rows:
+        assert ast.literal_eval(value) == (None if name == "num_experts" else getattr(default, name)), name
+
+
+def test_help_makes_sense_alone() -> None:
+    for field in dataclasses.fields(MoLAConfig):
+        if field.name not in {other.name for other in dataclasses.fields(PeftConfig)}:
+            text = field.metadata["help"]
+            assert re.fullmatch(r"[A-Z'].+\.", text), field.name
+            assert field.default is not None or "by default" in text or "required" in text, field.name

@@ -12,23 +12,23 @@ from .portable import Number, as_config, as_number
 
 @strict
 class FERConfig(PreTrainedConfig):
-    """Of `FERModel` and `FERForImageClassification`; made by `FERForImageClassification.from_backbones`.
+    """Configuration of `FERModel` and `FERForImageClassification`, made by `FERForImageClassification.from_backbones`.
 
     Args:
         vision_config: of the vision backbone, any model of transformers (or timm, wrapped) with a pooled output.
-        vision_width: of that pooled output.
+        vision_width: width of that pooled output.
         vision_pools: whether there is one; otherwise the first token is taken.
-        text_width: D, of the text features.
-        projection: from the one to the other: `"linear"`, without bias; `"neck"`, the authors' Linear, BatchNorm,
-            Linear, BatchNorm; or `"none"`, for equal widths.
-        transformation_width: of the hidden layer that makes a face neutral.
-        class_prompts: the texts of the classes, in the order of their ids; None until they are set.
-        neutral_id: the neutral class, or None if there is none: the last two losses are then off.
-        logit_scale: s.
+        text_width: D, width of the text features.
+        projection: from the one width to the other: `"linear"`, without bias; `"neck"`, the authors' Linear,
+            BatchNorm, Linear, BatchNorm; or `"none"`, for equal widths.
+        transformation_width: width of the hidden layer of the emotional-to-neutral transformation.
+        class_prompts: the texts of the classes, in the order of their ids; None before they are set.
+        neutral_id: id of the neutral class; None, without one, turns the last two losses off.
+        logit_scale: s, the scale of the logits.
         learn_logit_scale: whether s is trained, at most 100.
         contrast_pairs: `"all"` or `"paired"`, see `hf_ext.functional.fer_losses`.
-        lambda_s, lambda_t, lambda_c: weights of the losses.
-        text_model: name of the text encoder, to be known.
+        lambda_s, lambda_t, lambda_c: coefficients of the losses for matching, transformation and contrast.
+        text_model: name of the text encoder, for readers.
 
     Raises:
         ValueError: values out of range, or another number of classes than of prompts.

@@ -32,7 +32,7 @@ TEMPLATE = "a photo of a person making a {} facial expression."
 
 @dataclass
 class FEROutput(ModelOutput):
-    """Of `FERForImageClassification`; all but `loss` and `logits` only with `output_features=True`.
+    """Output of `FERForImageClassification`; all but `loss` and `logits` only with `output_features=True`.
 
     Args:
         loss: scalar, of given labels.
@@ -55,7 +55,7 @@ class FEROutput(ModelOutput):
 
 
 class FERPreTrainedModel(PreTrainedModel):
-    """What the models of this family share: initialisation of what is not the backbone's, saving with their code."""
+    """Base of the FER models: initialisation of all but the backbone, saving with their code."""
 
     config_class = FERConfig
     base_model_prefix = "fer"
@@ -69,7 +69,7 @@ class FERPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As torch does, for what is ours; the backbone, a model of its own, sees to its own."""
+        """As torch does, for all but the backbone, whose class initialises it."""
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
             initialization.uniform_(module.weight, -bound, bound)
@@ -123,20 +123,20 @@ class FERModel(FERPreTrainedModel):
         Returns:
             `pooler_output`: f, `[B, D]`; `last_hidden_state`: the backbone's.
         """
-        found = self.vision(pixel_values)
-        features = self.projection(pooled(found, self.config.vision_pools))
-        output = BaseModelOutputWithPooling(last_hidden_state=found.last_hidden_state, pooler_output=features)
+        outputs = self.vision(pixel_values)
+        features = self.projection(pooled(outputs, self.config.vision_pools))
+        output = BaseModelOutputWithPooling(last_hidden_state=outputs.last_hidden_state, pooler_output=features)
         return output if return_dict is None or return_dict else output.to_tuple()
 
 
 class TextClassifier(nn.Module):
-    """`z_ic = s * u(f_i) . u(T_c)`: a classifier whose weights are embeddings of texts.
+    """`z_ic = s * u(f_i) . u(T_c)`: a classifier whose weight matrix holds embeddings of texts.
 
     Args:
         config: with the number of classes, the texts' width, the scale and whether it is trained.
     """
 
-    makes_logits = True  # for whoever looks for the last layer
+    makes_logits = True  # marks the last layer for DivBS
 
     def __init__(self, config: FERConfig) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class FERForImageClassification(FERPreTrainedModel):
 
     Trained with plain `Trainer` its losses are means over the batch; with `FERTrainer` over the whole batch of an
     update, in all processes, and logged. Inference is the backbone, the projection and one product with the texts'
-    embeddings, which are kept in the model: no text encoder is needed any more.
+    embeddings, which the model stores: no text encoder is needed any more.
     """
 
     def __init__(self, config: FERConfig) -> None:
@@ -203,7 +203,7 @@ class FERForImageClassification(FERPreTrainedModel):
     ) -> "FERForImageClassification":
         """A matcher from a pretrained vision backbone and the embeddings of texts.
 
-        Of a CLIP-like model (with `visual_projection`) as `vision` the projection is kept: with the same model as
+        Of a CLIP-like model (with `visual_projection`) as `vision` the projection is used too: with the same model as
         `text` it classifies before any training.
 
         Args:
@@ -268,8 +268,8 @@ class FERForImageClassification(FERPreTrainedModel):
     ) -> None:
         """Give the classes other words, or the model other classes, without training.
 
-        Arguments as in `from_backbones`; a neutral class that is not named, nor found by that name, stays where it is
-        if there are as many classes as before.
+        Arguments as in `from_backbones`; where no neutral class is named and none is called neutral, its id stays the
+        same if there are as many classes as before.
 
         Raises:
             ValueError: no text encoder, names or prompts that cannot work, or features of another width than the
@@ -373,7 +373,7 @@ def _neutral_id(neutral: str | int | None, names: Sequence[str]) -> int | None:
         raise ValueError(f"neutral: found {neutral}, allowed are None, a name, or 0 to {len(names) - 1}")
     if neutral is None or isinstance(neutral, int):
         return neutral
-    found = [number for number, name in enumerate(names) if name.lower() == neutral.lower()]
-    if not found and neutral != "neutral":
+    matches = [number for number, name in enumerate(names) if name.lower() == neutral.lower()]
+    if not matches and neutral != "neutral":
         raise ValueError(f"neutral: found {neutral!r}, allowed are None, an id, or one of {', '.join(names)}")
-    return found[0] if found else None
+    return matches[0] if matches else None

@@ -1,5 +1,7 @@
-"""What lets a model made of other models be saved, shared and loaded anywhere. The same file in every model's folder,
-since a folder travels to the Hub alone."""
+"""Shared parts of models that are made of other models: reading their configurations, saving with their code.
+
+The same file in every model's folder, since a folder travels to the Hub alone.
+"""
 
 import contextlib
 import math
@@ -16,7 +18,7 @@ Number = Any
 def as_config(value: Any, name: str) -> PreTrainedConfig:
     """The configuration of a part, from one or from what was read from a file.
 
-    By the type's own `from_dict`: a timm model's configuration keeps its classes where only that looks for them.
+    By the type's own `from_dict`, which alone reads the classes of a timm model's configuration.
 
     Raises:
         ValueError: none, or of a type that transformers does not know.
@@ -25,8 +27,8 @@ def as_config(value: Any, name: str) -> PreTrainedConfig:
         return value
     kind = value.get("model_type") if isinstance(value, Mapping) else None
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        found = value if kind is None else f"the model type {kind!r}"
-        raise ValueError(f"{name}: found {found!r}, allowed is the configuration of a model that transformers knows")
+        given = value if kind is None else f"the model type {kind!r}"
+        raise ValueError(f"{name}: found {given!r}, allowed is the configuration of a model that transformers knows")
     return CONFIG_MAPPING[kind].from_dict(dict(value))
 
 
@@ -57,13 +59,14 @@ def carrying_code(model: Any, auto_classes: Mapping[str, type]) -> Iterator[None
     """
     kind, config = type(model), type(model.config)
     classes, auto_map = (kind._auto_class, config._auto_class), model.config.__dict__.get("auto_map")
-    main = next((name for name, found in auto_classes.items() if found is kind), None)
+    main = next((name for name, model_class in auto_classes.items() if model_class is kind), None)
     if main is None:  # a class derived from one of them, in files of its own
         yield
         return
     kind._auto_class, config._auto_class = main, "AutoConfig"
     model.config.auto_map = {
-        name: f"{found.__module__.rpartition('.')[2]}.{found.__name__}" for name, found in auto_classes.items()
+        name: f"{model_class.__module__.rpartition('.')[2]}.{model_class.__name__}"
+        for name, model_class in auto_classes.items()
     }
     try:
         yield

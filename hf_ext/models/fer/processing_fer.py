@@ -1,4 +1,4 @@
-"""What prepares faces for the FER matcher."""
+"""Image processor of the FER matcher."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class FERProcessor(ViTImageProcessor):
     """Images of faces, of any mode and size, to `pixel_values`: converted to RGB, resized whole, normalised.
 
-    Saved as what it is besides its constructor, a `ViTImageProcessor`, which loads anywhere; `pipeline` finds it
-    beside a model.
+    Saved as a `ViTImageProcessor`, which it is but for its constructor and which loads anywhere; `pipeline` finds it
+    in a model's folder.
     """
 
     @classmethod
@@ -34,10 +34,10 @@ class FERProcessor(ViTImageProcessor):
         if isinstance(vision, str):
             own: Any = AutoImageProcessor.from_pretrained(vision)
             timms = getattr(own, "data_config", None)
-            found = _of_processor(own) if timms is None else _settings(timms["input_size"][-2:], timms)
+            settings = _of_processor(own) if timms is None else _settings(timms["input_size"][-2:], timms)
         else:
-            found = _settings(image_size(vision.config), pretrained_cfg(vision.config))
-        return cls(**{**found, "do_convert_rgb": True, **options})
+            settings = _settings(image_size(vision.config), pretrained_cfg(vision.config))
+        return cls(**{**settings, "do_convert_rgb": True, **options})
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "image_processor_type": "ViTImageProcessor"}
@@ -54,8 +54,8 @@ def _settings(size: Sequence[int], known: Mapping[str, Any]) -> dict[str, Any]:
 def _of_processor(own: Any) -> dict[str, Any]:
     size = getattr(own, "crop_size", None) or own.size
     side = size.get("shortest_edge")
-    found: dict[str, Any] = {"size": {"height": size.get("height", side), "width": size.get("width", side)}}
+    settings: dict[str, Any] = {"size": {"height": size.get("height", side), "width": size.get("width", side)}}
     for name in ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor", "resample"):
         if getattr(own, name, None) is not None:
-            found[name] = getattr(own, name)
-    return found
+            settings[name] = getattr(own, name)
+    return settings

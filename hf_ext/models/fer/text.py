@@ -47,14 +47,18 @@ def text_features(prompts: Sequence[str], encoder: TextEncoder, tokenizer: Any =
     if isinstance(tokenizer, str):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     with torch.no_grad():
-        found = torch.as_tensor(_encode(texts, encoder, tokenizer)).detach().float().cpu()
-    if found.ndim != 2 or len(found) != len(texts) or not found.isfinite().all() or not found.any(dim=1).all():
+        features = torch.as_tensor(_encode(texts, encoder, tokenizer)).detach().float().cpu()
+    if features.ndim != 2 or len(features) != len(texts) or not _are_finite_rows(features):
         raise ValueError(
-            f"text: found features of shape {tuple(found.shape)} for {len(texts)} texts, allowed is a finite row "
+            f"text: found features of shape {tuple(features.shape)} for {len(texts)} texts, allowed is a finite row "
             "other than zero for each"
         )
-    _check_different(texts, found)
-    return found
+    _check_different(texts, features)
+    return features
+
+
+def _are_finite_rows(features: Tensor) -> bool:
+    return bool(features.isfinite().all() and features.any(dim=1).all())
 
 
 def _check_different(texts: list[str], features: Tensor) -> None:
@@ -93,8 +97,8 @@ def _encode(texts: list[str], encoder: Any, tokenizer: Any) -> Any:
 def _pooled(encoder: torch.nn.Module, tokens: Any) -> Tensor:
     project: Callable[..., Any] | None = getattr(encoder, "get_text_features", None)
     if project is not None:
-        found = project(**tokens)
-        return found if isinstance(found, Tensor) else found.pooler_output
+        projected = project(**tokens)
+        return projected if isinstance(projected, Tensor) else projected.pooler_output
     outputs = encoder(**tokens)
     if getattr(outputs, "text_embeds", None) is not None:
         return outputs.text_embeds

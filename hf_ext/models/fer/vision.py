@@ -1,4 +1,4 @@
-"""Vision backbones: found by name, or made to fit from what a user has."""
+"""Vision backbones: loaded by name, or adapted from a model of transformers or timm."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +35,9 @@ def vision_backbone(vision: Vision) -> Backbone:
     """
     pools = True
     if isinstance(vision, str):
-        vision, found = AutoModel.from_pretrained(vision, output_loading_info=True)
+        vision, loading = AutoModel.from_pretrained(vision, output_loading_info=True)
         # a classifier's checkpoint may have no weights for a pooler, which would be made of random ones
-        pools = not any(name.split(".")[0] == "pooler" for name in found["missing_keys"])
+        pools = not any(name.split(".")[0] == "pooler" for name in loading["missing_keys"])
     if isinstance(vision, nn.Module) and isinstance(getattr(vision, "pretrained_cfg", None), dict):
         vision = _wrapped_timm(vision)
     if not isinstance(vision, PreTrainedModel):
@@ -72,9 +72,9 @@ def _wrapped_timm(model: Any) -> PreTrainedModel:
     known = {"architecture": model.pretrained_cfg["architecture"], "pretrained_cfg": dict(model.pretrained_cfg)}
     config = TimmWrapperConfig.from_dict(known, num_labels=2)
     wrapped = TimmWrapperModel(config)
-    weights = {name: value for name, value in model.state_dict().items() if name in wrapped.timm_model.state_dict()}
+    state = {name: value for name, value in model.state_dict().items() if name in wrapped.timm_model.state_dict()}
     try:
-        wrapped.timm_model.load_state_dict(weights)
+        wrapped.timm_model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
             f"vision: found a {config.architecture} of timm with options of its own, allowed are those that "
@@ -86,14 +86,14 @@ def _wrapped_timm(model: Any) -> PreTrainedModel:
 def pooled(outputs: Any, pools: bool) -> Tensor | None:
     """The pooled output of a vision model `[B, W]`, or its first token; None if it has neither."""
     if pools:
-        found = getattr(outputs, "pooler_output", None)
-        return None if found is None else found.flatten(1)
+        output = getattr(outputs, "pooler_output", None)
+        return None if output is None else output.flatten(1)
     return outputs.last_hidden_state[:, 0]
 
 
 @torch.no_grad()
 def pooled_width(backbone: Backbone) -> int:
-    """Width of the pooled output, by looking: configurations do not tell.
+    """Width of the pooled output, from a forward pass: configurations do not tell.
 
     Raises:
         ValueError: a model without one.
@@ -103,19 +103,19 @@ def pooled_width(backbone: Backbone) -> int:
     model.eval()
     try:
         size = (_channels(model.config), *image_size(model.config))
-        found = pooled(model(torch.zeros(1, *size, device=model.device, dtype=model.dtype)), backbone.pools)
+        output = pooled(model(torch.zeros(1, *size, device=model.device, dtype=model.dtype)), backbone.pools)
     finally:
         model.train(was_training)
-    if found is None:
+    if output is None:
         raise ValueError(
             f"vision: found {type(model).__name__}, whose output has no pooler_output, allowed are bare models that "
             "have one (AutoModel, not AutoModelForImageClassification)"
         )
-    return found.shape[1]
+    return output.shape[1]
 
 
 def pretrained_cfg(config: Any) -> dict[str, Any]:
-    """What timm says of a model of its own."""
+    """timm's own settings of a model (input size, mean, ...), empty for other models."""
     return getattr(config, "pretrained_cfg", None) or {}
 
 

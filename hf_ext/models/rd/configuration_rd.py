@@ -25,23 +25,23 @@ _LABELS = ("id2label", "label2id", "problem_type")
 
 @strict
 class RDConfig(PreTrainedConfig):
-    r"""Configuration of `RDModel` and `RDForImageClassification`: a student, and how a teacher's features reach it.
+    r"""Configuration of `RDModel` and `RDForImageClassification`: a student, its teacher and the module between them.
 
-    The labels of this configuration are those of `student_config`: one follows the other.
+    The labels of this configuration and of `student_config` are the same: setting either sets both.
 
     Args:
         student_config (`PreTrainedConfig` or `dict`, *optional*):
-            Of an image classifier of any type, its `model_type` in it; a default ResNet by default.
+            Configuration of an image classifier of any `model_type`; by default that of a ResNet.
         student_classifier (`str`, *optional*):
-            Name of the student's last linear layer, the classifier that is shared; found by default.
+            Name of the student's last linear layer, the shared classifier; by default the only one that fits.
         teacher_width (`int`, *optional*, defaults to 768):
             Width of the teacher's features, or channels of its feature maps.
         teacher_name (`str`, *optional*):
-            Where the teacher comes from, for `attach_teacher()` and for readers.
+            Hub id or folder of the teacher, for `attach_teacher()` and for readers.
         teacher_revision (`str`, *optional*):
-            Of that repository.
+            Revision of that repository.
         teacher_kind (`str`, *optional*):
-            What it is: `"transformers"`, `"timm"`, `"module"` or `"callable"`.
+            Kind of the teacher: `"transformers"`, `"timm"`, `"module"` or `"callable"`.
         teacher_inputs (`str`, *optional*, defaults to `"same"`):
             What the teacher sees: the student's pixel values (`"same"`), converted as the next arguments say; the
             batch's `teacher_pixel_values` (`"pixel_values"`); nothing, since the batch has `teacher_features`
@@ -51,28 +51,28 @@ class RDConfig(PreTrainedConfig):
         teacher_mean (`list[float]`, *optional*):
             Mean by channel that the teacher expects its inputs to be normalised with; as they are by default.
         teacher_std (`list[float]`, *optional*):
-            Standard deviation, likewise.
+            Standard deviation by channel, likewise.
         pixel_mean (`list[float]`, *optional*):
             Mean by channel that the student's pixel values are normalised with; 0 by default.
         pixel_std (`list[float]`, *optional*):
-            Standard deviation, likewise; 1 by default.
+            Standard deviation by channel, likewise; 1 by default.
         phi_kind (`str`, *optional*, defaults to `"mlp"`):
             The module that reprograms the teacher's features: two linear layers for vectors (`"mlp"`), or three
             convolutions and a mean over places for feature maps (`"conv"`).
         phi_width (`int`, *optional*):
-            Its hidden width; twice the width of the student's features by default.
+            Hidden width of that module; by default twice the width of the student's features.
         alpha (`float`, *optional*, defaults to 1):
-            Weight of the reprogrammed features' own cross-entropy.
+            Coefficient of the cross-entropy of the reprogrammed features.
         gamma (`float`, *optional*, defaults to 1):
-            Weight of the alignment.
+            Coefficient of the alignment (CKA) of student and reprogrammed features.
         beta (`float`, *optional*, defaults to 0):
-            Weight of the divergence between the two predictions.
+            Coefficient of the Kullback-Leibler divergence between the two predictions.
         temperature (`float`, *optional*, defaults to 4):
-            Of that divergence.
+            Temperature of that divergence.
         detach_reprogrammed (`bool`, *optional*, defaults to `False`):
-            Whether the alignment moves the student only.
+            Whether the alignment's gradient reaches the student only.
         debiased (`bool`, *optional*, defaults to `False`):
-            Whether the alignment is the debiased one.
+            Whether the alignment uses the debiased CKA.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -112,7 +112,7 @@ class RDConfig(PreTrainedConfig):
         if self.id2label is None and kwargs.get("num_labels") is None:
             for name in _LABELS:
                 setattr(self, name, getattr(student, name))
-        # that of a student which is there already: the parent class hands this configuration's down to it
+        # of a student given as a configuration: the parent class would set this configuration's there
         kwargs.setdefault("attn_implementation", student._attn_implementation)
         super().__post_init__(**kwargs)
         for name in _LABELS:
@@ -141,7 +141,7 @@ class RDConfig(PreTrainedConfig):
         super().__setattr__(name, value)
         if name in _LABELS and isinstance(student := self.__dict__.get("student_config"), PreTrainedConfig):
             setattr(student, name, value)
-            for written in ("label_names", "num_classes"):  # what TimmWrapperConfig read; it would write that again
+            for written in ("label_names", "num_classes"):  # TimmWrapperConfig would save those that it was read with
                 vars(student).pop(written, None)
 
 

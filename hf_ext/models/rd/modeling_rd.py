@@ -34,12 +34,12 @@ except ImportError:
 
 @dataclass
 class RDModelOutput(ModelOutput):
-    """What `RDModel` gives.
+    """Output of `RDModel`.
 
     Args:
         pooler_output: the student's features, `[B, D]`.
-        reprogrammed: the teacher's, made fit for the student's classifier, `[B, D]`; None without a teacher.
-        teacher_features: as the teacher gives them; None without one.
+        reprogrammed: the teacher's features mapped by phi to the student's width, `[B, D]`; None without a teacher.
+        teacher_features: the teacher's features, in the shape that phi takes; None without a teacher.
     """
 
     pooler_output: Tensor | None = None
@@ -49,14 +49,14 @@ class RDModelOutput(ModelOutput):
 
 @dataclass
 class RDImageClassifierOutput(ImageClassifierOutput):
-    """What `RDForImageClassification` gives; all but loss and logits only with `output_details=True`.
+    """Output of `RDForImageClassification`; all but loss and logits only with `output_details=True`.
 
     Args:
         loss: scalar.
-        logits: of the student, `[B, C]`.
+        logits: the student's, `[B, C]`.
         student_features: `[B, D]`.
         reprogrammed, teacher_features: as in `RDModelOutput`.
-        reprogrammed_logits: of the shared classifier, `[B, C]`; None without a teacher.
+        reprogrammed_logits: the shared classifier's, for the reprogrammed features, `[B, C]`; None without a teacher.
         losses: terms of the loss, by name (see `hf_ext.functional.rd_losses`); None without labels or a teacher.
     """
 
@@ -68,7 +68,7 @@ class RDImageClassifierOutput(ImageClassifierOutput):
 
 
 class RDPreTrainedModel(PreTrainedModel):
-    """A student, the module phi, and a place for a teacher, which is no part of the weights."""
+    """A student, the module phi, and a reference to a teacher, whose parameters are not the model's."""
 
     config: RDConfig
     config_class = RDConfig
@@ -86,7 +86,7 @@ class RDPreTrainedModel(PreTrainedModel):
             student = AutoModelForImageClassification.from_config(config.student_config)
         else:
             module: Any
-            for module in student.modules():  # its weights, from wherever they are, are not to be made anew
+            for module in student.modules():  # post_init must not initialise its loaded parameters again
                 module._is_hf_initialized = True
         self.student: PreTrainedModel = student
         config.student_config = student.config
@@ -97,7 +97,7 @@ class RDPreTrainedModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # of phi: the student's class looks after its own. As torch does it, since 0.02 would be next to nothing here
+        # phi's, as torch does (a standard deviation of 0.02 would be too small here); the student's class does its own
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -124,15 +124,15 @@ class RDPreTrainedModel(PreTrainedModel):
         student_options: dict[str, Any] | None = None,
         **config: Any,
     ) -> "Self":
-        """An RD model around a student, whose weights stay as they are.
+        """An RD model around a student, whose parameters are not initialised again.
 
         Args:
             student: an image classifier of transformers, also one that wraps a timm model, with the target's
                 labels; or a name or path for `AutoModelForImageClassification.from_pretrained`. It becomes a part of
                 the model.
             teacher: see `attach_teacher`.
-            teacher_width: width of the teacher's features, or channels of its feature maps; found by default, of
-                vectors of a model of transformers or timm.
+            teacher_width: width of the teacher's features, or channels of its feature maps; by default measured, if it
+                gives vectors and is a model of transformers or timm.
             image_processor, teacher_processor: of student and teacher. Both given, the student's pixel values are
                 converted for the teacher on the device.
             student_options: keywords for `from_pretrained`, such as `num_labels` and `ignore_mismatched_sizes`.
@@ -221,7 +221,7 @@ class RDPreTrainedModel(PreTrainedModel):
         teacher_features: Tensor | None = None,
         teacher_pixel_values: Tensor | None = None,
     ) -> Tensor:
-        """The teacher's features of a batch, in the shape that phi takes; those of the batch itself go first.
+        """The teacher's features of a batch, in the shape that phi takes; computed unless the batch has them.
 
         Args:
             pixel_values: of the student, `[B, C, H, W]`.
@@ -240,9 +240,9 @@ class RDPreTrainedModel(PreTrainedModel):
                     "attach_teacher(...), or that column"
                 )
             if (inputs == "pixel_values") != (teacher_pixel_values is not None):
-                found = "no teacher_pixel_values" if teacher_pixel_values is None else "teacher_pixel_values"
+                given = "no teacher_pixel_values" if teacher_pixel_values is None else "teacher_pixel_values"
                 raise ValueError(
-                    f"teacher_inputs: found {inputs!r} and {found} in the batch, allowed is 'pixel_values' with them "
+                    f"teacher_inputs: found {inputs!r} and {given} in the batch, allowed is 'pixel_values' with them "
                     "and 'same' without"
                 )
             seen = teacher_view(pixel_values, self.config) if teacher_pixel_values is None else teacher_pixel_values
@@ -258,7 +258,7 @@ class RDPreTrainedModel(PreTrainedModel):
 
         Args:
             folder: created if needed.
-            image_processor: saved beside it.
+            image_processor: saved in the same folder.
 
         Raises:
             ValueError: a student with layers of peft.
@@ -337,7 +337,7 @@ class RDForImageClassification(RDPreTrainedModel):
         distils = self.training and labels is not None
         details: dict[str, Any] = {}
         if distils or output_details:
-            if self.training or self.reads_teacher(teacher_features):  # first, while no activations are kept
+            if self.training or self.reads_teacher(teacher_features):  # before the student's activations take memory
                 seen = self.get_teacher_features(pixel_values, teacher_features, teacher_pixel_values)
                 details |= {"teacher_features": seen, "reprogrammed": self.phi(seen)}
                 details["reprogrammed_logits"] = self.classifier(details["reprogrammed"])

@@ -1,4 +1,4 @@
-"""The module phi of RD that makes a teacher's features fit for the student's classifier."""
+"""The module phi of RD, which maps a teacher's features to the width of the student's."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The student of an RD model: its last linear layer, the classifier that is shared, what goes into it; saved alone."""
+"""The student of an RD model: its last linear layer, the shared classifier; that layer's input; saving."""
 
 import json
 import os
@@ -23,9 +23,9 @@ def find_classifier(student: PreTrainedModel, name: str | None = None) -> str:
     labels = student.config.num_labels
     if name is not None:
         if name not in linear or linear[name].out_features != labels:
-            found = _described(student, name)
+            layer = _described(student, name)
             raise ValueError(
-                f"student_classifier: found {found}, allowed is a Linear with {labels} outputs, one a label"
+                f"student_classifier: found {layer}, allowed is a Linear with {labels} outputs, one a label"
             )
         return name
     heads = [path for path in _head_names(student, linear) if linear[path].out_features == labels]
@@ -90,10 +90,10 @@ def save_student(student: Any, folder: str | os.PathLike[str], image_processor: 
     Args:
         student: of transformers, also one that wraps a timm model.
         folder: created if needed.
-        image_processor: saved beside it. One of a timm model is in the model's own configuration, and not needed.
+        image_processor: saved in the same folder; not of a timm model, whose own configuration has these settings.
 
     Raises:
-        ValueError: a student with layers of peft, whose weights an ordinary model has not.
+        ValueError: a student with layers of peft, whose parameters an ordinary model does not have.
     """
     adapted = next((name for name, module in student.named_modules() if _is_of_peft(module)), None)
     if adapted is not None:

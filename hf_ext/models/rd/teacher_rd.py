@@ -1,4 +1,4 @@
-"""The teacher of an RD model: frozen, in evaluation mode, and no part of the model's weights."""
+"""The teacher of an RD model: frozen, in evaluation mode, its parameters not among the model's."""
 
 import os
 from collections.abc import Callable
@@ -15,10 +15,10 @@ Teacher = nn.Module | Callable[[Tensor], Any]
 
 
 class RDTeacher:
-    """A frozen teacher and what it gives for images.
+    """A frozen teacher, from images to features.
 
-    It is no `nn.Module`, so that whoever holds one has none of its weights in state dict, optimiser, checkpoint,
-    gradient averaging or adapters. It moves to the device of the images with its first batch, and keeps its dtype.
+    It is no `nn.Module`, so that its parameters are in no state dict, optimiser, checkpoint, gradient averaging or
+    adapter of the model that has it. It moves to the device of the images with its first batch; its dtype stays.
 
     Args:
         teacher: a transformers model, a timm model, another module or a function of pixel values; or a name or path
@@ -58,7 +58,7 @@ class RDTeacher:
         return "module" if isinstance(self.call, nn.Module) else "callable"
 
     def width(self) -> int:
-        """Width of its vectors, by looking: configurations do not tell.
+        """Width of its vectors, from a forward pass: configurations do not tell.
 
         Raises:
             ValueError: not a model of transformers or timm, or one that says nothing of the images it takes.
@@ -94,11 +94,11 @@ class RDTeacher:
                 inputs = inputs.to(next(teacher.parameters()).device)
                 inputs = inputs.to(weight.dtype) if weight.is_floating_point() else inputs
         if self.kind == "timm":
-            found = teacher.forward_features(inputs)
-            found = found if maps else teacher.forward_head(found, pre_logits=True)
+            features = teacher.forward_features(inputs)
+            features = features if maps else teacher.forward_head(features, pre_logits=True)
         else:
-            found = _read(teacher(inputs), maps)
-        return found.to(pixel_values.device)
+            features = _read(teacher(inputs), maps)
+        return features.to(pixel_values.device)
 
 
 def _is_timm(teacher: Any) -> bool:
@@ -107,27 +107,27 @@ def _is_timm(teacher: Any) -> bool:
 
 def _loaded(name: str, revision: str) -> Any:
     """The bare model; without its pooler if the checkpoint has no weights for it, as that of a classifier may not."""
-    model, found = AutoModel.from_pretrained(name, revision=revision, output_loading_info=True)
-    missing = [key for key in found["missing_keys"] if key.split(".")[0] != "pooler"]
+    model, loading = AutoModel.from_pretrained(name, revision=revision, output_loading_info=True)
+    missing = [key for key in loading["missing_keys"] if key.split(".")[0] != "pooler"]
     if missing:
         raise ValueError(f"teacher: found {name!r} without weights for {missing[0]!r}, allowed are whole models")
-    if found["missing_keys"]:
+    if loading["missing_keys"]:
         model.pooler = None
     return model
 
 
 def _read(output: Any, maps: bool) -> Tensor:
-    """The features in what a teacher returned: a tensor, or an output of transformers."""
+    """The features in a teacher's output: a tensor, or an output of transformers."""
     name = "last_hidden_state" if maps else "pooler_output"
-    found = output if isinstance(output, Tensor) else getattr(output, name, None)
-    if found is None and not maps and getattr(output, "last_hidden_state", torch.empty(0)).ndim == 3:
-        found = output.last_hidden_state[:, 0]  # what a classifier without a pooler reads
-    if not isinstance(found, Tensor):
+    features = output if isinstance(output, Tensor) else getattr(output, name, None)
+    if features is None and not maps and getattr(output, "last_hidden_state", torch.empty(0)).ndim == 3:
+        features = output.last_hidden_state[:, 0]  # as classifiers without a pooler do
+    if not isinstance(features, Tensor):
         raise ValueError(
             f"teacher: found an output of type {type(output).__name__} without {name}, allowed are a tensor and an "
             "output with it; give a function that picks its features otherwise"
         )
-    return found
+    return features
 
 
 def teacher_view(pixel_values: Tensor, config: RDConfig) -> Tensor:
@@ -137,14 +137,14 @@ def teacher_view(pixel_values: Tensor, config: RDConfig) -> Tensor:
     """
 
     def column(values: Any) -> Tensor:
-        # filled there: a device would be waited for while a list is copied to it
+        # filled on the device: copying a list there would wait for it
         return torch.cat([pixel_values.new_full((1, 1, 1, 1), value) for value in values], dim=1)
 
     if config.pixel_mean is not None and config.teacher_mean is not None:
         pixel_values = pixel_values * column(config.pixel_std) + column(config.pixel_mean)
     if config.teacher_size is not None and tuple(config.teacher_size) != tuple(pixel_values.shape[-2:]):
         size, dtype = list(config.teacher_size), pixel_values.dtype
-        # in float32: it is not there for every half precision
+        # in float32: not every half precision has this operation
         resized = F.interpolate(pixel_values.float(), size, mode="bilinear", align_corners=False, antialias=True)
         pixel_values = resized.to(dtype)
     if config.teacher_mean is not None:
