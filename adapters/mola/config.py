@@ -1,50 +1,24 @@
 """The configuration of a MoLA adapter (`adapter_config.json`)."""
 
-import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from peft import PeftConfig
 from torch import nn
 
+from hf_ext._arguments import Bounds, Count, NonNegative, Positive, check_fields, check_value
 from hf_ext.adapters._register import HfExtPeftType
 
 #: what `router` says in adapter_config.json when the router was a module of the user's own
 CUSTOM_ROUTER = "custom"
 
-
-class _Range(NamedTuple):
-    """What a number may be, in words and as a test; bool and text are no numbers, those of numpy are."""
-
-    allowed: str
-    contains: Callable[[Any], bool]
-    kind: type = Real
-
-    def admits(self, value: Any) -> bool:
-        is_number = isinstance(value, self.kind) and not isinstance(value, bool)
-        return is_number and math.isfinite(value) and self.contains(value)
-
-
-_INDEX = _Range("an integer >= 0", lambda value: value >= 0, Integral)
-_COUNT = _Range("an integer >= 1", lambda value: value >= 1, Integral)
-_NON_NEGATIVE = _Range("a finite number >= 0", lambda value: value >= 0)
-_POSITIVE = _Range("a finite number > 0", lambda value: value > 0)
-_BELOW_ONE = _Range("a number in [0, 1)", lambda value: 0 <= value < 1)
-_NUMBERS = {
-    **{"num_experts": _COUNT, "r": _COUNT, "twd_dim": _COUNT},
-    **{"lora_alpha": _NON_NEGATIVE, "lora_dropout": _BELOW_ONE},
-    **{"twd_weight": _NON_NEGATIVE, "twd_temperature": _POSITIVE},
-}
-_PATTERNS = {"rank_pattern": _COUNT, "alpha_pattern": _NON_NEGATIVE}
-_CHOICES = {
-    "routing": ("task", "router"),
-    "conv_form": ("factored", "loralib"),
-    "router_kind": ("soft", "hard"),
-    "bias": ("none", "all", "mola_only"),
-}
+_Index = Annotated[int, Bounds(at_least=0)]
+_NUMBERS = (
+    *("num_experts", "r", "lora_alpha", "lora_dropout", "twd_weight", "twd_temperature", "twd_dim", "num_tasks"),
+    *("rank_pattern", "alpha_pattern"),
+)
 
 
 def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
@@ -52,9 +26,13 @@ def _check(name: str, value: Any, ok: bool, allowed: str) -> None:
         raise ValueError(f"{name}: found {value!r}, allowed is {allowed}")
 
 
-def _plain(number: Any) -> Any:
-    """As JSON knows it, which has no numbers of numpy."""
-    return int(number) if isinstance(number, Integral) else float(number)
+def _plain(value: Any) -> Any:
+    """A number, or numbers, as JSON knows them, which has none of numpy."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | range):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_names(name: str, value: Any, *, pattern: bool) -> None:
@@ -118,14 +96,16 @@ class MoLAConfig(PeftConfig):
             "train` takes by default."
         },
     )
-    num_experts: int | None = field(
-        default=None,
+    num_experts: Count = field(
+        default=None,  # type: ignore[arg-type]  # required; a field without default could not follow one with
         metadata={
             "help": "Number of low-rank experts in every adapted layer (required); one per task with routing='task'."
         },
     )
-    r: int = field(default=8, metadata={"help": "Rank of every expert."})
-    lora_alpha: float = field(default=16, metadata={"help": "The experts' updates are scaled by lora_alpha / r."})
+    r: Count = field(default=8, metadata={"help": "Rank of every expert."})
+    lora_alpha: NonNegative = field(
+        default=16, metadata={"help": "The experts' updates are scaled by lora_alpha / r."}
+    )
     routing: Literal["task", "router"] = field(
         default="task",
         metadata={
@@ -153,12 +133,12 @@ class MoLAConfig(PeftConfig):
             "help": "Routing weights of the router: 'soft' by softmax, 'hard' one-hot (straight-through gradient)."
         },
     )
-    twd_weight: float = field(
+    twd_weight: NonNegative = field(
         default=0.1,
         metadata={"help": "Coefficient of the task-wise decorrelation (TwD) loss, with routing='router'; 0 for none."},
     )
-    twd_temperature: float = field(default=1.0, metadata={"help": "Temperature of the TwD loss."})
-    twd_dim: int = field(
+    twd_temperature: Positive = field(default=1.0, metadata={"help": "Temperature of the TwD loss."})
+    twd_dim: Count = field(
         default=32, metadata={"help": "Width of the projection of router logits that the TwD loss is computed on."}
     )
     train_backbone: bool = field(
@@ -171,17 +151,19 @@ class MoLAConfig(PeftConfig):
             "copy; by default none."
         },
     )
-    num_tasks: int | None = field(
+    num_tasks: Count | None = field(
         default=None, metadata={"help": "Number of copies that task_heads makes; by default num_experts."}
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout probability on the experts' input."})
+    lora_dropout: Annotated[float, Bounds(at_least=0, below=1)] = field(
+        default=0.0, metadata={"help": "Dropout probability on the experts' input."}
+    )
     use_rslora: bool = field(
         default=False, metadata={"help": "Scale the experts' updates by lora_alpha / sqrt(r) instead."}
     )
-    rank_pattern: dict[str, int] | None = field(
+    rank_pattern: dict[str, Count] | None = field(
         default_factory=dict, metadata={"help": "Ranks that differ from r, by layer name."}
     )
-    alpha_pattern: dict[str, float] | None = field(
+    alpha_pattern: dict[str, NonNegative] | None = field(
         default_factory=dict, metadata={"help": "Values that differ from lora_alpha, by layer name."}
     )
     bias: Literal["none", "all", "mola_only"] = field(
@@ -219,44 +201,28 @@ class MoLAConfig(PeftConfig):
         self._check_values()
 
     def _check_values(self) -> None:
-        self._check_numbers()
-        for name, choices in _CHOICES.items():
-            _check(name, getattr(self, name), getattr(self, name) in choices, f"one of {', '.join(choices)}")
-        for name in ("train_backbone", "use_rslora", "init_weights"):
-            _check(name, getattr(self, name), isinstance(getattr(self, name), bool), "true or false")
+        check_fields(self, MoLAConfig)
+        for name in _NUMBERS:
+            setattr(self, name, _plain(getattr(self, name)))
         _check("router", self.router, isinstance(self.router, str | nn.Module | None), "a name, a module or None")
         for name in ("target_modules", "exclude_modules"):
             _check_names(name, getattr(self, name), pattern=True)
         for name in ("modules_to_save", "task_heads"):
             _check_names(name, getattr(self, name), pattern=False)
         if self.routing == "task" and self.task_heads and self.num_tasks is not None:
-            fits = self.num_tasks <= (self.num_experts or 0)
+            fits = self.num_tasks <= self.num_experts
             _check("num_tasks", self.num_tasks, fits, f"at most num_experts={self.num_experts} with routing='task'")
+        self._check_layers()
         for name in ("layers_to_transform", "layers_pattern"):
             regular_expression = isinstance(self.target_modules, str) and self.target_modules != "all-linear"
             value = getattr(self, name)
             _check(name, value, not (regular_expression and value is not None), "None with a regular expression")
 
-    def _check_numbers(self) -> None:
-        for name, numbers in _NUMBERS.items():
-            value = getattr(self, name)
-            _check(name, value, numbers.admits(value), numbers.allowed)
-            setattr(self, name, _plain(value))
-        if self.num_tasks is not None:
-            _check("num_tasks", self.num_tasks, _COUNT.admits(self.num_tasks), f"None or {_COUNT.allowed}")
-            self.num_tasks = _plain(self.num_tasks)
-        for name, numbers in _PATTERNS.items():
-            values = getattr(self, name)
-            fits = isinstance(values, dict) and all(isinstance(key, str) for key in values)
-            _check(
-                name, values, fits and all(map(numbers.admits, values.values())), f"layer names with {numbers.allowed}"
-            )
-            setattr(self, name, {key: _plain(value) for key, value in values.items()})
+    def _check_layers(self) -> None:
         if (layers := self.layers_to_transform) is not None:
-            indices = layers if isinstance(layers, list | tuple | set | range) else [layers]
-            fits = all(map(_INDEX.admits, indices))
-            _check("layers_to_transform", layers, fits, f"{_INDEX.allowed}, a list of them or None")
-            self.layers_to_transform = [_plain(index) for index in indices] if indices is layers else _plain(layers)
+            for index in layers if isinstance(layers, list | tuple | set | range) else [layers]:
+                check_value("layers_to_transform", index, _Index)
+            self.layers_to_transform = _plain(layers)
 
     @property
     def uses_twd(self) -> bool:
@@ -271,7 +237,6 @@ class MoLAConfig(PeftConfig):
     @property
     def task_id_bound(self) -> int:
         """Ids are in `[0, task_id_bound)` where they pick an adapter or a head."""
-        assert self.num_experts is not None  # checked at construction
         heads = self.num_tasks or self.num_experts
         if self.routing == "task":
             return min(self.num_experts, heads) if self.task_heads else self.num_experts

@@ -34,7 +34,7 @@ class MoLALayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: MoLAConfig, r: int, lora_alpha: float, expect: Expect) -> None:
         """Add the E experts of an adapter."""
-        shape_A, shape_B = ((config.num_experts or 1, *shape) for shape in self._shapes(r, config))
+        shape_A, shape_B = ((config.num_experts, *shape) for shape in self._shapes(r, config))
         expect("mola_A", shape_A)
         expect("mola_B", shape_B)
         self.mola_A[adapter_name] = nn.Parameter(torch.empty(shape_A))
@@ -174,7 +174,7 @@ class MoLAHead(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: MoLAConfig, expect: Expect) -> None:
         """Give an adapter its heads, copies of the base layer."""
         base: Any = self.get_base_layer()
-        copies = config.num_tasks or config.num_experts or 1
+        copies = config.num_tasks or config.num_experts
         expect("mola_head_weight", (copies, *base.weight.shape))
         if base.bias is not None:
             expect("mola_head_bias", (copies, *base.bias.shape))

@@ -118,7 +118,6 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         """Add an adapter's router, if it has one, and collect the BatchNorms of the base model that stay frozen."""
         self.configs[adapter_name] = config
         if config.routing == "router":
-            assert config.num_experts is not None
             # only the module knows its tensors; E, which it was told, has been checked by the layers
             router = build_router(config.router, base_model, config.num_experts)
             for name, value in router.state_dict().items():
@@ -189,7 +188,6 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         previous, projected = routing.weights, {}
         routing.weights, routing.heads, routing.logits = {}, {}, {}
         for name, config in self._active_configs():
-            assert config.num_experts is not None
             if task_ids is None and config.needs_task_ids:
                 raise ValueError(
                     f"mola_task_ids: found None, allowed is one task id in [0, {config.task_id_bound}) per sample; "

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from hf_ext.trainers.arguments import Bounds, MethodArguments, option
+from hf_ext._arguments import Bounds
+from hf_ext.trainers.arguments import MethodArguments, option
 
 
 @dataclass

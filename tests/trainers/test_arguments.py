@@ -9,8 +9,9 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 import hf_ext.trainers
+from hf_ext._arguments import Bounds, Count, NonNegative, Share
 from hf_ext.trainers import DISAMArguments, DivBSArguments, FERArguments, RDArguments, TARFArguments
-from hf_ext.trainers.arguments import Bounds, Count, MethodArguments, NonNegative, Share, option
+from hf_ext.trainers.arguments import MethodArguments, option
 
 ALL = [getattr(hf_ext.trainers, name) for name in dir(hf_ext.trainers) if name.endswith("Arguments")]
 

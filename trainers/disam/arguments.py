@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from hf_ext.trainers.arguments import Bounds, Count, MethodArguments, NonNegative, option, refuse_packing
+from hf_ext._arguments import Bounds, Count, NonNegative
+from hf_ext.trainers.arguments import MethodArguments, option, refuse_packing
 from hf_ext.trainers.disam.sharpness import SharpnessRule
 
 _ALPHA = {"sam": 0.0, "gsam": 0.4, "sagm": 0.001}

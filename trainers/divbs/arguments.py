@@ -7,7 +7,8 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from transformers import DataCollatorWithFlattening
 
-from hf_ext.trainers.arguments import Count, MethodArguments, Share, ShareOrZero, option
+from hf_ext._arguments import Count, Share, ShareOrZero
+from hf_ext.trainers.arguments import MethodArguments, option
 
 
 @dataclass

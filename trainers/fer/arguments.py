@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_ext.trainers.arguments import MethodArguments, NonNegative, option
+from hf_ext._arguments import NonNegative
+from hf_ext.trainers.arguments import MethodArguments, option
 
 
 @dataclass

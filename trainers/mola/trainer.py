@@ -175,7 +175,7 @@ class MoLAMixin(MethodMixin):
     @property
     def _num_tasks(self) -> int:
         *_, config = self._adapter
-        return config.num_tasks or config.num_experts or 1
+        return config.num_tasks or config.num_experts
 
     def compute_loss(
         self,

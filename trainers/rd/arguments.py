@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from hf_ext.trainers.arguments import MethodArguments, NonNegative, Positive, option
+from hf_ext._arguments import NonNegative, Positive
+from hf_ext.trainers.arguments import MethodArguments, option
 
 
 @dataclass

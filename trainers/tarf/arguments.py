@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from hf_ext.trainers.arguments import Bounds, Count, MethodArguments, NonNegative, Positive, Share, option
+from hf_ext._arguments import Bounds, Count, NonNegative, Positive, Share
+from hf_ext.trainers.arguments import MethodArguments, option
 
 
 @dataclass
