@@ -2,7 +2,8 @@
 
 `peft.utils.register_peft_method` takes members of PEFT's own closed enum only. A member of a str enum of our own
 hashes and compares as its string and has the `.value` that peft, Trainer and transformers read, so it serves as the
-key of PEFT's public tables, and nothing in peft is changed but the tables that are there to be filled.
+key of PEFT's public tables, which are there to be filled. What else of peft is changed, two methods that it has no
+hook for, is listed as `REPLACEMENTS` in `hf_ext/_registration.py`.
 """
 
 from enum import StrEnum

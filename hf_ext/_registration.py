@@ -1,5 +1,11 @@
-"""Registration with peft and transformers as soon as either is imported, so that `import hf_ext` imports neither."""
+"""All that `import hf_ext` does to the process, as soon as peft or transformers is imported; it imports neither.
 
+- The tables that these libraries have for further types get ours: `ADAPTERS` and `MODELS`.
+- `REPLACEMENTS` are the only methods of other libraries that are replaced.
+- `sys.meta_path` gets a finder at its front, which waits for these imports (`_import_hooks`) and finds nothing itself.
+"""
+
+import functools
 import importlib
 import warnings
 from collections.abc import Iterable, Mapping
@@ -9,6 +15,7 @@ from typing import NamedTuple
 from hf_ext._import_hooks import Action, after_import
 
 _AUTO = "transformers.models.auto"
+_REPLACED = "_hf_ext_replaced"
 
 
 class ModelEntry(NamedTuple):
@@ -28,8 +35,49 @@ class ModelEntry(NamedTuple):
         return f"{self.package}.{kind}_{self.package.rpartition('.')[2]}"
 
 
-#: modules that tell peft something when they are imported: of an adapter type, of cards that are not its own
-ADAPTERS = ("hf_ext.adapters.mola", "hf_ext.hub_cards._peft")
+class Replacement(NamedTuple):
+    """A method of another library that is replaced for the whole process, for want of a hook.
+
+    Args:
+        library: whose import makes it.
+        owner: module and class, "peft.peft_model:PeftModel".
+        method: the name.
+        by: module and function of ours; called with the original, it gives the method in its place, which calls it.
+        reason: what it is for.
+        until: what the library has to offer for it to go.
+    """
+
+    library: str
+    owner: str
+    method: str
+    by: str
+    reason: str
+    until: str
+
+
+#: packages of our adapter types, which register themselves when they are imported
+ADAPTERS = ("hf_ext.adapters.mola",)
+
+REPLACEMENTS = (
+    Replacement(
+        library="peft",
+        owner="peft.config:PeftConfigMixin",
+        method="from_pretrained",
+        by="hf_ext.adapters.mola.safety:recording_source",
+        reason="a MoLA configuration knows the folder or repo that it comes from, so that the weights there are "
+        "checked before layers of their size are made, and pickles and paths of a base model are refused",
+        until="PeftConfig.from_pretrained tells the class of the configuration where it was read, and not only what "
+        "the file holds; no release up to peft 0.21 does",
+    ),
+    Replacement(
+        library="peft",
+        owner="peft.peft_model:PeftModel",
+        method="create_or_update_model_card",
+        by="hf_ext.hub_cards._peft:sparing_our_cards",
+        reason="saving an adapter leaves a card of ours as it is, which peft would write tags and a local path into",
+        until="PeftModel.save_pretrained can be told to write no card; no release up to peft 0.21 can",
+    ),
+)
 
 #: our entries by model type
 MODELS: dict[str, ModelEntry] = {
@@ -46,12 +94,39 @@ MODELS: dict[str, ModelEntry] = {
 }
 
 
-def install(adapters: Iterable[str] = ADAPTERS, models: Mapping[str, ModelEntry] = MODELS) -> None:
-    """Registers the adapters once peft is imported, the models once transformers' Auto modules are, or at once."""
+def install(
+    adapters: Iterable[str] = ADAPTERS,
+    models: Mapping[str, ModelEntry] = MODELS,
+    replacements: Iterable[Replacement] = REPLACEMENTS,
+) -> None:
+    """Registers adapters and models and replaces methods; repeating it is harmless.
+
+    Models wait for the import of transformers' Auto modules, the others for that of peft, unless they are imported.
+    """
     for package in adapters:
         _import_after("peft", package)
+    for replacement in replacements:
+        ours = replacement.by.partition(":")[0]
+        _run_after(ours, functools.partial(_replace, replacement))
+        _import_after(replacement.library, ours)
     for model_type, entry in models.items():
         _install_model(model_type, entry)
+
+
+def _replace(replacement: Replacement, module: ModuleType) -> None:
+    """Puts our method in place; of a reloaded module the newer one, around the same original."""
+    place, _, name = replacement.owner.partition(":")
+    owner = getattr(importlib.import_module(place), name)
+    current = vars(owner)[replacement.method]
+    bound_to_class = isinstance(current, classmethod)
+    function = current.__func__ if bound_to_class else current
+    ours, original = getattr(function, _REPLACED, (None, None))
+    if ours is not function:  # nobody's yet, or another library's around ours
+        original = function
+    make = getattr(module, replacement.by.partition(":")[2])
+    new = functools.wraps(original)(make(original))
+    setattr(new, _REPLACED, (new, original))
+    setattr(owner, replacement.method, classmethod(new) if bound_to_class else new)
 
 
 def _install_model(model_type: str, entry: ModelEntry) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_ext._files import write_atomically
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -23,9 +24,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file, complete or not at all; NaN becomes null."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(_no_nan(values), indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, json.dumps(_no_nan(values), indent=1) + "\n")
 
 
 def _no_nan(value: Any) -> Any:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from hf_ext._files import write_atomically
 from hf_ext.hub_cards import text
 from hf_ext.hub_cards.methods import METHODS, USAGES, Method, usage_of
 from hf_ext.hub_cards.tasks import auto_class_for
@@ -249,9 +250,7 @@ class MethodCard:
         """Write `README.md` into a folder, complete or not at all."""
         path = Path(folder) / CARD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{CARD_FILE}.part")
-        part.write_bytes(self.content())
-        os.replace(part, path)
+        write_atomically(path, self.content())
         return path
 
 

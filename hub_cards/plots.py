@@ -5,6 +5,7 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 
+from hf_ext._files import replaced_file
 from hf_ext.hub_cards.card import Result, loss_entries, loss_names
 
 METHOD, BASELINE, WARNING = "#0072B2", "#B8B8B8", "#D55E00"
@@ -55,7 +57,7 @@ def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> Non
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.15)
     axes.set_xlabel(textwrap.fill(metrics[0], 80), parse_math=False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -74,7 +76,7 @@ def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLik
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     _plain_text(axes.legend(frameon=False).get_texts())
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence[str] | None = None) -> None:
@@ -121,7 +123,7 @@ def _heat_map(
         axes.text(column, row, words, ha="center", va="center", color="white" if value > 0.5 else "black")
     bar = figure.colorbar(picture, ax=axes, label=label)
     bar.outline.set_visible(False)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def plot_gravity(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -142,7 +144,7 @@ def plot_gravity(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("mean gravity at identification")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -153,6 +155,12 @@ def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> None:
+    """Write a figure whole or not at all; as PNG, unless the name ends otherwise."""
+    with replaced_file(path) as file:
+        figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:] or "png")
 
 
 def _plain_text(names: Iterable[Text]) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub.utils import HFValidationError, parse_ratelimit_headers, va
 from jinja2 import UndefinedError
 from safetensors import SafetensorError, safe_open
 
+from hf_ext._files import read_json
 from hf_ext.hub_cards.card import CARD_FILE
 from hf_ext.hub_cards.create import FACTS_FILE, card_at, is_hub_id
 
@@ -212,7 +213,7 @@ def _check_folder(folder: Path, files: dict[str, Path]) -> None:
     config = next((files[name] for name in _CONFIGS if name in files), None)
     if config is None:
         raise ValueError(f"folder: found neither of {', '.join(_CONFIGS)} in {str(folder)!r}, allowed is one of them")
-    _check_json(config)
+    read_json(config, "folder")
     weights = [path for name, path in files.items() if name.endswith(".safetensors")]
     if not any(path.parent == folder for path in weights):
         raise ValueError(f"folder: found no *.safetensors in {str(folder)!r}, allowed are weights in that format only")
@@ -224,8 +225,9 @@ def _check_folder(folder: Path, files: dict[str, Path]) -> None:
             raise ValueError(f"folder: found a broken {str(path)!r} ({error}), allowed are whole files") from None
     for name, path in files.items():
         if name.endswith(".safetensors.index.json"):
-            shards = {Path(name).with_name(shard).as_posix() for shard in _check_json(path)["weight_map"].values()}
-            if missing := sorted(shards - set(files)):
+            shards = read_json(path, "folder")["weight_map"].values()
+            named = {Path(name).with_name(shard).as_posix() for shard in shards}
+            if missing := sorted(named - set(files)):
                 raise ValueError(f"folder: found no {missing[0]!r} of {name!r}, allowed are all files of the index")
     if CARD_FILE not in files:
         raise ValueError(f"folder: found no README.md in {str(folder)!r}, allowed is one: make it with create_card")
@@ -238,18 +240,8 @@ def _check_folder(folder: Path, files: dict[str, Path]) -> None:
 def _config_without_path(folder: Path) -> bytes | None:
     """An adapter's configuration that names no path of this machine, where the one in the folder does."""
     path = folder / _ADAPTER_CONFIG
-    config = _check_json(path) if path.is_file() else {}
+    config = read_json(path, "folder") if path.is_file() else {}
     base = config.get("base_model_name_or_path")
     if base is None or is_hub_id(str(base), folder):
         return None
     return json.dumps(config | {"base_model_name_or_path": None}, indent=2, sort_keys=True).encode()
-
-
-def _check_json(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"folder: found a broken {str(path)!r} ({error}), allowed is JSON") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"folder: found a {type(found).__name__} in {str(path)!r}, allowed is a JSON object")
-    return found

@@ -1,6 +1,9 @@
 """peft and transformers know our types after `import hf_ext`, in any order of imports."""
 
+import ast
 import copy
+import functools
+import importlib
 import os
 import pickle
 import subprocess
@@ -8,6 +11,8 @@ import sys
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import peft
 import pytest
@@ -18,6 +23,7 @@ from peft.mapping import (
 )
 
 from hf_ext import MoLAConfig, MoLAModel, _versions
+from hf_ext._registration import REPLACEMENTS, Replacement, _replace
 from hf_ext.adapters._register import HfExtPeftType, register_adapter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +90,131 @@ assert peft.PEFT_TYPE_TO_CONFIG_MAPPING["MOLA"] is hf_ext.MoLAConfig
 """)
 
 
+# ------------------------------------------------------------------------------------------------ replaced methods
+LISTED = {(*replacement.owner.split(":"), replacement.method) for replacement in REPLACEMENTS}
+
+SNAPSHOT = """
+import importlib, inspect, sys
+from pathlib import Path
+LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "safetensors", "torch", "transformers")
+USED = ("trainer", "modeling_utils", "configuration_utils", "modelcard", "models.auto.modeling_auto")
+
+def snapshot():
+    found = {}  # every attribute of every module and class of the libraries that is there
+    for name in USED:
+        importlib.import_module(f"transformers.{name}")
+    for place, module in list(sys.modules.items()):
+        if place.partition(".")[0] in LIBRARIES:
+            for name, value in list(vars(module).items()):
+                found[place, name, ""] = value
+                if isinstance(value, type) and value.__module__ == place:
+                    found |= {(place, name, method): inner for method, inner in vars(value).items()}
+    return found
+
+def use_everything():
+    import hf_ext.adapters, hf_ext.commands.cli, hf_ext.data, hf_ext.hub_cards, hf_ext.models, hf_ext.trainers
+    for package in (hf_ext.adapters, hf_ext.data, hf_ext.hub_cards, hf_ext.models, hf_ext.trainers):
+        for name in dir(package):
+            getattr(package, name)
+"""
+
+
+def test_nothing_is_replaced_that_is_not_listed() -> None:
+    """Compared are more than 100 000 attributes; one that is imported lazily meanwhile is new, and not replaced."""
+    found = run(
+        SNAPSHOT
+        + """
+import peft
+before, finders = snapshot(), list(sys.meta_path)
+assert len(before) > 100_000
+use_everything()
+after = snapshot()
+print({key for key in before if after.get(key) is not before[key]})
+added = [finder for finder in sys.meta_path if finder not in finders]
+assert [type(finder).__module__ for finder in added] == ["hf_ext._import_hooks"]
+"""
+    )
+    assert ast.literal_eval(found) == LISTED
+
+
+def test_what_is_listed_is_replaced_whatever_comes_first() -> None:
+    found = run(
+        SNAPSHOT
+        + """
+use_everything()
+ours = {str(Path(sys.argv[1], folder)) for folder in ("adapters", "hf_ext", "hub_cards", "trainers")}
+def is_ours(value):
+    function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+    return inspect.isfunction(function) and any(function.__code__.co_filename.startswith(folder) for folder in ours)
+print({key for key, value in snapshot().items() if is_ours(value)})
+""",
+        ROOT,
+    )
+    assert ast.literal_eval(found) == LISTED
+
+
+def test_a_replacement_says_why_and_until_when() -> None:
+    for replacement in REPLACEMENTS:
+        assert replacement.reason and replacement.until
+        place, name = replacement.owner.split(":")
+        method = getattr(getattr(importlib.import_module(place), name), replacement.method)
+        assert method.__name__ == replacement.method and method.__doc__  # looks like the original
+
+
+class Owner:
+    """Of another library."""
+
+    def method(self) -> str:
+        return "original"
+
+    @classmethod
+    def of_class(cls) -> str:
+        return f"original of {cls.__name__}"
+
+
+def test_replacing_again_replaces_the_earlier_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(version: str) -> ModuleType:
+        module = ModuleType("ours")
+        module.make = lambda original: lambda self: f"{version} of {original(self)}"  # type: ignore[attr-defined]
+        return module
+
+    for method in ("method", "of_class"):
+        monkeypatch.setattr(Owner, method, vars(Owner)[method])  # put back at the end
+        replacement = Replacement("ours", f"{__name__}:Owner", method, "ours:make", "a test", "its end")
+        for version in ("first", "second"):
+            _replace(replacement, make(version))
+    assert Owner().method() == "second of original"
+    assert Owner.of_class() == "second of original of Owner"
+
+
+def test_replacing_again_keeps_what_others_have_put_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Owner, "method", vars(Owner)["method"])
+    ours = ModuleType("ours")
+    ours.make = lambda original: lambda self: f"ours of {original(self)}"  # type: ignore[attr-defined]
+    replacement = Replacement("ours", f"{__name__}:Owner", "method", "ours:make", "a test", "its end")
+    _replace(replacement, ours)
+    before: Any = Owner.method
+    monkeypatch.setattr(Owner, "method", functools.wraps(before)(lambda self: f"theirs of {before(self)}"))
+    _replace(replacement, ours)
+    assert "theirs of ours of original" in Owner().method()
+
+
+def test_reimported_replacements_are_for_the_new_classes(tmp_path: Path) -> None:
+    run(
+        """
+import sys
+import hf_ext, peft
+for name in [name for name in sys.modules if name.startswith("hf_ext")]:
+    del sys.modules[name]
+import hf_ext
+hf_ext.MoLAConfig(target_modules=["0"], num_experts=2).save_pretrained(sys.argv[1])
+assert peft.PeftConfig.from_pretrained(sys.argv[1])._read_from.name == sys.argv[1]
+""",
+        tmp_path,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ models
 MODEL_IS_KNOWN = """
 from transformers import AutoConfig, AutoModel
 assert type(AutoModel.from_config(AutoConfig.for_model("hf-ext-toy"))).__name__ == "ToyModel"

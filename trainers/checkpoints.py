@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from hf_ext._files import read_json, replaced_file, write_atomically
+
 _TRAINER_STATE = "trainer_state.json"  # Trainer writes it last
 _STATE_TENSORS = "method_state.safetensors"
 _STATE_VALUES = "method_state.json"
@@ -21,7 +23,7 @@ _STATE_VALUES = "method_state.json"
 def is_complete(folder: str | os.PathLike[str]) -> bool:
     """Whether a checkpoint was written to its end: Trainer writes `trainer_state.json` last."""
     try:
-        json.loads((Path(folder) / _TRAINER_STATE).read_text())
+        read_json(Path(folder) / _TRAINER_STATE)
     except (OSError, ValueError):
         return False
     return True
@@ -45,12 +47,9 @@ def write_state(folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     values = {name: value for name, value in state.items() if name not in tensors}
-    part = folder / f".{_STATE_TENSORS}.part"
-    save_file(tensors, part)
-    os.replace(part, folder / _STATE_TENSORS)
-    part = folder / f".{_STATE_VALUES}.part"
-    part.write_text(json.dumps(values))
-    os.replace(part, folder / _STATE_VALUES)
+    with replaced_file(folder / _STATE_TENSORS) as file:
+        save_file(tensors, file)
+    write_atomically(folder / _STATE_VALUES, json.dumps(values))
 
 
 def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / _STATE_VALUES).is_file():
         return {}
-    return {**load_file(folder / _STATE_TENSORS), **json.loads((folder / _STATE_VALUES).read_text())}
+    return {**load_file(folder / _STATE_TENSORS), **read_json(folder / _STATE_VALUES)}
 
 
 def restore_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
@@ -92,7 +91,7 @@ def restore_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
 def _saved_names(folder: Path) -> set[str] | None:
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        return set(json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text())["weight_map"])
+        return set(read_json(folder / SAFE_WEIGHTS_INDEX_NAME)["weight_map"])
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         with safe_open(folder / SAFE_WEIGHTS_NAME, framework="pt") as file:
             return set(file.keys())

@@ -7,6 +7,8 @@ from hf_ext._versions import require_supported
 
 require_supported("peft", "transformers")
 
+import peft  # noqa: E402, F401 (its import brings parts of this package in, while none of them is half made)
+
 from hf_ext.adapters._register import HfExtPeftType, register_adapter  # noqa: E402
 from hf_ext.adapters.mola.config import MoLAConfig  # noqa: E402
 from hf_ext.adapters.mola.model import MoLAModel  # noqa: E402

@@ -6,7 +6,6 @@ layers: whatever makes a parameter first asks for a tensor of its name and shape
 """
 
 import copy
-import functools
 import hashlib
 import os
 import re
@@ -19,7 +18,6 @@ from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftConfig
-from peft.config import PeftConfigMixin
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
@@ -89,13 +87,9 @@ def check_source(config: MoLAConfig) -> SavedShapes:
     return SavedShapes(shapes, source.name) if _sizes(config) == source.sizes else SavedShapes()
 
 
-def note_sources() -> None:
-    """Make our configurations record where peft reads them. Idempotent."""
-    original: Any = PeftConfigMixin.from_pretrained.__func__  # type: ignore[attr-defined]
-    if hasattr(original, "__wrapped__"):
-        return
+def recording_source(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`PeftConfigMixin.from_pretrained` that records in a configuration of ours where it was read."""
 
-    @functools.wraps(original)
     def from_pretrained(cls: type, name: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
         config = original(cls, name, subfolder, **kwargs)
         if isinstance(config, MoLAConfig):
@@ -107,7 +101,7 @@ def note_sources() -> None:
             setattr(config, _SOURCE, source)
         return config
 
-    PeftConfigMixin.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment, method-assign]
+    return from_pretrained
 
 
 def _sizes(config: MoLAConfig) -> tuple[Any, ...]:
@@ -192,6 +186,3 @@ def _shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
         raise ValueError(
             f"{SAFETENSORS_WEIGHTS_NAME}: found a broken file in {name!r} ({error}), allowed is a whole one"
         ) from None
-
-
-note_sources()

@@ -1,7 +1,6 @@
 """From a MoLA adapter to single tasks and back: a merged model, a plain LoRA, a mixture made from LoRAs."""
 
 import copy
-import json
 import os
 import tempfile
 from numbers import Integral
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_ext._files import read_json, replaced_file, write_atomically
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.layer import MoLAConv2d, MoLAHead, MoLALayer
 from hf_ext.hub_cards.create import keep_facts
@@ -150,12 +150,11 @@ def export_lora(
     if config.train_backbone:
         lora.base_model_name_or_path = str(_save_backbone(tuner, folder / "base_model"))
     contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    _replace_file(
-        folder / SAFETENSORS_WEIGHTS_NAME, lambda path: save_file(contiguous, path, metadata={"format": "pt"})
-    )
-    with tempfile.TemporaryDirectory(dir=folder) as made:
+    with replaced_file(folder / SAFETENSORS_WEIGHTS_NAME) as file:
+        save_file(contiguous, file, metadata={"format": "pt"})
+    with tempfile.TemporaryDirectory() as made:
         lora.save_pretrained(made)
-        os.replace(Path(made) / "adapter_config.json", folder / "adapter_config.json")
+        write_atomically(folder / "adapter_config.json", (Path(made) / "adapter_config.json").read_bytes())
     note = (
         f"This is expert {task_id} of a mixture, exported as an ordinary LoRA for the samples of task {task_id}. It "
         "loads without hf_ext and is told no task ids; what follows is of the mixture it was trained in."
@@ -191,15 +190,6 @@ def _save_backbone(tuner: "MoLAModel", folder: Path) -> Path:
         )
     base.save_pretrained(folder)
     return folder
-
-
-def _replace_file(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def from_loras(
@@ -260,7 +250,7 @@ def _load_lora(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
         raise ValueError(f"folders: found {folder}, allowed is a folder with adapter_config.json and {file.name}")
-    kind = json.loads((folder / "adapter_config.json").read_text()).get("peft_type")
+    kind = read_json(folder / "adapter_config.json", "folders").get("peft_type")
     config = PeftConfig.from_pretrained(str(folder)) if kind == "LORA" else None
     tensors = load_file(file)
     plain = all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in tensors)

@@ -1,12 +1,12 @@
 """What a benchmark measured, as JSON and as markdown."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_ext._files import read_json, write_atomically
 from hf_ext._reports import markdown_table, write_json
 
 
@@ -89,7 +89,7 @@ class BenchmarkResult:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "BenchmarkResult":
         """Read what `save` wrote, or an earlier version of it: without quartiles, and floors of rows their own."""
-        values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         rows = [Row(**{**_range(row), "floor": row["operations_ratio"], **row}) for row in values["rows"]]
         bars = [BarResult(**{**_range(bar), **bar}) for bar in values["bars"]]
         return cls(**{**values, "rows": rows, "bars": bars})
@@ -123,9 +123,8 @@ def write_report(folder: Path) -> Path:
         rounds = f"{result.setting}. {result.rounds} rounds on {result.device}."
         parts += [f"## {result.title}", rounds, times_table(result)]
         parts += [", ".join(f"{name} {value}" for name, value in result.environment.items()), f"`{result.command}`"]
-    path, part = folder / "report.md", folder / ".report.md.part"
-    part.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    path = folder / "report.md"
+    write_atomically(path, "\n\n".join(parts) + "\n")
     return path
 
 

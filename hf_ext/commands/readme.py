@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hf_ext._files import write_atomically
 from hf_ext._reports import markdown_table
 from hf_ext.benchmarks.results import bars_table, load_results
 from hf_ext.studies import StudyResult
@@ -36,9 +37,7 @@ def update_readme(readme: str | os.PathLike[str], results: str | os.PathLike[str
     text = path.read_text(encoding="utf-8")
     if not _BLOCK.search(text):
         raise ValueError(f"--readme: found no '<!-- results: NAME -->' in {str(path)!r}, allowed is a file with one")
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(rewritten(text, folder, os.path.relpath(folder, path.parent)), encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, rewritten(text, folder, os.path.relpath(folder, path.parent)))
 
 
 def rewritten(text: str, folder: Path, link: str) -> str:

@@ -22,6 +22,7 @@ from rich.progress import Progress, TimeRemainingColumn
 from transformers.utils import logging
 
 from hf_ext._environment import hardware, versions
+from hf_ext._files import read_json
 from hf_ext._reports import null_as_nan, write_json
 from hf_ext._runs import progress_bars
 from hf_ext.data import load
@@ -293,7 +294,7 @@ def _execute(run: Callable[[Run], Outcome], job: _Job) -> None:
 
 
 def _read(job: _Job) -> tuple[Outcome, float]:
-    record = json.loads(job.file.read_text())
+    record = read_json(job.file)
     outcome = record["outcome"]
     scores = {name: null_as_nan(outcome[name]) for name in ("validation", "test")}
     return Outcome(**scores, details=outcome["details"]), record["seconds"]

@@ -1,14 +1,14 @@
 """A study's results as markdown and a picture."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from hf_ext._files import write_atomically
 from hf_ext._reports import markdown_table, spread
-from hf_ext.hub_cards.plots import BASELINE, METHOD, WARNING, new_figure
+from hf_ext.hub_cards.plots import BASELINE, METHOD, WARNING, new_figure, save_figure
 from hf_ext.studies.results import Judged, StudyResult, SystemResult
 from hf_ext.studies.statistics import Difference
 from hf_ext.studies.study import Case, Detail, Study
@@ -22,9 +22,7 @@ def write_report(study: Study, result: StudyResult, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     plot_differences(study, result, folder / PICTURE_FILE)
     path = folder / REPORT_FILE
-    part = folder / f".{REPORT_FILE}.part"
-    part.write_text(report(study, result), encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, report(study, result))
     return path
 
 
@@ -93,7 +91,7 @@ def plot_differences(study: Study, result: StudyResult, path: Path) -> None:
         _panel(axes, case, [row for row in judged if row.case == case])
     title = _title(study)
     panels[-1].set_xlabel(title[0].lower() + title[1:], parse_math=False)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def _panel(axes: Axes, case: str, rows: Sequence[Judged]) -> None:

@@ -1,13 +1,13 @@
 """Results of a study: what was measured, where, on which data; saved as JSON and read back."""
 
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_ext._files import read_json
 from hf_ext._reports import null_as_nan, write_json
 from hf_ext.studies.statistics import Difference, paired_difference
 from hf_ext.studies.study import Study
@@ -93,7 +93,7 @@ class StudyResult:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "StudyResult":
         """Read what `save` wrote."""
-        values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
         cases = {
             case: {name: _system(system) for name, system in systems.items()}
             for case, systems in values["cases"].items()

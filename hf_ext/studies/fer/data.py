@@ -11,6 +11,7 @@ from datasets import DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hf_ext._files import read_json
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
 from hf_ext.studies.tables import check_table, one_table, rows_by_split
@@ -19,7 +20,7 @@ from hf_ext.studies.training import Rows
 COLUMNS = ("features", "label", "split")
 NEUTRAL = {"faces": "neutral", "digits": "0"}
 #: prompts of the classes and their embeddings by all-MiniLM-L6-v2 (mean over tokens, before it is normalised)
-TEXTS = json.loads((Path(__file__).parent / "texts.json").read_text())
+TEXTS = read_json(Path(__file__).parent / "texts.json")
 _FILE = "data.pt"
 
 
@@ -58,13 +59,14 @@ def prepare(ready: Preparation) -> None:
     data = {name: ((features[rows] - mean) / std, labels[rows]) for name, rows in parts.items()}
     columns = {name: {"features": torch.from_numpy(x), "labels": torch.from_numpy(y)} for name, (x, y) in data.items()}
     torch.save(columns, ready.folder / _FILE)
-    (ready.folder / "names.json").write_text(json.dumps(names))
+    (ready.folder / "names.json").write_text(json.dumps({"classes": names}))
 
 
 def open_parts(folder: Path) -> tuple[dict[str, Part], list[str]]:
     """What `prepare` has left: `train`, `validation` and `test`, and the names of the classes."""
     parts = torch.load(folder / _FILE, weights_only=True)
-    return {name: Part(**columns) for name, columns in parts.items()}, json.loads((folder / "names.json").read_text())
+    names: list[str] = read_json(folder / "names.json")["classes"]
+    return {name: Part(**columns) for name, columns in parts.items()}, names
 
 
 _Table = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.str_], list[str]]

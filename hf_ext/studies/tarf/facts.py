@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
+from hf_ext._files import read_json
 from hf_ext._runs import arguments, logits, quiet
 from hf_ext.data import EMBEDDED, load
 from hf_ext.functional.losses import IGNORED_LABEL
@@ -193,7 +194,7 @@ def run(run: Run) -> Outcome:
     cost.stop()
     return outcome(
         judge(trainer, facts, selection),
-        json.loads((run.folder / RETRAINED).read_text())[run.case.name],
+        read_json(run.folder / RETRAINED)[run.case.name],
         cost=cost.rows / (LEARNING_EPOCHS * int((~facts.concept(train)).sum())),
         left_out=left_out_rows(trainer, hidden),
     )

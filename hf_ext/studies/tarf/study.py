@@ -1,13 +1,13 @@
 """TARF and its baselines against a model retrained without the concept, where label and concept differ."""
 
 import contextlib
-import json
 from typing import Any
 
 import torch
 from datasets import DatasetDict
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+from hf_ext._files import read_json
 from hf_ext._runs import arguments, quiet
 from hf_ext.data import MismatchSplit
 from hf_ext.data.mismatch import TASKS
@@ -51,7 +51,7 @@ def run(run: Run) -> Outcome:
         trainer.train()
     cost.stop()
     scores = judge(trainer, split, data)
-    retrained = json.loads((run.folder / RETRAINED).read_text())[task]
+    retrained = read_json(run.folder / RETRAINED)[task]
     return outcome(
         scores,
         retrained,
