@@ -177,10 +177,10 @@ def test_the_paper_is_cited(method: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------- snippets
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_snippets_of_a_method(method: str, tmp_path: Path, run_snippet: Callable[..., str]) -> None:
+@pytest.mark.parametrize("folder", [*(f"trainers/{name}" for name in METHODS), "adapters/mola", "hf_ext/metrics"])
+def test_snippets_of_a_folder(folder: str, tmp_path: Path, run_snippet: Callable[..., str]) -> None:
     """In an empty folder, in the order they stand there."""
-    snippets = snippets_of(page_of(method))
+    snippets = snippets_of(ROOT / folder / "README.md")
     assert snippets
     for snippet in snippets:
         run_snippet(snippet, cwd=tmp_path)

@@ -18,7 +18,7 @@ from hf_ext._models import base_model
 from hf_ext.functional import fer_losses
 from hf_ext.functional.fer import label_counts_of
 from hf_ext.hub_cards.methods.fer import losses_shown
-from hf_ext.models.rd.student_rd import check_labels
+from hf_ext.models.fer.portable import check_labels
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.fer.arguments import FERArguments

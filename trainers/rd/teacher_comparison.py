@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_ext._environment import hardware
 from hf_ext.hub_cards.card import Result
-from hf_ext.models.rd.student_rd import check_labels
+from hf_ext.models.rd.portable import check_labels
 
 _NOT_THE_STUDENTS = ("labels", "teacher_features", "teacher_pixel_values")
 

@@ -18,7 +18,7 @@ from hf_ext.data.rows import WithColumns
 from hf_ext.functional import rd_losses_of_logits
 from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.models.rd.modeling_rd import RDForImageClassification
-from hf_ext.models.rd.student_rd import check_labels
+from hf_ext.models.rd.portable import check_labels
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.labels import check_train_labels

@@ -1,4 +1,4 @@
-"""Shared parts of models that are made of other models: reading their configurations, saving with their code.
+"""Shared parts of models that are made of other models: configurations and labels checked, saving with their code.
 
 The same file in every model's folder, since a folder travels to the Hub alone.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 #: type of a configuration's numbers, which `as_number` checks: transformers' own check refuses those of numpy
@@ -75,3 +76,15 @@ def carrying_code(model: Any, auto_classes: Mapping[str, type]) -> Iterator[None
         model.config.auto_map = auto_map
         if auto_map is None:
             del model.config.auto_map
+
+
+def check_labels(labels: Tensor | None) -> Tensor:
+    """The labels.
+
+    Raises:
+        ValueError: they are not classes, int64 `[B]`.
+    """
+    if labels is None or labels.is_floating_point() or labels.ndim != 1:
+        found = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"labels: found {found}, allowed are classes, int64 [B]")
+    return labels

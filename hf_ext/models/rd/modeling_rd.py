@@ -18,8 +18,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_rd import RDConfig
 from .phi_rd import as_phi_takes_it, make_phi
-from .portable import carrying_code
-from .student_rd import check_labels, find_classifier, run_student, save_student
+from .portable import carrying_code, check_labels
+from .student_rd import find_classifier, run_student, save_student
 from .teacher_rd import RDTeacher, Teacher, pixel_settings, teacher_view
 
 if TYPE_CHECKING:

@@ -54,18 +54,6 @@ def _head_names(student: Any, linear: dict[str, nn.Linear]) -> list[str]:
     return [path for path in linear if prefix == "." or not path.startswith(prefix)]
 
 
-def check_labels(labels: Tensor | None) -> Tensor:
-    """The labels.
-
-    Raises:
-        ValueError: they are not classes, int64 `[B]`.
-    """
-    if labels is None or labels.is_floating_point() or labels.ndim != 1:
-        found = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise ValueError(f"labels: found {found}, allowed are classes, int64 [B]")
-    return labels
-
-
 def run_student(student: PreTrainedModel, classifier: nn.Module, pixel_values: Tensor, **kwargs: Any) -> Any:
     """The student's outputs and its features, `[B, D]`: what went into the classifier.
 
