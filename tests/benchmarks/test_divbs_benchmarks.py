@@ -18,7 +18,7 @@ def test_all_contenders_run(benchmark: Benchmark) -> None:
     if benchmark.name == "divbs-step":  # the passes are the same; the selection adds products of its own
         method, passes = rows[module.STEP].operations_ratio, rows[module.PASSES].operations_ratio
         assert passes < method < 1.1 * passes
-        assert rows[module.KEPT].operations_ratio < passes < 1
+        assert rows[module.SELECTED].operations_ratio < passes < 1
 
 
 def test_gradients_are_those_of_the_last_layer() -> None:

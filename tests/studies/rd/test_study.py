@@ -13,7 +13,8 @@ from transformers import AutoModel, ResNetForImageClassification, TrainingArgume
 from hf_ext import _small_models
 from hf_ext._runs import arguments
 from hf_ext.data import load
-from hf_ext.studies import Preparation, rd, reproduce
+from hf_ext.studies import Preparation, reproduce
+from hf_ext.studies.rd import study as rd
 from hf_ext.studies.rd.data import TEACHER, Part, check, few, open_parts, prepare
 from hf_ext.studies.rd.hint import Hinted
 from hf_ext.studies.rd.study import STUDY
