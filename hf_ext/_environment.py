@@ -11,13 +11,13 @@ def versions() -> dict[str, str]:
     """Versions of Python, this package and the libraries it stands on, as far as they are installed."""
     from hf_ext import __version__
 
-    found = {"python": platform.python_version(), "hf_ext": __version__}
+    installed = {"python": platform.python_version(), "hf_ext": __version__}
     for library in LIBRARIES:
         try:
-            found[library] = version(library)
+            installed[library] = version(library)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware(device: str | None = None) -> str:

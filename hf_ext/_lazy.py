@@ -31,17 +31,17 @@ def _read(path: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
     for node in ast.parse((places[0] / "__init__.pyi").read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.ImportFrom):
             continue
-        found = [alias.name for alias in node.names]
+        imported = [alias.name for alias in node.names]
         if node.module is None:
-            submodules += found
-        elif found == ["*"]:
+            submodules += imported
+        elif imported == ["*"]:
             names[node.module] = _names_of([place / node.module for place in places])
         else:
-            names.setdefault(node.module, []).extend(found)
+            names.setdefault(node.module, []).extend(imported)
     return submodules, names
 
 
 def _names_of(places: Iterable[Path]) -> list[str]:
     folder = next(place for place in places if (place / "__init__.pyi").is_file())
     submodules, names = _read([str(folder)])
-    return [*submodules, *(name for found in names.values() for name in found)]
+    return [*submodules, *(name for group in names.values() for name in group)]

@@ -43,15 +43,6 @@ _AdapterFields: type = fields_for_cli(
         "exclude_modules": list[str] | None,
         "bias": Literal["none", "all", "mola_only"],
     },
-    {
-        "num_experts": "Low-rank adapters in each layer, required; with routing='task' one per task.",
-        "target_modules": "Names of the layers to adapt; by default 'all-linear'.",
-        "router": "Network of the router: 'image', 'image-full', 'text'; by default as the model's input is.",
-        "task_heads": "Linear layers of which every task gets a trained copy of its own; by default none.",
-        "num_tasks": "Copies made of each of task_heads; by default num_experts.",
-        "modules_to_save": "Further modules that are trained and saved whole; by default none.",
-        "exclude_modules": "Names of layers not to adapt; by default none.",
-    },
 )
 
 

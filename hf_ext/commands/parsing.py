@@ -28,22 +28,13 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)  # argparse would print the usage of all of TrainingArguments first
 
 
-def fields_for_cli(source: type, types: Mapping[str, Any], help_texts: Mapping[str, str] | None = None) -> type:
-    """A dataclass of some of `source`'s fields, with their defaults but types that a command line can read.
-
-    Args:
-        source: a dataclass.
-        types: of the fields, by name.
-        help_texts: by name, in place of the source's.
-    """
+def fields_for_cli(source: type, types: Mapping[str, Any]) -> type:
+    """A dataclass of some of `source`'s fields, with their defaults and help but types that a command line can read."""
     by_name = {field.name: field for field in dataclasses.fields(source)}
     fields = []
     for name, kind in types.items():
         original = by_name[name]
-        metadata = dict(original.metadata)
-        if help_texts and name in help_texts:
-            metadata["help"] = help_texts[name]
-        fields.append((name, kind, dataclasses.field(default=original.default, metadata=metadata)))
+        fields.append((name, kind, dataclasses.field(default=original.default, metadata=dict(original.metadata))))
     return dataclasses.make_dataclass(f"{source.__name__}Arguments", fields)
 
 
