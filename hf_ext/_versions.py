@@ -20,11 +20,11 @@ def require_supported(*packages: str) -> None:
     """
     allowed = _requirements()
     for package in packages:
-        installed = metadata.version(package)
-        if package in allowed and not allowed[package].contains(installed, prereleases=True):
+        version = metadata.version(package)
+        if package in allowed and not allowed[package].contains(version, prereleases=True):
             versions = allowed[package]
             raise ImportError(
-                f"hf_ext works with {package} {versions}, found {package} {installed}: pip install '{package}{versions}'"
+                f"hf_ext works with {package} {versions}, found {package} {version}: pip install '{package}{versions}'"
             )
 
 

@@ -29,7 +29,7 @@ class _Parser(HfArgumentParser):
 
 
 def fields_for_cli(source: type, types: Mapping[str, Any]) -> type:
-    """A dataclass of some of `source`'s fields, with their defaults and help but types that a command line can read."""
+    """A dataclass of some of `source`'s fields: their defaults and help, but types that a command line can read."""
     by_name = {field.name: field for field in dataclasses.fields(source)}
     fields = []
     for name, kind in types.items():
