@@ -59,7 +59,8 @@ def check_fields(instance: Any, kind: type) -> None:
     Raises:
         ValueError: a field with another value; it names field, value and what is allowed.
     """
-    for name, annotation in _annotations(type(instance), kind).items():
+    own: Any = type(instance)  # mypy takes a class for unhashable
+    for name, annotation in _annotations(own, kind).items():
         check_value(name, getattr(instance, name), annotation)
 
 

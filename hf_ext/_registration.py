@@ -10,7 +10,7 @@ import importlib
 import warnings
 from collections.abc import Iterable, Mapping
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hf_ext._import_hooks import Action, after_import
 
@@ -120,7 +120,8 @@ def _replace(replacement: Replacement, module: ModuleType) -> None:
     current = vars(owner)[replacement.method]
     bound_to_class = isinstance(current, classmethod)
     function = current.__func__ if bound_to_class else current
-    ours, original = getattr(function, _REPLACED, (None, None))
+    marked: tuple[Any, Any] = getattr(function, _REPLACED, (None, None))
+    ours, original = marked
     if ours is not function:  # nobody's yet, or another library's around ours
         original = function
     make = getattr(module, replacement.by.partition(":")[2])

@@ -96,8 +96,9 @@ class MoLAConfig(PeftConfig):
             "train` takes by default."
         },
     )
-    num_experts: Count = field(
-        default=None,  # type: ignore[arg-type]  # required; a field without default could not follow one with
+    # required, but a field without default cannot follow those of PeftConfig
+    num_experts: Count = field(  # type: ignore[assignment]
+        default=None,
         metadata={
             "help": "Number of low-rank experts in every adapted layer (required); one per task with routing='task'."
         },
