@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.hub_cards.create import is_ours
+from hf_ext.hub_cards.saved import is_ours
 
 if TYPE_CHECKING:
     from peft import PeftModel

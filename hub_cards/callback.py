@@ -13,10 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_ext._environment import hardware, versions
-from hf_ext.hub_cards.card import MethodCard, Result, loss_entries, loss_names
+from hf_ext._models import unwrapped
+from hf_ext.hub_cards.card import MethodCard, Result, training_entries
 from hf_ext.hub_cards.create import create_card
 from hf_ext.hub_cards.methods import METHODS
-from hf_ext.hub_cards.tasks import base_options, unwrapped
+from hf_ext.hub_cards.tasks import base_options
 
 #: where the facts lie in `trainer_state.json`, so that a resumed run goes on with them
 _KEY = "hf_ext_card"
@@ -47,6 +48,7 @@ class CardCallback(TrainerCallback):
         self.further_methods = tuple(further_methods)
         self._facts: dict[str, Any] = _nothing()
         self._run: dict[str, Any] = {}
+        self._loss_terms: dict[str, None] = {}  # names, in order
         self._log_history: list[dict[str, float]] = []
         self._started = 0.0
 
@@ -61,8 +63,13 @@ class CardCallback(TrainerCallback):
         self._facts["groups"] |= {key: list(value) for key, value in names.items()}
 
     def add_loss_terms(self, names: Iterable[str]) -> None:
-        """Name the terms of the training loss, as they are logged."""
-        self._facts["loss_terms"] = list(dict.fromkeys([*self._facts["loss_terms"], *names]))
+        """Name the terms of the training loss, as they are logged with "loss": `["twd_loss"]`.
+
+        The card shows these and no other value that is logged. They hold for every training of this Trainer, and a
+        checkpoint has them.
+        """
+        self._loss_terms |= dict.fromkeys(names)
+        self._facts["loss_terms"] = list(dict.fromkeys([*self._facts["loss_terms"], *self._loss_terms]))
 
     def add_fact(self, name: str, value: Any, metrics: Iterable[str] = ()) -> None:
         """Add to `MethodCard.facts`, from which the method's pictures are drawn, instead of showing these metrics."""
@@ -73,9 +80,10 @@ class CardCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # transformers' ExportableState would fail to resume from checkpoints made without this callback
-        kept: Any = state.stateful_callbacks  # a dict once the state is made
-        self._facts = _nothing() | kept.get(_KEY, {})
-        kept[_KEY] = self._facts
+        saved: Any = state.stateful_callbacks  # a dict once the state is made
+        self._facts = _nothing() | saved.get(_KEY, {})
+        saved[_KEY] = self._facts
+        self.add_loss_terms(())  # those that were named before
         dataset = _dataset_of(kwargs.get("train_dataloader"))
         name = _name_of(dataset)
         self._facts["train"] = _describe(dataset)
@@ -109,9 +117,9 @@ class CardCallback(TrainerCallback):
             "metrics": numbers,
         }
         # which step is the best shows only after its evaluation
-        kept = {step: seen for step, seen in self._facts["seen"].items() if step == str(state.best_global_step)}
+        best = {step: seen for step, seen in self._facts["seen"].items() if step == str(state.best_global_step)}
         seen = {name: copy.deepcopy(self._facts[name]) for name in ("evaluations", "method")}
-        self._facts["seen"] = kept | {str(state.global_step): seen}
+        self._facts["seen"] = best | {str(state.global_step): seen}
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -128,9 +136,10 @@ class CardCallback(TrainerCallback):
         train, evaluations = self._facts["train"], self._facts["evaluations"]
         facts: dict[str, Any] = {"further_methods": self.further_methods, **self._run, "data": {}}
         if train is not None:
-            losses = loss_entries(self._log_history)
-            kept = {"step", *loss_names(losses)}
-            facts["log_history"] = [{name: entry[name] for name in kept if name in entry} for entry in losses]
+            shown = ("step", "loss", *self._facts["loss_terms"])
+            entries = training_entries(self._log_history)
+            facts["log_history"] = [{name: entry[name] for name in shown if name in entry} for entry in entries]
+            facts["loss_terms"] = self._facts["loss_terms"]
             facts["data"]["train"] = train
             if self._facts["seconds"]:
                 facts["environment"] = {"training time": _duration(self._facts["seconds"]), **facts["environment"]}
@@ -188,8 +197,8 @@ def _name_of(dataset: Any) -> str | None:
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     addresses = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
-    found = [re.match(r"hf://datasets/(.+?)@", address) for address in addresses]
-    ids = [address[1] for address in found if address]
+    matches = [re.match(r"hf://datasets/(.+?)@", address) for address in addresses]
+    ids = [match[1] for match in matches if match]
     name: str | None = getattr(dataset, "builder_name", None)
     return ids[0] if ids else None if name in _PACKAGED_DATASETS_MODULES else name
 

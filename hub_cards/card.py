@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ class MethodCard:
         adapter: the type of peft's adapter (`peft_type`), or None for a model that is whole.
         hyper_parameters: names and values.
         results: the tables; rows with `is_method` go into the metadata (`model-index`).
-        log_history: Trainer's; the card shows every loss term in it.
+        log_history: Trainer's; of its training steps the card shows "loss" and the `loss_terms`.
+        loss_terms: names, in it, of the terms that the training loss is made of.
         facts: what the method's own pictures are drawn from.
         environment: training time, hardware, versions and the like.
         plots: file names in the folder and what they show.
@@ -113,6 +114,7 @@ class MethodCard:
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
     results: Sequence[Result] = ()
     log_history: Sequence[Mapping[str, Any]] = ()
+    loss_terms: Sequence[str] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     plots: Sequence[tuple[str, str]] = ()
@@ -159,8 +161,8 @@ class MethodCard:
         if self.adapter or self.usage:
             return []
         auto_class = self.auto_class or auto_class_for(self.task)
-        found = [snippet for method in self.about for snippet in method.further if snippet.file in self.files]
-        return [(part.words, usage_of(part.code, auto_class, self.place, None, {}, None)) for part in found]
+        snippets = [snippet for method in self.about for snippet in method.further if snippet.file in self.files]
+        return [(part.words, usage_of(part.code, auto_class, self.place, None, {}, None)) for part in snippets]
 
     @property
     def overall(self) -> list[Result]:
@@ -179,18 +181,15 @@ class MethodCard:
             return result.system if len(metrics) < 2 else f"{result.system}: {result.metric}"
 
         columns = list(dict.fromkeys(map(column, grouped)))
-        found = {(result.group, column(result)): result for result in grouped}
+        cells = {(result.group, column(result)): result for result in grouped}
         groups = dict.fromkeys(result.group for result in grouped)
-        return columns, [[found.get((group, name)) for name in columns] for group in groups]
+        return columns, [[cells.get((group, name)) for name in columns] for group in groups]
 
     @property
-    def loss_terms(self) -> dict[str, tuple[float, float]]:
-        """First and last logged value of every term of the training loss."""
-        found: dict[str, list[float]] = {}
-        for entry in loss_entries(self.log_history):
-            for name in loss_names([entry]):
-                found.setdefault(name, []).append(entry[name])
-        return {name: (values[0], values[-1]) for name, values in found.items()}
+    def losses(self) -> dict[str, tuple[float, float]]:
+        """First and last logged value of the training loss and of its terms."""
+        curves = loss_curves(self.log_history, self.loss_terms)
+        return {name: (points[0][1], points[-1][1]) for name, points in curves.items()}
 
     def metadata(self) -> ModelCardData:
         """The YAML header; everything in it goes through a YAML writer."""
@@ -254,14 +253,21 @@ class MethodCard:
         return path
 
 
-def loss_entries(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def training_entries(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The entries of a Trainer's `log_history` that are of training steps."""
     return [entry for entry in log_history if "loss" in entry]
 
 
-def loss_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the loss terms in these entries: `loss`, `twd_loss`, `domain_loss/photo`..."""
-    return list(dict.fromkeys(name for entry in entries for name in entry if "loss" in name))
+def loss_curves(
+    log_history: Sequence[Mapping[str, Any]], terms: Iterable[str]
+) -> dict[str, list[tuple[float, float]]]:
+    """Steps and values of "loss" and its terms, in that order; without terms that were never logged."""
+    entries = training_entries(log_history)
+    curves = {
+        name: [(entry.get("step", place), entry[name]) for place, entry in enumerate(entries) if name in entry]
+        for name in dict.fromkeys(("loss", *terms))
+    }
+    return {name: points for name, points in curves.items() if points}
 
 
 def _metric_name(result: Result, *, with_system: bool) -> str:

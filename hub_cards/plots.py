@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 
 from hf_ext._files import replaced_file
-from hf_ext.hub_cards.card import Result, loss_entries, loss_names
+from hf_ext.hub_cards.card import Result, loss_curves
 
 METHOD, BASELINE, WARNING = "#0072B2", "#B8B8B8", "#D55E00"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -60,18 +60,24 @@ def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> Non
     save_figure(figure, path)
 
 
-def plot_losses(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Every term of the training loss in a Trainer's `log_history` (`loss`, `twd_loss`, `domain_loss/...`) over steps.
+def plot_losses(
+    log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], terms: Iterable[str] = ()
+) -> None:
+    """The training loss in a Trainer's `log_history`, and its terms, over steps.
+
+    Args:
+        log_history: of the Trainer's state.
+        path: of the picture.
+        terms: names of the loss's terms in it, such as "twd_loss"; those that were never logged have no line.
 
     Raises:
         ValueError: no training loss was logged.
     """
-    entries = loss_entries(log_history)
-    if not entries:
+    curves = loss_curves(log_history, terms)
+    if not curves:
         raise ValueError(f"log_history: found {len(log_history)} entries without 'loss', allowed are training logs")
     figure, (axes,) = new_figure(7, 3.5)
-    for name, (dash, colour) in zip(loss_names(entries), cycle(product(_DASHES, _LINES)), strict=False):
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    for (name, points), (dash, colour) in zip(curves.items(), cycle(product(_DASHES, _LINES)), strict=False):
         axes.plot(*zip(*points, strict=True), dash, color=colour, label=name, marker="." if len(points) == 1 else "")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
@@ -96,15 +102,15 @@ def plot_routing(table: ArrayLike, path: str | os.PathLike[str], tasks: Sequence
     )
 
 
-def plot_similarities(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_similarities(texts: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """How alike the classes' texts are, by cosine.
 
     Args:
-        found: `classes`, names; `similarities`, a row of values for each.
+        texts: `classes`, names; `similarities`, a row of values for each.
         path: of the picture.
     """
-    names = [str(name) for name in found["classes"]]
-    _heat_map(np.asarray(found["similarities"], dtype=float), names, names, "cosine similarity", path)
+    names = [str(name) for name in texts["classes"]]
+    _heat_map(np.asarray(texts["similarities"], dtype=float), names, names, "cosine similarity", path)
 
 
 def _heat_map(
@@ -126,20 +132,22 @@ def _heat_map(
     save_figure(figure, path)
 
 
-def plot_gravity(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def plot_gravity(identified: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Bars of the groups' mean gravity, the largest first, with those that were left out marked.
 
     Args:
-        found: `groups`, names; `gravity`, one value each; `dropped`, names.
+        identified: `groups`, names; `gravity`, one value each; `dropped`, names.
         path: of the picture.
     """
-    order = np.argsort(found["gravity"])[::-1]
+    order = np.argsort(identified["gravity"])[::-1]
     figure, (axes,) = new_figure(7, 0.35 * len(order) + 1)
     for position, group in enumerate(order):
-        dropped = found["groups"][group] in found["dropped"]
-        axes.barh(position, found["gravity"][group], color=WARNING if dropped else BASELINE)
-    names = [found["groups"][group] for group in order]
-    axes.set_yticks(range(len(order)), [f"{name} (left out)" * (name in found["dropped"]) or name for name in names])
+        dropped = identified["groups"][group] in identified["dropped"]
+        axes.barh(position, identified["gravity"][group], color=WARNING if dropped else BASELINE)
+    names = [identified["groups"][group] for group in order]
+    axes.set_yticks(
+        range(len(order)), [f"{name} (left out)" * (name in identified["dropped"]) or name for name in names]
+    )
     _plain_text(axes.get_yticklabels())
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)

@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 from hf_ext._files import read_json
 from hf_ext.hub_cards.card import CARD_FILE
-from hf_ext.hub_cards.create import FACTS_FILE, card_at, is_hub_id
+from hf_ext.hub_cards.create import card_at
+from hf_ext.hub_cards.folder import is_hub_id
+from hf_ext.hub_cards.saved import FACTS_FILE
 
 #: seconds before the first retry; every further pause is twice as long
 PAUSE = 1.0
@@ -119,7 +121,7 @@ def push_folder(
 
 
 def _stale(there: Iterable[str], sent: Iterable[str]) -> list[str]:
-    """Weights of the branch that would be found beside, or instead of, those that are sent."""
+    """Weights of the branch that a loader would take in addition to those that are sent, or in their place."""
     kinds = {_kind(name) for name in sent} - {None}
     return sorted(name for name in set(there) - set(sent) if _kind(name) in kinds)
 
@@ -127,8 +129,8 @@ def _stale(there: Iterable[str], sent: Iterable[str]) -> list[str]:
 def _kind(name: str) -> tuple[str, bool] | None:
     """Which weights a file is part of: those of the model, or of the adapter, in its folder."""
     parent, _, file = name.rpartition("/")
-    found = _WEIGHTS.fullmatch(file)
-    return None if found is None else (parent, found[1] == "adapter_")
+    weights = _WEIGHTS.fullmatch(file)
+    return None if weights is None else (parent, weights[1] == "adapter_")
 
 
 def _card(folder: Path, repo: str) -> dict[str, bytes]:
@@ -198,8 +200,8 @@ def _files(folder: Path) -> dict[str, Path]:
         for path in (Path(parent, name) for name in (*folders, *filter(_is_sent, names))):
             relative = path.relative_to(folder).as_posix()
             if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
-                found = f"a link {relative!r} to {str(path.readlink())!r}"
-                raise ValueError(f"folder: found {found}, allowed are links to files of the same folder")
+                link = f"a link {relative!r} to {str(path.readlink())!r}"
+                raise ValueError(f"folder: found {link}, allowed are links to files of the same folder")
             if path.is_file():
                 files[relative] = path
     return dict(sorted(files.items()))

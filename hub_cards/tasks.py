@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hf_ext._models import base_model
+
 #: Auto class -> what the Hub calls the task and what peft calls it. Where several classes hold a model, or do a task,
 #: it is the first: Bart's for text to text also fills masks.
 TASKS: dict[str, tuple[str | None, str | None]] = {
@@ -59,16 +61,8 @@ def base_options(model: Any) -> dict[str, Any]:
 
     The base model's own head may have been for other classes.
     """
-    model = unwrapped(model)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     task, _ = TASKS.get(auto_class_of(None, type(base).__name__) or "", (None, None))
     if not (task or "").endswith("-classification"):
         return {}
     return {"num_labels": base.config.num_labels, "ignore_mismatched_sizes": True}
-
-
-def unwrapped(model: Any) -> Any:
-    """The model within DDP's wrapper and the like."""
-    while hasattr(model, "module"):
-        model = model.module
-    return model

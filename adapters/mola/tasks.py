@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_ext._files import read_json, replaced_file, write_atomically
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.layer import MoLAConv2d, MoLAHead, MoLALayer
-from hf_ext.hub_cards.create import keep_facts
+from hf_ext.hub_cards.saved import save_facts
 from hf_ext.hub_cards.tasks import base_options
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def export_lora(
         f"This is expert {task_id} of a mixture, exported as an ordinary LoRA for the samples of task {task_id}. It "
         "loads without hf_ext and is told no task ids; what follows is of the mixture it was trained in."
     )
-    keep_facts(folder, "mola", note=note, base_options=base_options(tuner.model))
+    save_facts(folder, "mola", note=note, base_options=base_options(tuner.model))
 
 
 def _lora_pair(layer: MoLALayer, adapter_name: str, task_id: int, name: str) -> tuple[Tensor, Tensor]:

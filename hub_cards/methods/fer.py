@@ -22,10 +22,10 @@ def losses_shown(settings: Mapping[str, Any], neutral_id: int | None) -> dict[st
     return (off if neutral_id is None else {}) | {name: settings[name] for name in names if name in settings}
 
 
-def _draw_texts(found: Any, path: str) -> None:
+def _draw_texts(texts: Any, path: str) -> None:
     from hf_ext.hub_cards.plots import plot_similarities
 
-    plot_similarities(found, path)
+    plot_similarities(texts, path)
 
 
 METHOD = Method(

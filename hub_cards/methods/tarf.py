@@ -5,10 +5,10 @@ from typing import Any
 from hf_ext.hub_cards.methods.method import Method, Picture
 
 
-def _draw_gravity(found: Any, path: str) -> None:
+def _draw_gravity(identified: Any, path: str) -> None:
     from hf_ext.hub_cards.plots import plot_gravity
 
-    plot_gravity(found, path)
+    plot_gravity(identified, path)
 
 
 METHOD = Method(

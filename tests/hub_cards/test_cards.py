@@ -100,6 +100,7 @@ def _full_card(name: str, system: str, text: str) -> MethodCard:
         ],
         data={name: {"rows": 3, "fingerprint": text}},
         log_history=[{"loss": 1.0, f"{text}_loss": 2.0, "step": 1}, {"loss": 0.5, "step": 2}],
+        loss_terms=[f"{text}_loss"],
         base_folder=name,
         place=name,
         example=text,
@@ -207,6 +208,7 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
     plot_losses(
         [{"loss": 2.0, "domain_loss/a": 1.0, "step": 1}, {"loss": 1.0, "step": 2}, {"eval_loss": 1, "step": 2}],
         tmp_path / "losses.png",
+        terms=["domain_loss/a"],
     )
     plot_routing(np.full((4, 3), 1 / 3), tmp_path / "routing.png", ["a", "b", "c", "d"])
     for name, size in {"results": (1050, 285), "losses": (1050, 525), "routing": (540, 480)}.items():
@@ -216,7 +218,8 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
 def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
     plot_results([Result("$\\bad{$", "$\\bad{$", 0.5)], tmp_path / "results.png")
     plot_routing([[1.0]], tmp_path / "routing.png", ["$\\bad{$"])
-    plot_losses([{"loss": 1.0, "domain_loss/$\\bad{$": 1.0, "step": 1}], tmp_path / "losses.png")
+    term = "domain_loss/$\\bad{$"
+    plot_losses([{"loss": 1.0, term: 1.0, "step": 1}], tmp_path / "losses.png", terms=[term])
 
 
 def test_plots_refuse_what_they_cannot_show(tmp_path: Path) -> None:
