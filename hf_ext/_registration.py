@@ -122,7 +122,7 @@ def _replace(replacement: Replacement, module: ModuleType) -> None:
     function = current.__func__ if bound_to_class else current
     marked: tuple[Any, Any] = getattr(function, _REPLACED, (None, None))
     ours, original = marked
-    if ours is not function:  # nobody's yet, or another library's around ours
+    if ours is not function:  # the library's own, or somebody else's around ours
         original = function
     make = getattr(module, replacement.by.partition(":")[2])
     new = functools.wraps(original)(make(original))
