@@ -46,7 +46,7 @@ class CardCallback(TrainerCallback):
                 raise ValueError(f"method: found {name!r}, allowed are {sorted(METHODS)}")
         self.method = method
         self.further_methods = tuple(further_methods)
-        self._facts: dict[str, Any] = _nothing()
+        self._facts: dict[str, Any] = _no_facts()
         self._run: dict[str, Any] = {}
         self._loss_terms: dict[str, None] = {}  # names, in order
         self._log_history: list[dict[str, float]] = []
@@ -81,7 +81,7 @@ class CardCallback(TrainerCallback):
     ) -> None:
         # transformers' ExportableState would fail to resume from checkpoints made without this callback
         saved: Any = state.stateful_callbacks  # a dict once the state is made
-        self._facts = _nothing() | saved.get(_KEY, {})
+        self._facts = _no_facts() | saved.get(_KEY, {})
         saved[_KEY] = self._facts
         self.add_loss_terms(())  # those that were named before
         dataset = _dataset_of(kwargs.get("train_dataloader"))
@@ -166,7 +166,7 @@ class CardCallback(TrainerCallback):
         return results
 
 
-def _nothing() -> dict[str, Any]:
+def _no_facts() -> dict[str, Any]:
     """`step`: of the training, whose weights the model has. `seen`: the last and the best step's evaluations."""
     facts: dict[str, Any] = {"seconds": 0.0, "step": 0, "train": None}
     return facts | {"evaluations": {}, "method": {}, "groups": {}, "hidden": [], "seen": {}, "loss_terms": []}

@@ -1,4 +1,4 @@
-"""Pictures for cards, as PNG files. Colours stay apart for colour-blind readers."""
+"""Pictures for cards, as PNG files. Colours are such that colour-blind readers can tell them from each other."""
 
 import math
 import os
