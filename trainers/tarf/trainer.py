@@ -17,14 +17,8 @@ from hf_ext.functional import per_sample_losses, tarf_objective
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.losses import logits_of, shifts_labels
 from hf_ext.trainers.tarf.arguments import TARFArguments
-from hf_ext.trainers.tarf.forgetting import (
-    ForgetLoss,
-    ForgetTerm,
-    check_arguments,
-    check_column,
-    check_data,
-    split_rows,
-)
+from hf_ext.trainers.tarf.forget_rows import check_column, split_rows
+from hf_ext.trainers.tarf.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_data
 from hf_ext.trainers.tarf.identification import Identification
 from hf_ext.trainers.tarf.paired import PAIRED, ROW, updates_per_epoch
 from hf_ext.trainers.tarf.plan import PHASES, Plan, Update, plan_of
@@ -53,7 +47,7 @@ class TARFMixin(SaliencyMixin):
     `tarf_t1=0` and `tarf_selection="none"`, and for the baseline `ft`, training is the wrapped Trainer's own.
 
     Args:
-        forget_dataset: the data to forget, or the indices of their rows in `train_dataset`; by default
+        forget_dataset: the data to forget, a mask of `train_dataset`, or the indices of their rows there; by default
             `tarf_forget_column` says which these are.
         identify_dataset: the remaining rows, in the same order, as they should be looked at to identify what to leave
             out: without random augmentation. By default `train_dataset`.
