@@ -124,14 +124,19 @@ class TARFMixin(SaliencyMixin):
             self.card.add_fact("identified", self.identification.identified)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
-            size = self.args.tarf_forget_batch_size or self._train_batch_size
-            batches = self.paired(batches, self.forget_dataset, size)
+            batches = self.paired(batches, self.forget_dataset, self._forget_batch_size)
             counts[1] = sum(len(batch[PAIRED][ROW]) for batch in batches)
         rows = counts
         if self.accelerator.num_processes > 1:
             rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
         self._update = plan.update(t, retain_rows=rows[0], forget_rows=rows[1])
         return batches, num_items
+
+    @property
+    def _forget_batch_size(self) -> int:
+        """Forget rows per micro-batch; where `auto_find_batch_size` has shrunk the batches, fewer in proportion."""
+        asked, found = self.args.train_batch_size, self._train_batch_size
+        return max((self.args.tarf_forget_batch_size or asked) * found // asked, 1)
 
     # ---------------------------------------------------------------------------------------------- losses
     def compute_loss(
@@ -144,7 +149,9 @@ class TARFMixin(SaliencyMixin):
         """This micro-batch's part of the loss of an update; the wrapped Trainer's loss in evaluation."""
         update = self._update
         if update is None or not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         columns, outputs, values, losses, retain_mask = self.batch_columns, None, None, None, None
         if update.k_t > 0:
             batch: Any = columns[PAIRED]
