@@ -69,3 +69,24 @@ def test_both_passes_of_disam_see_what_divbs_picked(
     DISAMTrainer(alone, DISAMConfig(**_options(tmp_path, **shared)), train_dataset=rows).train()
     SelectThenPerturb(neutral, Config(**_options(tmp_path, divbs_ratio=1.0, **shared)), train_dataset=rows).train()
     assert _same(alone, neutral)
+
+
+class KeywordsOnly(Trainer):
+    """As many users write theirs."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+
+class BothBeforeKeywords(DivBSMixin, DISAMMixin, KeywordsOnly):
+    pass
+
+
+def test_a_compute_loss_that_takes_keywords(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
+    """A Trainer of a user's own, which transformers calls by keywords, trains as transformers' own."""
+    rows, models = data.rename_column("task_ids", "domain_ids"), []
+    for kind in (SelectThenPerturb, BothBeforeKeywords):
+        models.append(vit())
+        args = Config(**_options(tmp_path, divbs_ratio=0.5, disam_rho=0.3))
+        kind(models[-1], args, train_dataset=rows).train()
+    assert _same(*models) and not _same(models[0], vit())

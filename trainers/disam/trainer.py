@@ -144,8 +144,10 @@ class DISAMMixin(SharpnessMixin):
         """The loss of the wrapped Trainer, `L_avg`; in the first pass the ascent loss, `L_avg - lambda Var_m(L_m)`."""
         ascent, labels = self._domain_losses, inputs.get("labels")
         if ascent is None or not ascent.active:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         domain_ids = self.batch_columns[self.args.disam_domain_column]
         losses = self._sample_losses(outputs, labels)
         if ascent.pending:

@@ -99,7 +99,9 @@ class FERMixin(MethodMixin):
     ) -> Any:
         """This micro-batch's part of the loss of an update; in evaluation the model's own."""
         if not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         outputs: Any = model(
             **{name: value for name, value in inputs.items() if name != "labels"}, output_features=True
         )

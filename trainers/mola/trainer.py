@@ -189,7 +189,9 @@ class MoLAMixin(MethodMixin):
         if training and self.args.mola_task_reduction == "sum":
             loss, outputs = self._sum_of_task_means(model, inputs)
         else:
-            result: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            result: Any = super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
             loss, outputs = result if return_outputs else (result, None)
         task_ids = inputs.get("mola_task_ids")
         routing, name, config = self._adapter

@@ -152,7 +152,9 @@ class RDMixin(MethodMixin):
     ) -> Any:
         """RD's loss of this micro-batch, a mean; the student's own in evaluation."""
         if not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         coefficients = self._coefficients()
         labels = check_labels(inputs.get("labels"))
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, output_details=coefficients.teach)

@@ -53,7 +53,8 @@ class TARFArguments(MethodArguments):
     )
     tarf_forget_value: list[str] | None = option(
         None,
-        "Values (or names of classes) of tarf_forget_column that are to be forgotten; by default what counts as true.",
+        "Values of tarf_forget_column (names of classes, or their ids) that are to be forgotten; by default the "
+        "column says so itself, by True or 1.",
     )
     tarf_forget_batch_size: Count | None = option(
         None, "Forget rows per micro-batch and process; by default as many as remaining rows."

@@ -1,12 +1,11 @@
-"""Which data are to be forgotten, and what is minimised on them."""
+"""What is minimised on the data to forget, and what that needs of arguments and data."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import IterableDataset
 
 from hf_ext.functional import npo_loss, per_sample_losses
 from hf_ext.functional.losses import IGNORED_LABEL
@@ -97,64 +96,7 @@ def random_labels(labels: Tensor, rows: Tensor, *, num_labels: int, num_rows: in
     return (labels + shifts.to(rows.device)[rows]) % num_labels
 
 
-# ------------------------------------------------------------------------------------------------ data
-def split_rows(data: Any, forget: Any, *, column: str | None = None, values: Any = None) -> tuple[Any, Any]:
-    """The remaining data and the data to forget.
-
-    Args:
-        data: both, or the remaining data alone.
-        forget: a data set, which leaves `data` as it is; indices of rows; or None.
-        column, values: instead, the column that says which rows are to be forgotten, and its values (or names of
-            classes) that are; without values, what counts as true.
-
-    Raises:
-        ValueError: both given, no such column, no such row, or nothing that remains.
-    """
-    if column is not None:
-        if forget is not None:
-            raise ValueError("forget_dataset: found one with tarf_forget_column, allowed is one of the two")
-        check_column(data, "tarf_forget_column", column)
-        rows = _rows_with(data, column, values)
-        if not len(rows):
-            raise ValueError(f"tarf_forget_value: found {values!r} in no row of {column!r}, allowed are its values")
-    elif isinstance(forget, np.ndarray | Tensor | range) or (
-        isinstance(forget, list | tuple) and all(isinstance(row, int) for row in forget)
-    ):
-        rows = np.unique(np.asarray(forget, dtype=np.int64))
-        if len(rows) and (rows[0] < 0 or rows[-1] >= len(data)):
-            raise ValueError(f"forget_dataset: found rows {rows[0]} to {rows[-1]}, allowed are 0 to {len(data) - 1}")
-    else:
-        return data, forget
-    others = np.setdiff1d(np.arange(len(data)), rows)
-    if not len(others):
-        raise ValueError("train_dataset: found no row that remains, allowed are some to retain")
-    return _select(data, others), _select(data, rows)
-
-
-def _rows_with(data: Any, column: str, values: Any) -> np.ndarray:
-    """Rows whose value is one of these (as text, or by the class's name); without values, those that count as true."""
-    entries = list(data.with_format(None)[column]) if hasattr(data, "with_format") else list(data[column])
-    if values is None:
-        return np.flatnonzero([bool(value) for value in entries])
-    wanted = {str(value) for value in (values if isinstance(values, list | tuple | set) else [values])}
-    feature: Any = (getattr(data, "features", None) or {}).get(column)
-    names = [
-        {str(value), feature.int2str(value)} if hasattr(feature, "int2str") else {str(value)} for value in entries
-    ]
-    return np.flatnonzero([bool(wanted & name) for name in names])
-
-
-def _select(data: Any, rows: np.ndarray) -> Any:
-    return data.select(rows) if hasattr(data, "select") else Subset(data, rows.tolist())
-
-
-def check_column(data: Any, argument: str, column: str | None) -> None:
-    """Refuse a column that the data, as far as they can be asked, do not have."""
-    columns = getattr(data, "column_names", None)
-    if column is not None and isinstance(columns, list) and column not in columns:
-        raise ValueError(f"{argument}: found {column!r}, allowed are {', '.join(sorted(columns))}")
-
-
+# ------------------------------------------------------------------------------------------------ refusals
 def check_arguments(args: Any, *, own_loss: bool) -> None:
     """Refuse what leaves no plain loss for every sample."""
     refuse_packing(args, "samples are forgotten one by one")

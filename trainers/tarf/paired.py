@@ -143,7 +143,7 @@ class PairedMixin(MethodMixin):
     def paired(self, batches: list[Any], dataset: Any, batch_size: int) -> list[dict[str, Any]]:
         """The micro-batches of the update at hand, each with so many rows of `dataset` as `PAIRED`."""
         epoch, update = divmod(self.state.global_step, updates_per_epoch(self))
-        if self._pairs is None:
+        if self._pairs is None or self._pairs.batch_size != batch_size:
             self._pairs = PairedBatches.of_trainer(self, dataset, batch_size)
         pairs = self._pairs.take(epoch, update * self.args.gradient_accumulation_steps, len(batches))
         return [{**batch, PAIRED: pair} for batch, pair in zip(batches, pairs, strict=True)]

@@ -17,14 +17,8 @@ from hf_ext.functional import per_sample_losses, tarf_objective
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.losses import logits_of, shifts_labels
 from hf_ext.trainers.tarf.arguments import TARFArguments
-from hf_ext.trainers.tarf.forgetting import (
-    ForgetLoss,
-    ForgetTerm,
-    check_arguments,
-    check_column,
-    check_data,
-    split_rows,
-)
+from hf_ext.trainers.tarf.forget_rows import check_column, split_rows
+from hf_ext.trainers.tarf.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_data
 from hf_ext.trainers.tarf.identification import Identification
 from hf_ext.trainers.tarf.paired import PAIRED, ROW, updates_per_epoch
 from hf_ext.trainers.tarf.plan import PHASES, Plan, Update, plan_of
@@ -53,7 +47,7 @@ class TARFMixin(SaliencyMixin):
     `tarf_t1=0` and `tarf_selection="none"`, and for the baseline `ft`, training is the wrapped Trainer's own.
 
     Args:
-        forget_dataset: the data to forget, or the indices of their rows in `train_dataset`; by default
+        forget_dataset: the data to forget, a mask of `train_dataset`, or the indices of their rows there; by default
             `tarf_forget_column` says which these are.
         identify_dataset: the remaining rows, in the same order, as they should be looked at to identify what to leave
             out: without random augmentation. By default `train_dataset`.
@@ -130,14 +124,19 @@ class TARFMixin(SaliencyMixin):
             self.card.add_fact("identified", self.identification.identified)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
-            size = self.args.tarf_forget_batch_size or self._train_batch_size
-            batches = self.paired(batches, self.forget_dataset, size)
+            batches = self.paired(batches, self.forget_dataset, self._forget_batch_size)
             counts[1] = sum(len(batch[PAIRED][ROW]) for batch in batches)
         rows = counts
         if self.accelerator.num_processes > 1:
             rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
         self._update = plan.update(t, retain_rows=rows[0], forget_rows=rows[1])
         return batches, num_items
+
+    @property
+    def _forget_batch_size(self) -> int:
+        """Forget rows per micro-batch; where `auto_find_batch_size` has shrunk the batches, fewer in proportion."""
+        asked, found = self.args.train_batch_size, self._train_batch_size
+        return max((self.args.tarf_forget_batch_size or asked) * found // asked, 1)
 
     # ---------------------------------------------------------------------------------------------- losses
     def compute_loss(
@@ -150,7 +149,9 @@ class TARFMixin(SaliencyMixin):
         """This micro-batch's part of the loss of an update; the wrapped Trainer's loss in evaluation."""
         update = self._update
         if update is None or not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         columns, outputs, values, losses, retain_mask = self.batch_columns, None, None, None, None
         if update.k_t > 0:
             batch: Any = columns[PAIRED]

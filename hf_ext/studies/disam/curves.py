@@ -26,7 +26,7 @@ class Watched(DISAMTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training and len(self.curve) == self.state.global_step:  # an update's first pass, not its perturbed
             losses = cross_entropy(outputs["logits"].detach(), inputs["labels"], reduction="none")
             ids, number = self.batch_columns["domain_ids"], self.args.disam_num_domains

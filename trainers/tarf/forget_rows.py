@@ -1,0 +1,169 @@
+"""Which rows of the training data are to be forgotten: by mask, by index, or by the values of a column."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Subset
+
+_ALLOWED = "a data set, a mask with True or False for every row of train_dataset, or integers, the rows' indices"
+
+
+def split_rows(data: Any, forget: Any, *, column: str | None = None, values: Any = None) -> tuple[Any, Any]:
+    """The remaining data and the data to forget.
+
+    Args:
+        data: both, or the remaining data alone.
+        forget: a data set, which leaves `data` as it is; a mask, as long as `data`; indices of rows, in any order;
+            or None. Masks and indices may be lists, sets, ranges, arrays, tensors or a column of pandas.
+        column, values: instead, the column that says which rows are to be forgotten, and its values that are: names
+            of its classes, or else their ids. Without values it has to be a column of True and False, or of 1 and 0.
+
+    Raises:
+        ValueError: both given, anything else given, no such column, no such row, or nothing that remains.
+    """
+    if column is not None:
+        if forget is not None:
+            raise ValueError("forget_dataset: found one with tarf_forget_column, allowed is one of the two")
+        check_column(data, "tarf_forget_column", column)
+        rows = _marked_rows(data, column) if values is None else _rows_with(data, column, values)
+    elif forget is None or _is_data_set(forget):
+        return data, forget
+    else:
+        rows = _rows_of(forget, data)
+    others = np.setdiff1d(np.arange(len(data)), rows)
+    if not len(others):
+        raise ValueError(f"train_dataset: found all {len(data)} rows to be forgotten, allowed are some that remain")
+    return _select(data, others), _select(data, rows)
+
+
+def check_column(data: Any, argument: str, column: str | None) -> None:
+    """Refuse a column that the data, as far as they can be asked, do not have."""
+    columns = getattr(data, "column_names", None)
+    if column is not None and isinstance(columns, list) and column not in columns:
+        raise ValueError(f"{argument}: found {column!r}, allowed are {', '.join(sorted(columns))}")
+
+
+def _select(data: Any, rows: NDArray[np.int64]) -> Any:
+    return data.select(rows) if hasattr(data, "select") else Subset(data, rows.tolist())
+
+
+# ------------------------------------------------------------------------------------------------ masks and indices
+def _is_data_set(value: Any) -> bool:
+    """Whether these are rows themselves."""
+    if hasattr(value, "column_names") or isinstance(value, TorchDataset):
+        return True
+    if isinstance(value, Sequence):  # a column of a data set is one, too
+        return len(value) > 0 and isinstance(value[0], Mapping)
+    is_plain = isinstance(value, set | frozenset | Mapping) or hasattr(value, "__array__")
+    return not is_plain and hasattr(value, "__getitem__")
+
+
+def _rows_of(forget: Any, data: Any) -> NDArray[np.int64]:
+    """Ascending row numbers, from a mask or from indices."""
+    kind = type(forget).__name__
+    if not hasattr(data, "__len__"):
+        raise ValueError(f"forget_dataset: found a {kind} with a stream, allowed is a data set: a stream has no rows")
+    if isinstance(forget, set | frozenset | Sequence) and not isinstance(forget, str | bytes):
+        forget = list(forget)
+    try:
+        values = np.asarray(forget)
+    except (TypeError, ValueError):  # lists of different lengths
+        values = np.asarray(None)
+    mixed = isinstance(forget, list) and len({isinstance(value, bool | np.bool_) for value in forget}) > 1
+    if values.ndim != 1 or mixed or (values.size and values.dtype.kind not in "biu"):
+        raise ValueError(f"forget_dataset: found a {kind} of {_described(values, mixed)}, allowed are {_ALLOWED}")
+    total = len(data)
+    if values.dtype.kind == "b":
+        if len(values) != total:
+            raise ValueError(
+                f"forget_dataset: found a mask of {len(values)} rows, {int(values.sum())} of them to be forgotten, "
+                f"allowed is one for each of the {total} rows of train_dataset"
+            )
+        return np.flatnonzero(values)
+    rows = np.unique(values.astype(np.int64))
+    if len(rows) and (rows[0] < 0 or rows[-1] >= total):
+        raise ValueError(f"forget_dataset: found rows {rows[0]} to {rows[-1]}, allowed are 0 to {total - 1}")
+    if len(values) == total > len(rows) and set(rows) <= {0, 1}:
+        raise ValueError(
+            f"forget_dataset: found {total} integers, all 0 or 1, which as indices would forget {len(rows)} rows, "
+            "allowed are indices, each once, or a mask of True and False"
+        )
+    return rows
+
+
+def _described(values: NDArray[Any], mixed: bool) -> str:
+    if mixed:
+        return "True, False and other values"
+    return f"{values.dtype} values" if values.ndim == 1 else f"shape {values.shape}"
+
+
+# ------------------------------------------------------------------------------------------------ a column
+def _entries(data: Any, column: str) -> list[Any]:
+    return list(data.with_format(None)[column]) if hasattr(data, "with_format") else list(data[column])
+
+
+def _marked_rows(data: Any, column: str) -> NDArray[np.int64]:
+    """Rows that a column of True and False, or of 1 and 0, marks."""
+    entries = _entries(data, column)
+    named = hasattr(_feature(data, column), "int2str")
+    marks = [isinstance(entry, bool | np.bool_ | int | np.integer) and entry in (0, 1) for entry in entries]
+    if named or not all(marks):
+        found = "class labels" if named else f"values such as {entries[marks.index(False)]!r}"
+        raise ValueError(
+            f"tarf_forget_value: found none for {found} in {column!r}, allowed is none for True and False or 1 and 0, "
+            "or else the values that are to be forgotten"
+        )
+    return _some_rows(np.flatnonzero(np.asarray(entries, dtype=bool)), "True", column)
+
+
+def _rows_with(data: Any, column: str, values: Any) -> NDArray[np.int64]:
+    """Rows whose entry is one of these values, each of which has to occur."""
+    wanted = list(values) if isinstance(values, list | tuple | set) else [values]
+    entries, feature = np.asarray(_entries(data, column), dtype=object), _feature(data, column)
+    names: Sequence[str] | None = feature.names if hasattr(feature, "int2str") else None
+    rows: list[NDArray[np.int64]] = []
+    for value in wanted:
+        if names is None:
+            matches = np.asarray([_equals(entry, value) for entry in entries], dtype=bool)
+        else:
+            matches = entries == _class_id(value, names)
+        rows.append(_some_rows(np.flatnonzero(matches), value, column))
+    return np.unique(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
+
+
+def _some_rows(rows: NDArray[np.int64], value: Any, column: str) -> NDArray[np.int64]:
+    if not len(rows):
+        raise ValueError(f"tarf_forget_value: found {value!r} in no row of {column!r}, allowed are its values")
+    return rows
+
+
+def _class_id(value: Any, names: Sequence[str]) -> int:
+    """The class that a value names, or else whose id it is; -1 for none."""
+    text = str(value)
+    by_name = names.index(text) if text in names else None
+    by_id = int(text) if text.isascii() and text.isdigit() and int(text) < len(names) else None
+    if by_name is not None and by_id is not None and by_name != by_id and not isinstance(value, str):
+        raise ValueError(
+            f"tarf_forget_value: found {value!r}, the id of class {names[by_id]!r} and the name of class {by_name}, "
+            "allowed is the name, as text"
+        )
+    return next((found for found in (by_name, by_id) if found is not None), -1)
+
+
+def _equals(entry: Any, value: Any) -> bool:
+    """Whether an entry is a value, which may be written as text."""
+    if isinstance(entry, bool | np.bool_):
+        return str(bool(entry)).lower() == str(value).lower()
+    if isinstance(entry, int | float | np.number):
+        try:
+            return bool(float(entry) == float(value))
+        except (TypeError, ValueError):
+            return False
+    return str(entry) == str(value) if entry is not None else False
+
+
+def _feature(data: Any, column: str) -> Any:
+    return (getattr(data, "features", None) or {}).get(column)
