@@ -1,10 +1,11 @@
 """Options of dataclasses: what a field's type says is what its value is checked against."""
 
+import inspect
 import math
 from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
 
@@ -51,7 +52,7 @@ Count = Annotated[int, Bounds(at_least=1)]
 
 
 def check_fields(instance: Any, kind: type) -> None:
-    """Check the fields of a dataclass that `kind` and classes derived from it declare, not those of its own bases.
+    """Check the fields of a dataclass that are options: those that `kind` and mixins derived from it alone declare.
 
     A `Literal` names its values; numbers are finite (but for `Bounds(infinite=True)`) and within their bounds, and
     those of numpy are numbers, but bool and text are not; types that say nothing of values fit all.
@@ -79,10 +80,12 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
 
 @cache
 def _annotations(instance_kind: Any, kind: Any) -> dict[str, Any]:
-    declaring = [base for base in instance_kind.__mro__ if issubclass(base, kind)]
-    names = {name for base in declaring for name in vars(base).get("__annotations__", {})}
-    hints = get_type_hints(instance_kind, include_extras=True)
-    return {name: hint for name, hint in hints.items() if name in names}
+    """Of classes that are made of options alone: a TrainingArguments that has them may have fields of any type."""
+    annotations: dict[str, Any] = {}
+    for base in reversed(instance_kind.__mro__):
+        if issubclass(base, kind) and all(issubclass(one, kind) or issubclass(kind, one) for one in base.__mro__):
+            annotations |= inspect.get_annotations(base, eval_str=True)
+    return annotations
 
 
 def _fits(value: Any, kind: Any) -> tuple[bool, str]:

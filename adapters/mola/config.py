@@ -15,9 +15,9 @@ from hf_ext.adapters._register import HfExtPeftType
 CUSTOM_ROUTER = "custom"
 
 _Index = Annotated[int, Bounds(at_least=0)]
-_NUMBERS = (
+_JSON_VALUES = (
     *("num_experts", "r", "lora_alpha", "lora_dropout", "twd_weight", "twd_temperature", "twd_dim", "num_tasks"),
-    *("rank_pattern", "alpha_pattern"),
+    *("rank_pattern", "alpha_pattern", "train_backbone", "use_rslora", "init_weights"),
 )
 
 
@@ -203,7 +203,7 @@ class MoLAConfig(PeftConfig):
 
     def _check_values(self) -> None:
         check_fields(self, MoLAConfig)
-        for name in _NUMBERS:
+        for name in _JSON_VALUES:
             setattr(self, name, _plain(getattr(self, name)))
         _check("router", self.router, isinstance(self.router, str | nn.Module | None), "a name, a module or None")
         for name in ("target_modules", "exclude_modules"):

@@ -42,7 +42,8 @@ class DemoRun:
 
     def arguments(self, kind: type[Arguments], learning_rate: float, **options: Any) -> Arguments:
         """Arguments for a training that saves nothing; its log has about twenty entries."""
-        options = {"steps": self.steps, "logging_steps": max(1, self.steps // 20), **options}
+        options = {"steps": self.steps, **options}
+        options = {"logging_steps": max(1, options["steps"] // 20), **options}
         return arguments(kind, learning_rate=learning_rate, seed=self.seed, logging_strategy="steps", **options)
 
     def train(self, trainer: Trainer, name: str) -> None:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hf_ext import _small_models
+from hf_ext._models import unwrapped
 from hf_ext._runs import accuracy_on
 from hf_ext._small_models import class_names
 from hf_ext.commands.demo import DemoRun, Scored, run_demo
@@ -184,7 +185,7 @@ def train(argv: Sequence[str]) -> None:
 
 def _finish(trainer: Any) -> None:
     """Save the student alone, without an adapter, and compare it with its teacher for the card."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    model = unwrapped(trainer.model)
     if trainer.args.should_save:
         merged = _merged(model) if isinstance(model, PeftModel) else model
         merged.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)

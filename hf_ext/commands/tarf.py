@@ -8,6 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets
 from transformers import Trainer, TrainingArguments
 
+from hf_ext._models import unwrapped
 from hf_ext._runs import logits
 from hf_ext.commands.demo import DemoRun, Scored, run_demo
 from hf_ext.commands.loading import accuracy
@@ -125,7 +126,7 @@ def _systems(run: DemoRun) -> Iterator[Scored]:
         unlearned = metrics(trainer)
         yield name, {**unlearned, "gap": gap(unlearned, retrained)}, trainer
     if run.seed == 0:
-        original.accelerator.unwrap_model(original.model).save_pretrained(run.folder / ORIGINAL)
+        unwrapped(original.model).save_pretrained(run.folder / ORIGINAL)
 
 
 def _with_shapes(data: Dataset) -> Dataset:

@@ -20,7 +20,7 @@ Eq. 3; the authors' code was not available.
 | the three phases | `tarf_phase` |
 | `I_con = |l(f_original(x), y) - l(f_t1(x), y)|` | `loss_gravity`; of logits, `representation_gravity` |
 | beta of the top fraction | `gravity_threshold` |
-| `tau = 1(t >= t1, I_con < beta)` | `retain_mask`; by whole classes, `retain_mask_by_label` |
+| `tau = 1(t >= t1, I_con < beta)` | `tarf_phase` and `retain_mask`; by classes, `retain_mask_by_label` |
 | the gap to retraining, MIA | `unlearning_gap`, `confidence_attack` |
 | NPO: Zhang et al., 2024, Eq. 3; SalUn: Fan et al., ICLR 2024, Eq. 3 | `npo_loss`, `saliency_masks` |
 """

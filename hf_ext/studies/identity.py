@@ -17,10 +17,11 @@ from hf_ext._environment import versions
 from hf_ext.data import load
 from hf_ext.studies.study import Study
 
-#: sub-packages that any study may train with, beside the modules that lie directly in `hf_ext`
+#: sub-packages of `hf_ext` that any study may train with, and what they share
 _PACKAGES = ("adapters", "data", "functional", "models", "studies", "trainers")
+_SHARED = ("_arguments.py", "_models.py", "_runs.py", "_small_models.py")
 #: files of `hf_ext` that no run depends on: they read and write what runs have left
-_READERS = ("_files.py", "_reports.py", "studies/report.py", "studies/results.py", "studies/statistics.py")
+_READERS = ("studies/report.py", "studies/results.py", "studies/statistics.py")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -50,8 +51,8 @@ def shown(place: str) -> str:
 def code_of(study: Study) -> str:
     """SHA-256 over the definitions that a study's runs come from.
 
-    These are `run` and `prepare`, the files in their folder if they are in a package, and of hf_ext the modules at its
-    root and the sub-packages that train. Other modules that a study of another package imports do not count.
+    These are `run` and `prepare`, the files in their folder if they are in a package, and of hf_ext the sub-packages
+    that train and what these share. Other modules that a study of another package imports do not count.
 
     A definition counts as it is parsed. Comments, docstrings, imports and the file that it stands in do not: saved
     runs stay valid where code is moved or explained better.
@@ -59,13 +60,14 @@ def code_of(study: Study) -> str:
     functions = [function for function in (study.run, study.prepare) if function is not None]
     files = [path for function in functions for path in _own_files(function)]
     root = Path(__file__).parents[1]
-    files += root.glob("*.py")
+    files += [root / name for name in _SHARED]
     for package in _PACKAGES:
         spec = importlib.util.find_spec(f"hf_ext.{package}")
         for place in (spec and spec.submodule_search_locations) or ():
             files += Path(place).rglob("*.py")
     counted = {path.resolve() for path in files} - {(root / name).resolve() for name in _READERS}
-    definitions = {definition for path in counted for definition in _definitions(path.read_bytes())}
+    # not a set: two methods may have a constant of one name, and of one value until one of them changes
+    definitions = [definition for path in counted for definition in _definitions(path.read_bytes())]
     digest = hashlib.sha256()
     for text in (*map(_source, functions), *sorted(definitions)):
         digest.update(hashlib.sha256(text.encode()).digest())
@@ -89,13 +91,14 @@ def _source(function: Callable[..., object]) -> str:
     return "\n".join([function.__qualname__, *definitions])
 
 
-def _definitions(source: bytes) -> set[str]:
+def _definitions(source: bytes) -> list[str]:
     """Every statement of a module but imports, without docstrings and comments."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            del node.body[: ast.get_docstring(node) is not None]
-    return {ast.dump(statement) for statement in tree.body if not isinstance(statement, ast.Import | ast.ImportFrom)}
+        has_body = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if has_body and ast.get_docstring(node) is not None:  # type: ignore[arg-type]
+            del node.body[0]  # type: ignore[attr-defined]
+    return [ast.dump(statement) for statement in tree.body if not isinstance(statement, ast.Import | ast.ImportFrom)]
 
 
 def key(*parts: Any) -> str:

@@ -123,8 +123,10 @@ class Method:
         name = f"{self.package}.{kind}.{self.name}"
         try:
             return name if importlib.util.find_spec(name) is not None else None
-        except ModuleNotFoundError:  # not even a package of that kind
-            return None
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise  # something that the package needs
+            return None  # not even a package of that kind
 
     @property
     def is_model_type(self) -> bool:

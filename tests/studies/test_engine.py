@@ -347,7 +347,7 @@ def test_what_moves_from_file_to_file_is_the_same_code(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for file, source in files.items():
             (tmp_path / name / file).write_text(source)
-        found[name] = {text for path in (tmp_path / name).iterdir() for text in _definitions(path.read_bytes())}
+        found[name] = sorted(text for path in (tmp_path / name).iterdir() for text in _definitions(path.read_bytes()))
     assert found["together"] == found["moved"] != found["changed"]
 
 

@@ -1,6 +1,7 @@
 """Arguments of methods: every option is checked against its type, whoever makes them."""
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 import hf_ext.trainers
 from hf_ext._arguments import Bounds, Count, NonNegative, Share
+from hf_ext.models import FERConfig, RDConfig
 from hf_ext.trainers import DISAMArguments, DivBSArguments, FERArguments, RDArguments, TARFArguments
 from hf_ext.trainers.arguments import MethodArguments, option
 
@@ -121,3 +123,26 @@ def test_help_stands_alone(kind: type) -> None:
         assert text[-1] == "." and len(text.split()) > 3
         if one.default is None:  # the printer drops "None", so the words say what holds
             assert "default" in text or "need" in text, one.name
+
+
+@dataclass
+class _Own(DISAMArguments, TrainingArguments):
+    """A user's, with fields that are none of ours."""
+
+    own_limit: int = None  # type: ignore[assignment]
+    own_noise: float = math.inf
+    own_thing: "NoSuchName | None" = None  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_fields_of_a_users_own_configuration_are_theirs() -> None:
+    assert _Own(disam_rho=0.2).own_noise == math.inf
+    with pytest.raises(ValueError, match="disam_rho: found inf"):
+        _Own(disam_rho=math.inf)
+
+
+def test_defaults_that_the_help_names_are_the_models() -> None:
+    for kind, config in ((RDArguments, RDConfig), (FERArguments, FERConfig)):
+        for one in fields(kind):
+            if default := re.search(r"\((.+) in a new one\)", one.metadata["help"].replace("a\nnew", "a new")):
+                value = getattr(config(), one.name.partition("_")[2])
+                assert default[1] == (repr(value) if isinstance(value, str | bool) else f"{value:g}"), one.name

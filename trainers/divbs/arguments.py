@@ -28,10 +28,13 @@ class DivBSArguments(MethodArguments):
         "'argmax': the best candidate; 'sample': drawn in proportion to the scores, as the released code does.",
     )
     divbs_strategy: Literal["divbs", "uniform", "loss", "grad_norm"] = option(
-        "divbs", "'divbs', or a baseline: at random, the largest losses, the largest last-layer gradients."
+        "divbs",
+        "'divbs', or a baseline: 'uniform', at random; 'loss', the largest losses; 'grad_norm', the largest gradients "
+        "of the last layer.",
     )
     divbs_selection_scope: Literal["process", "global"] = option(
-        "process", "'process': every process selects from its own candidates; 'global': all from all, as one would."
+        "process",
+        "'process': every process selects from its own candidates; 'global': all together from those of all.",
     )
     divbs_head_module: str | None = option(
         None, "Name of the linear layer that makes the logits; by default it is looked for."

@@ -47,7 +47,7 @@ class MoLAMixin(MethodMixin):
     args: Any  # TrainingArguments with MoLAArguments mixed in
     model: Any
     method = "mola"
-    _found: tuple[Any, RoutingModule | None] = (None, None)
+    _routing_of: tuple[Any, RoutingModule | None] = (None, None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,9 +80,9 @@ class MoLAMixin(MethodMixin):
 
     @property
     def _routing(self) -> RoutingModule | None:
-        if self._found[0] is not self.model:  # model_init makes new ones; a search at every step would be waste
-            self._found = (self.model, find_routing(self.model))
-        return self._found[1]
+        if self._routing_of[0] is not self.model:  # model_init makes new ones; a search at every step would be waste
+            self._routing_of = (self.model, find_routing(self.model))
+        return self._routing_of[1]
 
     @property
     def _adapter(self) -> tuple[RoutingModule, str, MoLAConfig]:

@@ -31,7 +31,7 @@ class RDArguments(MethodArguments):
     )
     rd_temperature: Positive | None = option(
         None,
-        "Temperature of the predictions in the KL divergence; by default the model's (1 in a new one).",
+        "Temperature of the predictions in the KL divergence; by default the model's (4 in a new one).",
     )
     rd_detach_reprogrammed: bool | None = option(
         None, "Whether the alignment moves the student only; by default the model's (False in a new one)."

@@ -14,7 +14,7 @@ class TARFArguments(MethodArguments):
     tarf_method: Literal["tarf", "ga", "ft", "random_labels", "ga_ft"] = option(
         "tarf",
         "'tarf', or a baseline: 'ga', gradient ascent on the data to forget; 'ft', fine-tuning on the remaining data; "
-        "'random_labels'; 'ga_ft', ascent with constant weight tarf_k beside fine-tuning.",
+        "'random_labels'; 'ga_ft', ascent with constant weight tarf_k together with fine-tuning.",
     )
     tarf_k: NonNegative = option(
         0.05, "Strength k of the ascent; its weight starts at k (T - t0) / T. T is num_train_epochs."

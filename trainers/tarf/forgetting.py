@@ -1,7 +1,7 @@
 """What is minimised on the data to forget, and what that needs of arguments and data."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class NPO:
         return npo_loss(losses * lengths, original * lengths, beta=self.beta)
 
 
+class ForgetValues(NamedTuple):
+    """What is minimised on forget rows, `[B]`, and scalars to log: the loss there, and diagnostics."""
+
+    values: Tensor
+    terms: dict[str, Tensor]
+    diagnostics: dict[str, Tensor]
+
+
 class ForgetTerm:
     """What is minimised on forget rows, one value each, as the arguments say.
 
@@ -49,11 +57,9 @@ class ForgetTerm:
         self.args, self.num_rows, self.shifted = args, num_rows, shifted
         self.loss = own_loss or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
         self.needs_original = bool(getattr(self.loss, "needs_original", False))
-        self.terms: dict[str, Tensor] = {}
-        self.diagnostics: dict[str, Tensor] = {}
 
-    def __call__(self, logits: Tensor, labels: Tensor, rows: Tensor, original: Tensor | None = None) -> Tensor:
-        """The values, `[B]`; what is to be logged is in `terms` and `diagnostics` afterwards.
+    def __call__(self, logits: Tensor, labels: Tensor, rows: Tensor, original: Tensor | None = None) -> ForgetValues:
+        """The values, `[B]`, and what is to be logged of them.
 
         Args:
             logits, labels: as `per_sample_losses` takes them.
@@ -61,17 +67,18 @@ class ForgetTerm:
             original: the original model's losses of all rows there, if they are needed.
         """
         losses = per_sample_losses(logits, labels, shift_labels=self.shifted)
-        self.terms, self.diagnostics = {"forget_loss": losses.mean()}, {}
+        terms = {"forget_loss": losses.mean()}
         if self.args.tarf_method == "random_labels":
             size = {"num_labels": logits.shape[-1], "num_rows": self.num_rows}
-            return per_sample_losses(logits, random_labels(labels, rows, seed=self.args.seed, **size))
+            drawn = random_labels(labels, rows, seed=self.args.seed, **size)
+            return ForgetValues(per_sample_losses(logits, drawn), terms, {})
         before = None if original is None else original.to(rows.device)[rows]
         values = self.loss(losses, before, lengths(labels, shifted=self.shifted))
         if self.args.tarf_max_forget_loss is not None:
             within = losses.detach() <= self.args.tarf_max_forget_loss
             values = torch.where(within, values, 0.0)
-            self.diagnostics = {"capped_fraction": 1 - within.float().mean()}
-        return values
+            return ForgetValues(values, terms, {"capped_fraction": 1 - within.float().mean()})
+        return ForgetValues(values, terms, {})
 
 
 def lengths(labels: Tensor, *, shifted: bool) -> Tensor:

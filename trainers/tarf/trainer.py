@@ -135,8 +135,8 @@ class TARFMixin(SaliencyMixin):
     @property
     def _forget_batch_size(self) -> int:
         """Forget rows per micro-batch; where `auto_find_batch_size` has shrunk the batches, fewer in proportion."""
-        asked, found = self.args.train_batch_size, self._train_batch_size
-        return max((self.args.tarf_forget_batch_size or asked) * found // asked, 1)
+        configured, current = self.args.train_batch_size, self._train_batch_size
+        return max((self.args.tarf_forget_batch_size or configured) * current // configured, 1)
 
     # ---------------------------------------------------------------------------------------------- losses
     def compute_loss(
@@ -157,8 +157,8 @@ class TARFMixin(SaliencyMixin):
             batch: Any = columns[PAIRED]
             forget = {name: value for name, value in batch.items() if name not in self.own_columns}
             outputs, original = model(**forget), self.identification.original.get("forget")
-            values = self._forget_term(logits_of(outputs), forget["labels"], batch[ROW], original)
-            self.record(terms=self._forget_term.terms, diagnostics=self._forget_term.diagnostics)
+            values, *logs = self._forget_term(logits_of(outputs), forget["labels"], batch[ROW], original)
+            self.record(terms=logs[0], diagnostics=logs[1])
         if update.retains:
             outputs = model(**inputs)
             losses = per_sample_losses(logits_of(outputs), inputs["labels"], shift_labels=self._forget_term.shifted)
@@ -171,7 +171,7 @@ class TARFMixin(SaliencyMixin):
             forget_rows=update.forget_rows,
             retain_rows=update.retain_rows,
         )
-        if losses is not None:
+        if losses is not None:  # logged is the mean of this micro-batch, not its share in the update
             self.record(terms={"retain_loss": objective["retain"] * update.retain_rows / len(losses)})
         # the rows are those of all processes, whose gradients DDP averages
         loss = objective["total"] * self.accelerator.num_processes

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from hf_ext.functional import domain_sums
+from hf_ext.functional import domain_sums, domain_variance, per_sample_losses
 from hf_ext.trainers import DISAMTrainer
+from hf_ext.trainers.losses import logits_of
 
 WINDOW = 20  # updates over which losses are averaged
 
@@ -28,7 +28,7 @@ class Watched(DISAMTrainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training and len(self.curve) == self.state.global_step:  # an update's first pass, not its perturbed
-            losses = cross_entropy(outputs["logits"].detach(), inputs["labels"], reduction="none")
+            losses = per_sample_losses(logits_of(outputs).detach(), inputs["labels"])
             ids, number = self.batch_columns["domain_ids"], self.args.disam_num_domains
             self.curve.append(torch.stack(domain_sums(losses, ids, num_domains=number)))
         return (loss, outputs) if return_outputs else loss
@@ -43,9 +43,8 @@ def steps_to(losses: Tensor, threshold: float) -> float:
 
 def variance(sums: Tensor, counts: Tensor) -> float:
     """Mean over stretches of `WINDOW` updates of the variance of the domains' mean losses; inputs `[T, D]`."""
-    present = counts.sum(0) > 0
     variances = []
-    for total, number in zip(sums[:, present].split(WINDOW), counts[:, present].split(WINDOW), strict=True):
-        means = total.sum(0) / number.sum(0)  # NaN for a rare domain of which a stretch has no sample
-        variances.append(means[~means.isnan()].var(correction=0))
+    for part, number in zip(sums.split(WINDOW), counts.split(WINDOW), strict=True):
+        total, count = part.sum(0), number.sum(0)
+        variances.append(domain_variance(total / count.clamp(min=1), count))
     return float(torch.stack(variances).mean())
