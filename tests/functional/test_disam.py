@@ -1,6 +1,7 @@
 """Equations of DISAM: recorded cases of the authors' code, gradients, properties, edge cases."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ def test_the_perturbation_ignores_the_gradients_scale() -> None:
     once = sam_perturbation(params, grads, rho=0.1)
     scaled = sam_perturbation(params, [grad * 65536 for grad in grads], rho=0.1)
     torch.testing.assert_close(once, scaled)
+
+
+def test_parts_of_low_precision_leave_the_others_exact() -> None:
+    grads = [torch.tensor([1.0, 2.0]).bfloat16(), torch.tensor([2.0, 4.0], dtype=torch.float64)]
+    steps = sam_perturbation([torch.ones(2), torch.ones(2)], grads, rho=0.3)
+    assert steps[1].tolist() == pytest.approx([0.3 * 2 / 5, 0.3 * 4 / 5], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [sam_perturbation, partial(sagm_perturbation, alpha=0.1)])
+def test_perturbations_are_no_part_of_a_graph(kind: Any) -> None:
+    param, grad = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    assert not any(step.requires_grad for step in kind([param], [grad], rho=0.1, adaptive=True))
 
 
 def test_what_gsam_adds_is_orthogonal_to_the_perturbed_gradient() -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
+from transformers import Trainer
 
 from hf_ext.trainers import DISAMConfig, DISAMTrainer
 
@@ -150,3 +151,33 @@ def test_running_means(
             seen[domain] = 0.75 * seen[domain] + 0.25 * mean.item() if domain in seen else mean.item()
         _update(by_hand, part, ascent)
     assert difference(model, by_hand) < 1e-7  # the running means are kept in float32
+
+
+def test_logs_are_means_over_updates(
+    rows: Dataset, classifier: Callable[..., nn.Module], plain_sgd: dict[str, Any]
+) -> None:
+    """The losses of a domain are averaged over its rows in all of them, everything else over the updates."""
+    each, both = (
+        _train(classifier(), rows, plain_sgd | {"logging_steps": steps}, max_steps=2, per_device_train_batch_size=12)
+        for steps in (1, 2)
+    )
+    first, second, logged = *each.state.log_history[:2], both.state.log_history[0]
+    for name in ("loss", "clean_loss", "domain_loss_variance", "perturbation_norm"):
+        assert logged[name] == pytest.approx((first[name] + second[name]) / 2, rel=1e-4), name
+    for domain in sorted(set(DOMAINS)):
+        weights = [entry.get(f"ascent_weight/{domain}", 0.0) for entry in (first, second)]
+        assert logged[f"ascent_weight/{domain}"] == pytest.approx(sum(weights) / 2, rel=1e-4)
+        counts = [DOMAINS[:12].count(domain), DOMAINS[12:].count(domain)]
+        losses = [entry.get(f"domain_loss/{domain}", 0.0) for entry in (first, second)]
+        mean = sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts)
+        assert logged[f"domain_loss/{domain}"] == pytest.approx(mean, rel=1e-4)
+
+
+@pytest.mark.parametrize(("rho", "passes"), [(RHO, 2), (0.0, 1)])
+def test_operations_of_both_passes_count(
+    rho: float, passes: int, rows: Dataset, vit: Callable[..., Any], plain_sgd: dict[str, Any]
+) -> None:
+    model, inputs = vit(), rows[:4]
+    trainer = DISAMTrainer(model, DISAMConfig(**plain_sgd, disam_rho=rho), train_dataset=rows)
+    once = Trainer.floating_point_ops(trainer, inputs)
+    assert trainer.floating_point_ops(inputs) == passes * once > 0

@@ -1,7 +1,7 @@
 """TARF's updates against the paper's equations, written out here: three phases, k(t), tau, the cap on the ascent."""
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, exp, log
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_ext.trainers import TARFConfig, TARFTrainer
+from hf_ext.trainers.tarf.forgetting import NPO
 
 K, EPOCHS, T0, RATE = 0.9, 4, 1.5, 0.1
 FORGET = range(8)  # of 32 rows; 24 remain, in two updates per epoch
@@ -134,3 +135,14 @@ def test_all_updates(
     if "tarf_max_forget_loss" in options:
         shares = [entry["capped_fraction"] for entry in logs if "capped_fraction" in entry]
         assert 0 < min(shares) < 1
+
+
+def test_npo_is_of_whole_sequences() -> None:
+    """`-2/beta log sigmoid(-beta log(p / p_original))` of probabilities of all of a sample's tokens together."""
+    losses, original, lengths = [0.5, 2.0, 1.0], [0.7, 0.4, 1.0], [3, 1, 2]  # losses are means over tokens
+    expected = []
+    for own, before, number in zip(losses, original, lengths, strict=True):
+        ratio = exp(-own * number) / exp(-before * number)
+        expected.append(-2 / 0.3 * log(1 / (1 + exp(0.3 * log(ratio)))))
+    values = NPO(0.3)(torch.tensor(losses), torch.tensor(original), torch.tensor(lengths))
+    assert values.tolist() == pytest.approx(expected, rel=1e-5)
