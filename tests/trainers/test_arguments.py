@@ -143,6 +143,6 @@ def test_fields_of_a_users_own_configuration_are_theirs() -> None:
 def test_defaults_that_the_help_names_are_the_models() -> None:
     for kind, config in ((RDArguments, RDConfig), (FERArguments, FERConfig)):
         for one in fields(kind):
-            if default := re.search(r"\(([^()]+) in a new one\)", one.metadata["help"].replace("a\nnew", "a new")):
+            if default := re.search(r"\(([^()]+) in a new one\)", one.metadata["help"]):
                 value = getattr(config(), one.name.partition("_")[2])
                 assert default[1] == (repr(value) if isinstance(value, str | bool) else f"{value:g}"), one.name
