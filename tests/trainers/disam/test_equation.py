@@ -77,7 +77,7 @@ def test_two_updates(
 ) -> None:
     """The variance is that of the domains in the whole update, in how many micro-batches whatsoever."""
     model, by_hand = classifier(accumulating=accumulating), classifier()
-    _train(
+    trainer = _train(
         model,
         rows,
         plain_sgd,
@@ -87,8 +87,10 @@ def test_two_updates(
         disam_adaptive=adaptive,
     )
     whole = rows[:]
-    for _ in range(2):
-        _update(by_hand, whole, _ascent_loss(_losses(by_hand, whole), DOMAINS), adaptive=adaptive)
+    for update in range(2):
+        losses = _losses(by_hand, whole)
+        assert trainer.state.log_history[update]["clean_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
+        _update(by_hand, whole, _ascent_loss(losses, DOMAINS), adaptive=adaptive)
     assert difference(model, by_hand) < 1e-12
     sam = classifier()
     for _ in range(2):
@@ -161,7 +163,7 @@ def test_logs_are_means_over_updates(
         _train(classifier(), rows, plain_sgd | {"logging_steps": steps}, max_steps=2, per_device_train_batch_size=12)
         for steps in (1, 2)
     )
-    first, second, logged = *each.state.log_history[:2], both.state.log_history[0]
+    (first, second), logged = each.state.log_history[:2], both.state.log_history[0]
     for name in ("loss", "clean_loss", "domain_loss_variance", "perturbation_norm"):
         assert logged[name] == pytest.approx((first[name] + second[name]) / 2, rel=1e-4), name
     for domain in sorted(set(DOMAINS)):
