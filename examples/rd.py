@@ -1,4 +1,4 @@
-"""Train a student beside a teacher under accelerate: accelerate launch examples/rd.py --config examples/rd_digits.yaml
+"""Train a student with a teacher under accelerate: accelerate launch examples/rd.py --config examples/rd_digits.yaml
 
 Takes the options of `hf-ext train rd`; `--help` lists them.
 """

@@ -56,7 +56,7 @@ def push_folder(
     uploaded is not uploaded again by the next one, and files that did not change are left out of the commit.
 
     Of the files that only the branch has, those are removed that a loader would take for the folder's weights: shards,
-    indices and pickles of an earlier `model` or `adapter_model` beside the one that is sent. All others stay.
+    indices and pickles of an earlier `model` or `adapter_model` next to the one that is sent. All others stay.
 
     The snippet of a card that `create_card` wrote, and nobody changed since, loads from the repo. An adapter's base
     model that is a path of this machine is not named.

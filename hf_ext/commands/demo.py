@@ -24,6 +24,16 @@ from hf_ext.hub_cards.create import refuse_handwritten
 Scored = tuple[str, Mapping[str, float], Any]
 
 
+def classifier_example(data: str, rows: str = "[:400]") -> str:
+    """Code for the card of a classifier of images, `model` there: its accuracy on test rows of embedded data."""
+    return f"""import hf_ext
+
+test = hf_ext.data.load("{data}")["test"]{rows}
+logits = model(pixel_values=test["pixel_values"]).logits
+print((logits.argmax(-1) == test["labels"]).float().mean())
+"""
+
+
 @dataclass(frozen=True)
 class DemoRun:
     """One seed of a demo: what a method trains its systems with.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_ext._runs import group_accuracies, logits
-from hf_ext.commands.demo import DemoRun, Scored, run_demo
+from hf_ext.commands.demo import DemoRun, Scored, classifier_example, run_demo
 from hf_ext.commands.loading import accuracy
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
@@ -33,12 +33,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "SAM": {"disam_lambda": 0.0},
     SHOWN: {},
 }
-EXAMPLE = """import hf_ext
-
-test = hf_ext.data.load("digits-domains")["test"].shuffle(seed=0)[:400]
-logits = model(pixel_values=test["pixel_values"]).logits
-print((logits.argmax(-1) == test["labels"]).float().mean())
-"""
 
 
 def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
@@ -64,7 +58,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 f"Accuracy on test images of the domain {UNSEEN!r}, which training has not seen, after {steps} "
                 "updates of AdamW on the other three; below, on each domain."
             ),
-            "example": EXAMPLE,
+            "example": classifier_example("digits-domains", ".shuffle(seed=0)[:400]"),
         },
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import concatenate_datasets
 
 from hf_ext._runs import accuracy_on
-from hf_ext.commands.demo import DemoRun, Scored, run_demo
+from hf_ext.commands.demo import DemoRun, Scored, classifier_example, run_demo
 from hf_ext.commands.loading import accuracy
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
@@ -27,12 +27,6 @@ def train(argv: Sequence[str]) -> None:
 # ------------------------------------------------------------------------------------------------ demo
 DATASET, ROWS, CANDIDATES = "digits", 16, 160
 SHOWN = "DivBS"
-EXAMPLE = """import hf_ext
-
-test = hf_ext.data.load("digits")["test"][:400]
-logits = model(pixel_values=test["pixel_values"]).logits
-print((logits.argmax(-1) == test["labels"]).float().mean())
-"""
 SYSTEMS: dict[str, dict[str, Any]] = {
     f"all {CANDIDATES} candidates": {"divbs_ratio": 1.0, "per_device_train_batch_size": CANDIDATES},
     f"uniform, {ROWS} of them": {"divbs_strategy": "uniform"},
@@ -64,7 +58,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 f"Accuracy on test images after {steps} steps of AdamW on {ROWS} of every {CANDIDATES} candidates; "
                 "training on all of them takes ten times the backward passes."
             ),
-            "example": EXAMPLE,
+            "example": classifier_example(DATASET),
         },
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, Trainer, TrainingArguments, ViTModel
 
 from hf_ext._runs import accuracy_on
-from hf_ext.commands.demo import DemoRun, Scored, run_demo
+from hf_ext.commands.demo import DemoRun, Scored, classifier_example, run_demo
 from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place, naming_the_processor
 from hf_ext.commands.lora import PartLora
 from hf_ext.commands.training import train_method
@@ -180,12 +180,6 @@ SYSTEMS: dict[str, tuple[str, dict[str, float]]] = {
     "texts, matching alone": ("texts", MATCHING),
     SHOWN: ("texts", {}),
 }
-EXAMPLE = """import hf_ext
-
-test = hf_ext.data.load("digits")["test"][:400]
-logits = model(pixel_values=test["pixel_values"]).logits
-print((logits.argmax(-1) == test["labels"]).float().mean())
-"""
 
 
 def embed_letters(texts: Sequence[str]) -> Tensor:
@@ -217,7 +211,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 f"Accuracy on test images after {steps} steps of AdamW. Digits stand in for faces, zero for the "
                 "neutral one; texts are embedded by the letters in them."
             ),
-            "example": EXAMPLE,
+            "example": classifier_example(DATASET),
             "limitations": "A demonstration on small images of digits.",
         },
     )

@@ -113,7 +113,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 f"fine-tuning, {steps} steps of AdamW each; all tasks first, then every task. Values are means over "
                 f"{seeds} seeds; the weights here are those of {GRAD} with seed 0."
             ),
-            "plots": [("routing.png", f"Where {ROUTER}, trained beside it and not in this folder, sends each task")],
+            "plots": [("routing.png", f"Where {ROUTER}, trained like it and not in this folder, sends each task")],
             "example": EXAMPLE,
             "limitations": "A demonstration on small images. The base model is in the folder base_model.",
         },

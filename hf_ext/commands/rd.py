@@ -27,7 +27,7 @@ from hf_ext import _small_models
 from hf_ext._models import unwrapped
 from hf_ext._runs import accuracy_on
 from hf_ext._small_models import class_names
-from hf_ext.commands.demo import DemoRun, Scored, run_demo
+from hf_ext.commands.demo import DemoRun, Scored, classifier_example, run_demo
 from hf_ext.commands.loading import (
     ModelArguments,
     OwnDataArguments,
@@ -66,7 +66,7 @@ class RDModelArguments(ModelArguments):
             raise ValueError(f"task: found {self.task!r}, allowed is 'image-classification'")
 
     def load(self, names: Sequence[str]) -> nn.Module:
-        """The student with a head for classes of these names, beside its teacher.
+        """The student with a head for classes of these names, together with its teacher.
 
         Raises:
             ValueError: no teacher, or a saved RD model of another number of classes.
@@ -92,7 +92,7 @@ class RDModelArguments(ModelArguments):
         )
 
     def processor(self) -> Any:
-        """What prepares images for the student; of a timm model one that can be saved beside an RD model.
+        """What prepares images for the student; of a timm model one that can be saved with an RD model.
 
         Raises:
             ValueError: nothing does.
@@ -169,13 +169,13 @@ def _takes_lora(module: nn.Module, rank: int) -> bool:
 
 
 def train(argv: Sequence[str]) -> None:
-    """Train a student beside its teacher, evaluate it and leave a folder ready for the Hub, the student in it too."""
+    """Train a student with its teacher, evaluate it and leave a folder ready for the Hub, the student in it too."""
     train_method(
         "rd",
         RDTrainer,
         RDTrainingConfig,
         argv,
-        description="A small student beside a large frozen model (RD, Zhou et al. 2024).",
+        description="Train a small student with reprogrammed features of a large frozen model (RD, Zhou et al. 2024).",
         model=RDModelArguments,
         rows=OwnDataArguments,
         adapter=_StudentLora,
@@ -211,12 +211,6 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "aligned with the teacher's features": {"rd_method": "cka"},
     SHOWN: {},
 }
-EXAMPLE = """import hf_ext
-
-test = hf_ext.data.load("digits")["test"][:400]
-logits = model(pixel_values=test["pixel_values"]).logits
-print((logits.argmax(-1) == test["labels"]).float().mean())
-"""
 
 
 class _Features(nn.Module):
@@ -231,7 +225,7 @@ class _Features(nn.Module):
 
 
 def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
-    """Train a small ResNet on a few digits, alone and beside a ViT that has seen many others.
+    """Train a small ResNet on a few digits, alone and with features of a ViT that has seen many others.
 
     Raises:
         ValueError: fewer than one seed or step.
@@ -241,8 +235,8 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         out,
         seeds=seeds,
         steps=steps,
-        text=f"[bold]RD[/] on {DATASET}: a small ResNet learns from {ROWS} labelled digits, alone and beside a ViT "
-        f"that has seen 597 others; {seeds} seeds.",
+        text=f"[bold]RD[/] on {DATASET}: a small ResNet learns from {ROWS} labelled digits, alone and with "
+        f"features of a ViT that has seen 597 others; {seeds} seeds.",
         systems=_systems,
         trainings=1 + len(SYSTEMS),
         shown=SHOWN,
@@ -254,7 +248,7 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
                 "ResNet, the teacher a ViT that has learned from 597 other images. Student, teacher and reprogrammed "
                 "features are those of the model that is here, of one seed."
             ),
-            "example": EXAMPLE,
+            "example": classifier_example(DATASET),
         },
     )
 

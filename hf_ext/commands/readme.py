@@ -43,9 +43,9 @@ def update_readme(readme: str | os.PathLike[str], results: str | os.PathLike[str
 def rewritten(text: str, folder: Path, link: str) -> str:
     """The text with its blocks made from the results in `folder`, which is at `link` as seen from the text."""
 
-    def block(found: re.Match[str]) -> str:
-        body = _summary(folder, link) if found["name"] == SUMMARY else _block(found["name"], folder, link)
-        return found[0] if body is None else f"{found[1]}{body}\n{found[3]}"
+    def block(mark: re.Match[str]) -> str:
+        body = _summary(folder, link) if mark["name"] == SUMMARY else _block(mark["name"], folder, link)
+        return mark[0] if body is None else f"{mark[1]}{body}\n{mark[3]}"
 
     return _BLOCK.sub(block, text)
 
@@ -97,11 +97,11 @@ def _claims(result: StudyResult, link: str) -> Iterator[list[str]]:
     for row in judged:
         if _first_word(row.method) == method:
             claims.setdefault((row.method, row.baseline), []).append(row)
-    for (system, baseline), found in claims.items():
-        pairs = sorted({row.difference.pairs for row in found})
+    for (system, baseline), verdicts in claims.items():
+        pairs = sorted({row.difference.pairs for row in verdicts})
         seeds = " to ".join(map(str, dict.fromkeys((pairs[0], pairs[-1]))))
         name = f"[{method}]({_report(result.name, link)})"
-        yield [name, f"{system} beats {baseline}", condensed(found), seeds, ", ".join(_data(result, found))]
+        yield [name, f"{system} beats {baseline}", condensed(verdicts), seeds, ", ".join(_data(result, verdicts))]
 
 
 def condensed(rows: Sequence[Judged]) -> str:
@@ -132,8 +132,8 @@ def _data(result: StudyResult, rows: Sequence[Judged]) -> list[str]:
 
 
 def _first_word(name: str) -> str:
-    found = re.match(r"\w+", name)
-    return found[0] if found else name
+    word = re.match(r"\w+", name)
+    return word[0] if word else name
 
 
 if __name__ == "__main__":

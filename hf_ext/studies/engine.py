@@ -4,7 +4,7 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -269,13 +269,14 @@ def _label(item: Any) -> str:
 
 
 def _prepare(prepare: Callable[[Preparation], None] | None, ready: Preparation) -> None:
-    part = ready.folder.with_name(f".{ready.folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    if prepare is not None:
-        prepare(replace(ready, folder=part))
-    (part / _DONE).touch()
-    part.rename(ready.folder)
+    ready.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=ready.folder.parent) as made:
+        part = Path(made) / ready.folder.name
+        part.mkdir()
+        if prepare is not None:
+            prepare(replace(ready, folder=part))
+        (part / _DONE).touch()
+        part.rename(ready.folder)
 
 
 def _execute(run: Callable[[Run], Outcome], job: _Job) -> None:

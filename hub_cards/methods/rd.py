@@ -17,7 +17,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 METHOD = Method(
     name="rd",
     title="RD",
-    summary="a small image classifier that learns beside reprogrammed features of a large frozen model",
+    summary="a small image classifier that learns together with reprogrammed features of a large frozen model",
     description=(
         "RD, reprogramming distillation (Zhou et al., MICCAI 2024): a small student trained for its own task "
         "together with the features of a frozen foundation model of another task, made fit by a small module that "

@@ -141,7 +141,7 @@ class Identification:
         return (
             {f"tarf_original_{name}": losses for name, losses in self.original.items()}
             | retained
-            | {"tarf_found": self.identified}
+            | {"tarf_found": self.identified}  # the key of older checkpoints
         )
 
     def facts(self) -> dict[str, Any]:

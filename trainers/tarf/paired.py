@@ -1,4 +1,4 @@
-"""A second data set beside the one that a Trainer goes through: a batch of it with every micro-batch."""
+"""A second data set next to the one that a Trainer goes through: a batch of it with every micro-batch."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -240,9 +240,9 @@ class RDPreTrainedModel(PreTrainedModel):
                     "attach_teacher(...), or that column"
                 )
             if (inputs == "pixel_values") != (teacher_pixel_values is not None):
-                given = "no teacher_pixel_values" if teacher_pixel_values is None else "teacher_pixel_values"
+                found = "no teacher_pixel_values" if teacher_pixel_values is None else "teacher_pixel_values"
                 raise ValueError(
-                    f"teacher_inputs: found {inputs!r} and {given} in the batch, allowed is 'pixel_values' with them "
+                    f"teacher_inputs: found {inputs!r} and {found} in the batch, allowed is 'pixel_values' with them "
                     "and 'same' without"
                 )
             seen = teacher_view(pixel_values, self.config) if teacher_pixel_values is None else teacher_pixel_values
@@ -341,20 +341,20 @@ class RDForImageClassification(RDPreTrainedModel):
                 seen = self.get_teacher_features(pixel_values, teacher_features, teacher_pixel_values)
                 details |= {"teacher_features": seen, "reprogrammed": self.phi(seen)}
                 details["reprogrammed_logits"] = self.classifier(details["reprogrammed"])
-            given, features = run_student(self.student, self.classifier, pixel_values, **kwargs)
+            student_outputs, features = run_student(self.student, self.classifier, pixel_values, **kwargs)
             details["student_features"] = features
         else:
-            given = self.student(pixel_values, **kwargs)
-        loss = None
+            student_outputs = self.student(pixel_values, **kwargs)
+        logits, loss = student_outputs.logits, None
         if labels is not None:
             if "reprogrammed" in details and (distils or rd_losses_of_logits is not None):
-                details["losses"] = self._losses(given.logits, labels, details)
-            loss = details["losses"]["total"] if distils else F.cross_entropy(_at_least_float32(given.logits), labels)
+                details["losses"] = self._losses(logits, labels, details)
+            loss = details["losses"]["total"] if distils else F.cross_entropy(_at_least_float32(logits), labels)
         outputs = RDImageClassifierOutput(
             loss=loss,
-            logits=given.logits,
-            hidden_states=given.get("hidden_states"),
-            attentions=given.get("attentions"),
+            logits=logits,
+            hidden_states=student_outputs.get("hidden_states"),
+            attentions=student_outputs.get("attentions"),
             **(details if output_details else {}),
         )
         return outputs.to_tuple() if return_dict is False else outputs

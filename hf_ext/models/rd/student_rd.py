@@ -46,8 +46,8 @@ def _described(student: PreTrainedModel, name: str) -> str:
 def _head_names(student: Any, linear: dict[str, nn.Linear]) -> list[str]:
     """Linear layers that may be the classifier: of a timm model those it says, else all outside the base model."""
     if hasattr(getattr(student, "timm_model", None), "get_classifier"):
-        given = student.timm_model.get_classifier()
-        heads = given if isinstance(given, (list, tuple)) else [given]
+        classifier = student.timm_model.get_classifier()
+        heads = classifier if isinstance(classifier, (list, tuple)) else [classifier]
         inside = {id(module) for head in heads for module in head.modules()}  # a norm may come before it
         return [path for path, module in linear.items() if id(module) in inside]
     prefix = f"{student.base_model_prefix}."
