@@ -31,7 +31,7 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     - `own_columns`: data set columns that the method needs. They survive `remove_unused_columns` and collators that
       drop them, never reach the model, and lie in `batch_columns` while a batch is worked on.
     - `record(terms={...}, diagnostics={...})`: scalars, averaged on the device over the steps and processes between
-      two logs, and logged beside Trainer's "loss"; a card shows the terms of the loss.
+      two logs, and logged next to Trainer's "loss"; a card shows the terms of the loss.
     - `add_mean_term(loss, term, ...)`, `add_sum_term`: add a batch mean, or a part of a sum over the update's whole
       batch, at the right scale under gradient accumulation and in N processes.
     - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
@@ -163,13 +163,13 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def _recorded_means(self) -> dict[str, float]:
         own = {name: (float(total), count) for name, (total, count) in self._recorded.items()}
         self._recorded = {}
-        everyones = [(own, list(self._loss_terms))]
+        gathered = [(own, list(self._loss_terms))]
         if self.accelerator.num_processes > 1:
-            everyones = gather_object(everyones)
-        for _, terms in everyones:  # a term may have occurred in some processes only
+            gathered = gather_object(gathered)
+        for _, terms in gathered:  # a term may have occurred in some processes only
             self.declare_loss_terms(terms)
-        names = sorted({name for recorded, _ in everyones for name in recorded})
-        sums = {name: np.sum([one[name] for one, _ in everyones if name in one], axis=0) for name in names}
+        names = sorted({name for recorded, _ in gathered for name in recorded})
+        sums = {name: np.sum([one[name] for one, _ in gathered if name in one], axis=0) for name in names}
         return {name: float(total / count) for name, (total, count) in sums.items()}
 
     def add_mean_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:

@@ -12,7 +12,7 @@ https://arxiv.org/abs/2405.18861 (v1). The behaviour is that of the authors' cod
 
 | equation | function |
 |---|---|
-| `L_m = 1/n_m sum_{d_i = m} l_i` | `domain_mean_losses`; `domain_sums` of a part of the batch |
+| `L_m = 1/n_m sum_{d_i = m} l_i` | `domain_mean_losses`; `domain_means` of `domain_sums` over the parts of a batch |
 | `Var_m(L_m) = 1/M sum_m (L_m - 1/M sum_m' L_m')^2` | `domain_variance` |
 | `L_avg - lambda Var_m(L_m)`, which the perturbation ascends | `disam_ascent_loss` |
 | its derivative by a sample's loss | `disam_sample_weights`, from `domain_variance_weights` |
@@ -32,6 +32,7 @@ __all__ = [
     "disam_ascent_loss",
     "disam_sample_weights",
     "domain_mean_losses",
+    "domain_means",
     "domain_sums",
     "domain_variance",
     "domain_variance_weights",
@@ -70,7 +71,12 @@ def domain_mean_losses(losses: Tensor, domain_ids: Tensor) -> Tensor:
         `[M]`, by ascending id, at least float32.
     """
     sums, counts, _ = _sums_of_present(losses, domain_ids)
-    return sums / counts
+    return domain_means(sums, counts)
+
+
+def domain_means(sums: Tensor, counts: Tensor) -> Tensor:
+    """`L_m` of sums and counts as `domain_sums` gives them, `[D]`; 0 where a domain is absent."""
+    return sums / counts.clamp(min=1)
 
 
 def _sums_of_present(losses: Tensor, domain_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,7 +140,7 @@ def disam_ascent_loss(
         part, _ = domain_sums(losses, domain_ids, num_domains=len(sums))
         sums = sums + (part - part.detach())  # the value is the whole's, the gradient goes to this part
     average = losses.mean() if average is None else average
-    return average - lambda_ * domain_variance(sums / counts.clamp(min=1), counts)
+    return average - lambda_ * domain_variance(domain_means(sums, counts), counts)
 
 
 def domain_variance_weights(means: Tensor, counts: Tensor, *, lambda_: float) -> Tensor:
@@ -168,7 +174,7 @@ def disam_sample_weights(losses: Tensor, domain_ids: Tensor, *, lambda_: float) 
         `[N]`, detached, at least float32.
     """
     sums, counts, index = _sums_of_present(losses.detach(), domain_ids)
-    return 1 / len(losses) + domain_variance_weights(sums / counts, counts, lambda_=lambda_)[index]
+    return 1 / len(losses) + domain_variance_weights(domain_means(sums, counts), counts, lambda_=lambda_)[index]
 
 
 # ------------------------------------------------------------------------------------------------ perturbation

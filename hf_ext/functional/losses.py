@@ -8,7 +8,7 @@ r"""The loss of every sample, which several methods weigh, sum and compare: thos
 |---|---|
 | `l_i = -log softmax(z_i)_{y_i}`; of tokens, the mean where `y_it != -100` | `per_sample_losses`, integer labels |
 | `l_i = mean_c -[y_ic log sigmoid(z_ic) + (1 - y_ic) log(1 - sigmoid(z_ic))]` | the same, labels `[B, C]` |
-| `l_i = (z_i - y_i)^2` | the same, labels `[B]` |
+| `l_i = mean_c (z_ic - y_ic)^2` | the same, labels `[B]`, or `[B, C]` with `regression` |
 """
 
 from typing import Any
@@ -25,7 +25,12 @@ IGNORED_LABEL = -100
 
 
 def per_sample_losses(
-    logits: Tensor, labels: Tensor, *, shift_labels: bool = False, label_smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    shift_labels: bool = False,
+    label_smoothing: float = 0.0,
+    regression: bool = False,
 ) -> Tensor:
     """The usual transformers loss of every sample.
 
@@ -35,6 +40,7 @@ def per_sample_losses(
             `[B, S]` for tokens, where -100 is ignored and a sample's loss is the mean over its tokens.
         shift_labels: position i predicts label i + 1 (causal language models).
         label_smoothing: share of the target that is spread over all classes or tokens.
+        regression: labels, of the logits' shape `[B, C]`, are values, not probabilities of classes.
 
     Returns:
         `[B]`, at least float32.
@@ -44,6 +50,8 @@ def per_sample_losses(
     """
     logits = at_least_float32(logits)
     options: dict[str, Any] = {"ignore_index": IGNORED_LABEL, "label_smoothing": label_smoothing, "reduction": "none"}
+    if regression and labels.shape == logits.shape:
+        return (logits - labels.to(logits.dtype)).square().mean(dim=1)
     if labels.is_floating_point():
         if logits.ndim == 2 and labels.shape == logits.shape and logits.shape[1] > 1:
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(dim=1)

@@ -1,7 +1,5 @@
 """Membership inference: was a model trained on these samples? Attacks on its logits."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hf_ext.functional import confidence_attack
+from hf_ext.functional import confidence_attack, per_sample_losses
 
 Rows = tuple[ArrayLike, ArrayLike]  # logits [N, C] and labels [N]
 
@@ -78,11 +76,16 @@ def _arrays(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
             f"rows: found logits of shape {logits.shape} and labels of shape {labels.shape}, allowed are [N, C] and "
             "[N] with N > 0"
         )
+    if not (np.issubdtype(labels.dtype, np.integer) and 0 <= labels.min() <= labels.max() < logits.shape[1]):
+        raise ValueError(
+            f"rows: found labels of {labels.dtype} from {labels.min()} to {labels.max()}, allowed are integers in "
+            f"[0, {logits.shape[1]})"
+        )
     return logits, labels.astype(np.int64)
 
 
 def _losses(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    losses: Any = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    losses: NDArray[np.float64] = per_sample_losses(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
     return losses
 
 

@@ -35,6 +35,12 @@ def test_one_number(shape: tuple[int, ...]) -> None:
     assert per_sample_losses(logits, labels.view(shape)).tolist() == pytest.approx(expected)
 
 
+def test_several_numbers() -> None:
+    logits, labels = _draw(4, 3), _draw(3, 4).t()
+    expected = [sum((z - y) ** 2 for z, y in zip(*rows, strict=True)) / 3 for rows in zip(logits, labels, strict=True)]
+    torch.testing.assert_close(per_sample_losses(logits, labels, regression=True), torch.stack(expected))
+
+
 @pytest.mark.parametrize("shift", [False, True])
 def test_tokens(shift: bool) -> None:
     """The mean over a sample's own tokens; 0 where none is left."""

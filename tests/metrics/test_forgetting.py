@@ -95,6 +95,8 @@ def test_nothing_to_tell_is_chance() -> None:
         (lambda x, y, p: unlearning_metrics(x[:40], y[:40], p[:40]), "and all but 'hidden' have to occur"),
         (lambda x, y, p: unlearning_metrics(x, y[:-1], p), "logits, labels, parts: found shapes"),
         (lambda x, y, p: threshold_attack((x, y), (x, y), (x[:0], y[:0])), "rows: found logits of shape"),
+        (lambda x, y, p: threshold_attack((x, y), (x, y - 1), (x, y)), r"rows: found labels of int64 from -1 to"),
+        (lambda x, y, p: threshold_attack((x, y), (x, y + 0.5), (x, y)), r"rows: found labels of float64"),
         (lambda x, y, p: learned_attack((x, y), (x[:3], y[:3]), (x, y)), "nonmembers: found 3 rows, allowed"),
     ],
 )

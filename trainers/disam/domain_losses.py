@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_ext.functional import domain_sums, domain_variance, domain_variance_weights
+from hf_ext.functional import domain_means, domain_sums, domain_variance, domain_variance_weights
 
 logger = logging.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class DomainLosses:
         sums, counts = self.accelerator.reduce(torch.stack([self._sums, self._counts]))
         if self.whole is None:
             self.whole = sums, counts
-        means = sums / counts.clamp(min=1)
+        means = domain_means(sums, counts)
         if self.args.disam_domain_weights == "running":
             before = torch.full_like(means, torch.nan) if self.running is None else self.running
             decay = self.args.disam_running_decay
@@ -88,7 +88,7 @@ class DomainLosses:
     def _variance_weights(self) -> Tensor:
         assert self.whole is not None
         sums, counts = self.whole
-        return domain_variance_weights(sums / counts.clamp(min=1), counts, lambda_=self.args.disam_lambda)
+        return domain_variance_weights(domain_means(sums, counts), counts, lambda_=self.args.disam_lambda)
 
     def _log(self, name: str, value: Tensor) -> None:
         self._logged[name] = self._logged.get(name, torch.zeros_like(value)) + value

@@ -81,8 +81,8 @@ def exchange_rows(
         return summed[share].to(value.dtype)
 
     def of_list(values: list[Any]) -> list[Any]:
-        everyones = gather_object(values)
-        return [everyones[row] for row in rows[share].tolist()]
+        gathered = gather_object(values)
+        return [gathered[row] for row in rows[share].tolist()]
 
     return _map_rows(batch, size, of_tensor, of_list)
 

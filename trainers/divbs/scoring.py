@@ -243,7 +243,7 @@ def _of_samples(hidden: Tensor, logits: Tensor, labels: Tensor, problem_type: st
     if logits.shape[-1] == 1 or problem_type == "regression":
         labels = labels.reshape(logits.shape).to(logits.dtype)
         residuals = logit_residuals(logits, labels, problem="regression")
-        losses = (logits.float() - labels.float()).square().mean(dim=1)
+        losses = per_sample_losses(logits, labels, regression=True)
     elif labels.is_floating_point():
         residuals = logit_residuals(logits, labels, problem="multi_label")
         losses = per_sample_losses(logits, labels)

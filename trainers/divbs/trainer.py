@@ -38,7 +38,7 @@ class DivBSMixin(MethodMixin):
     those rows. Label smoothing and `compute_loss_func` act on the training loss as ever; the scores are those of
     the model's ordinary loss (cross-entropy, or squared error, or binary cross-entropy per label).
 
-    Logged beside "loss": `selected_fraction`; with a scoring pass `candidate_loss` and `kept_loss`, the mean losses
+    Logged next to "loss": `selected_fraction`; with a scoring pass `candidate_loss` and `kept_loss`, the mean losses
     there; with DivBS `captured_fraction`, the share of the mean gradient within the span of the selected ones, and
     `greedy_fraction`, the share of picks made before nothing was left to add (the others are drawn at random).
     The metrics at the end count rows of both kinds: `train_candidates` and `train_kept`, each `_per_second` too;
@@ -126,9 +126,9 @@ class DivBSMixin(MethodMixin):
             )
         self._finite = None
         if self._selects and "train_runtime" in logs:
-            everyones = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
+            gathered = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
             for name in self._rows:
-                rows = sum(counts[name] for counts in everyones)
+                rows = sum(counts[name] for counts in gathered)
                 logs |= {f"train_{name}": rows, f"train_{name}_per_second": round(rows / logs["train_runtime"], 3)}
             # Trainer's number takes all of the data set for trained on
             logs["train_samples_per_second"] = logs["train_kept_per_second"]
