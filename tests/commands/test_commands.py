@@ -282,7 +282,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: C
     assert card.data.eval_results[0].metric_type == "accuracy"
     assert "Router" not in str(card.data) and "| **MoLA-Router (task unknown)** |" in card.text
     assert "those of MoLA-Grad (task known) with seed 0" in card.text
-    assert "*Where MoLA-Router (task unknown), trained beside it and not in this folder, sends each task*" in card.text
+    assert "*Where MoLA-Router (task unknown), trained like it and not in this folder, sends each task*" in card.text
     snippet = card.text.split("```python\n")[1].split("```")[0]
     assert "tensor(" in run_snippet(snippet, cwd=tmp_path)
 
