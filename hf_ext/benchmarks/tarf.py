@@ -57,7 +57,8 @@ def _whole_run(epochs: int, **options: Any) -> Callable[[torch.device, bool], St
     return make
 
 
-_ASCENT: dict[str, Any] = {"tarf_forget_batch_size": FORGET_BATCH // SMALLER, "tarf_k": 1e-3, "tarf_t1": 0.2}
+_ASCENT: dict[str, Any] = {"tarf_forget_batch_size": FORGET_BATCH // SMALLER, "tarf_k": 1e-3}
+_HIDDEN: dict[str, Any] = {"tarf_selection": "groups", "tarf_n_hidden_groups": 1, "tarf_t1": 0.2}
 
 RUN = Benchmark(
     name="tarf-run",
@@ -71,7 +72,7 @@ RUN = Benchmark(
         Contender(RETRAINING, _whole_run(RETRAINING_EPOCHS)),
         Contender(FINE_TUNING, _whole_run(EPOCHS)),
         Contender(CONSTANT, _whole_run(EPOCHS, tarf_method="ga_ft", **_ASCENT)),
-        Contender(TARF, _whole_run(EPOCHS, tarf_n_hidden_groups=1, **_ASCENT), is_method=True),
+        Contender(TARF, _whole_run(EPOCHS, **_ASCENT, **_HIDDEN), is_method=True),
     ),
     reference=FINE_TUNING,
     bars=(Bar(TARF, RETRAINING, 0.15), Bar(TARF, FINE_TUNING, 1.15)),

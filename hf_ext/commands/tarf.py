@@ -47,12 +47,14 @@ HANDED_IN, CONCEPT = "8", "round"
 TASK: Literal["target_mismatch"] = "target_mismatch"
 SHOWN = "TARF"
 EPOCHS = 10
+#: TARF's are told how many digits of the concept are hidden
+_HIDDEN = {"tarf_selection": "groups", "tarf_n_hidden_groups": SHAPE_OF.tolist().count(SHAPES.index(CONCEPT)) - 1}
 #: options of the unlearning methods
 SYSTEMS: dict[str, dict[str, Any]] = {
     "gradient ascent": {"tarf_method": "ga", "learning_rate": 1e-3, "num_train_epochs": 2},
     "fine-tuning": {"tarf_method": "ft"},
     "ascent and fine-tuning": {"tarf_method": "ga_ft", "tarf_k": 0.05},
-    SHOWN: {"tarf_k": 0.02, "tarf_t0": 7.0, "tarf_max_forget_loss": 7.0},
+    SHOWN: {"tarf_k": 0.02, "tarf_t0": 7.0, "tarf_max_forget_loss": 7.0, **_HIDDEN},
 }
 METRICS = ("UA", "RA", "TA", "MIA", "gap")
 ORIGINAL = "original_model"  # a folder in that of the demonstration: what examples/tarf_digits.yaml goes on with
@@ -159,7 +161,6 @@ def _unlearner(run: DemoRun, model: Any, split: MismatchSplit, options: dict[str
         "num_train_epochs": EPOCHS,
         "per_device_train_batch_size": 64,
         "logging_steps": 10,
-        "tarf_n_hidden_groups": split.num_hidden_groups,
         **options,
     }
     return TARFTrainer(

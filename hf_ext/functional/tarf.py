@@ -19,7 +19,7 @@ Eq. 3; the authors' code was not available.
 | `k(t) = max(k (T - t - t0) / T, 0)` | `annealed_ascent_weight` |
 | the three phases | `tarf_phase` |
 | `I_con = |l(f_original(x), y) - l(f_t1(x), y)|` | `loss_gravity`; of logits, `representation_gravity` |
-| beta of the top fraction | `gravity_threshold` |
+| beta of the top fraction, and how many that is | `gravity_threshold`, `num_in_top` |
 | `tau = 1(t >= t1, I_con < beta)` | `tarf_phase` and `retain_mask`; by classes, `retain_mask_by_label` |
 | the gap to retraining, MIA | `unlearning_gap`, `confidence_attack` |
 | NPO: Zhang et al., 2024, Eq. 3; SalUn: Fan et al., ICLR 2024, Eq. 3 | `npo_loss`, `saliency_masks` |
@@ -43,6 +43,7 @@ __all__ = [
     "gravity_threshold",
     "loss_gravity",
     "npo_loss",
+    "num_in_top",
     "relative_gravity",
     "representation_gravity",
     "retain_mask",
@@ -154,9 +155,13 @@ def gravity_threshold(gravity: Tensor, *, top_fraction: float) -> Tensor:
         raise ValueError(f"top_fraction: found {top_fraction!r}, allowed are numbers in (0, 1]")
     if gravity.ndim != 1 or len(gravity) == 0:
         raise ValueError(f"gravity: found shape {tuple(gravity.shape)}, allowed is [N] with N > 0")
+    return gravity.topk(num_in_top(len(gravity), top_fraction=top_fraction)).values[-1]
+
+
+def num_in_top(size: int, *, top_fraction: float) -> int:
+    """`ceil(top_fraction * N)` of N samples or groups, at least 1: how many the threshold of a share leaves out."""
     # rounded first: 0.07 * 100 is a little more than 7
-    count = math.ceil(round(top_fraction * len(gravity), 9))
-    return gravity.topk(max(count, 1)).values[-1]
+    return max(math.ceil(round(top_fraction * size, 9)), 1)
 
 
 def retain_mask(gravity: Tensor, *, beta: float, t: float | None = None, t1: float | None = None) -> Tensor:

@@ -96,7 +96,7 @@ def test_all_of_a_combination_are_checked() -> None:
 def test_no_number_is_infinite(kind: type[MethodArguments]) -> None:
     for one in fields(kind):
         if isinstance(one.default, float) or "float" in str(one.type):
-            infinite = () if one.name == "tarf_beta" else (math.inf, -math.inf)
+            infinite = () if one.name in ("tarf_beta", "tarf_max_forget_loss") else (math.inf, -math.inf)
             for value in (math.nan, *infinite):
                 with pytest.raises(ValueError, match=f"{one.name}: found {value}, allowed are"):
                     kind(**{one.name: value})

@@ -20,9 +20,10 @@ class TARFArguments(MethodArguments):
         0.05, "Strength k of the ascent; its weight starts at k (T - t0) / T. T is num_train_epochs."
     )
     tarf_t0: NonNegative | None = option(None, "Epochs without ascent at the end; by default 0.7 T.")
-    tarf_t1: NonNegative = option(
-        1.0,
-        "Epoch at which training on the remaining data starts, and what to leave out of them is identified.",
+    tarf_t1: NonNegative | None = option(
+        None,
+        "Epoch at which training on the remaining data starts, and what to leave out of them is identified; by "
+        "default 1, or 0 where nothing is left out (tarf_selection='none').",
     )
     tarf_schedule: Literal["annealed", "constant"] = option(
         "annealed", "Weight of the ascent until T - t0: 'annealed', falling to zero, or 'constant'."
@@ -30,8 +31,10 @@ class TARFArguments(MethodArguments):
     tarf_anneal_by: Literal["epoch", "step"] = option(
         "epoch", "Whether time t moves with every 'epoch' or with every update ('step')."
     )
-    tarf_selection: Literal["groups", "samples", "none"] = option(
-        "groups", "What may be left out of the remaining data: whole 'groups', single 'samples', or 'none'."
+    tarf_selection: Literal["none", "groups", "samples"] = option(
+        "none",
+        "What is left out of the remaining data, where a part of what is to be forgotten is hidden in them: whole "
+        "'groups', single 'samples', or 'none'.",
     )
     tarf_gravity: Literal["absolute", "relative"] = option(
         "absolute",
@@ -42,7 +45,7 @@ class TARFArguments(MethodArguments):
     tarf_n_hidden_groups: Annotated[int, Bounds(at_least=0)] | None = option(
         None, "How many groups are left out, if that is known; by default tarf_top_fraction decides."
     )
-    tarf_beta: Annotated[float, Bounds(infinite=True)] | None = option(
+    tarf_beta: Annotated[float, Bounds(above=0, infinite=True)] | None = option(
         None, "Gravity from which on groups or samples are left out; by default tarf_top_fraction decides."
     )
     tarf_group_column: str | None = option(
@@ -59,10 +62,10 @@ class TARFArguments(MethodArguments):
     tarf_forget_batch_size: Count | None = option(
         None, "Forget rows per micro-batch and process; by default as many as remaining rows."
     )
-    tarf_max_forget_loss: Positive | None = option(
+    tarf_max_forget_loss: Annotated[float, Bounds(above=0, infinite=True)] | None = option(
         None,
-        "Samples with a larger loss are not ascended on any more; 2 or 3 times the logarithm of the number of classes "
-        "is sensible; by default there is no cap.",
+        "Samples with a larger loss are not ascended on any more; 'inf' is no cap. By default, for the ascent of "
+        "tarf_method='tarf', twice the loss of guessing, the logarithm of the number of classes.",
     )
     tarf_forget_loss: Literal["ascent", "npo"] = option(
         "ascent", "What is minimised on the data to forget: 'ascent', minus the loss; 'npo', which is bounded."

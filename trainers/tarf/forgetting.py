@@ -1,5 +1,6 @@
 """What is minimised on the data to forget, and what that needs of arguments and data."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -58,6 +59,14 @@ class ForgetTerm:
         self.loss = own_loss or (NPO(args.tarf_npo_beta) if args.tarf_forget_loss == "npo" else ascent)
         self.needs_original = bool(getattr(self.loss, "needs_original", False))
 
+    def _cap(self, logits: Tensor, labels: Tensor) -> float | None:
+        """Largest loss that is ascended on: the paper has none, and its ascent is without bounds."""
+        if self.args.tarf_max_forget_loss is not None or self.args.tarf_method != "tarf" or self.loss is not ascent:
+            cap: float | None = self.args.tarf_max_forget_loss
+            return cap
+        chance = loss_of_guessing(logits, labels)
+        return None if chance is None else 2 * chance
+
     def __call__(self, logits: Tensor, labels: Tensor, rows: Tensor, original: Tensor | None = None) -> ForgetValues:
         """The values, `[B]`, and what is to be logged of them.
 
@@ -74,11 +83,23 @@ class ForgetTerm:
             return ForgetValues(per_sample_losses(logits, drawn), terms, {})
         before = None if original is None else original.to(rows.device)[rows]
         values = self.loss(losses, before, lengths(labels, shifted=self.shifted))
-        if self.args.tarf_max_forget_loss is not None:
-            within = losses.detach() <= self.args.tarf_max_forget_loss
+        cap = self._cap(logits, labels)
+        if cap is not None:
+            within = losses.detach() <= cap
             values = torch.where(within, values, 0.0)
             return ForgetValues(values, terms, {"capped_fraction": 1 - within.float().mean()})
         return ForgetValues(values, terms, {})
+
+
+def loss_of_guessing(logits: Tensor, labels: Tensor) -> float | None:
+    """The loss of a model that takes all classes for equally likely: log C, of several labels log 2; None of numbers.
+
+    Args:
+        logits, labels: as `per_sample_losses` takes them.
+    """
+    if not labels.is_floating_point():
+        return math.log(logits.shape[-1])
+    return math.log(2) if logits.ndim == 2 and logits.shape[1] > 1 and labels.shape == logits.shape else None
 
 
 def lengths(labels: Tensor, *, shifted: bool) -> Tensor:

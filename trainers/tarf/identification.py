@@ -12,6 +12,7 @@ from hf_ext.functional import (
     gravity_by_label,
     gravity_threshold,
     loss_gravity,
+    num_in_top,
     per_sample_losses,
     relative_gravity,
     retain_mask,
@@ -112,9 +113,11 @@ def identify(
         dropped = groups[mask == 0].unique().tolist()
         identified |= {"groups": ids.tolist(), "gravity": scores.tolist(), "dropped": dropped}
     if not mask.any():
+        low, high = float(gravity.min()), float(gravity.max())
         raise ValueError(
-            f"tarf_beta: found {beta}, at which all {len(mask)} remaining samples are dropped (beta too small), "
-            "allowed are values that leave some"
+            f"tarf_beta: found {beta}, at which all {len(mask)} remaining samples are dropped (beta too small): their "
+            f"gravity is {low:.3g} to {high:.3g} after the ascent, which has changed the weights already; allowed are "
+            "values that leave some"
         )
     return mask, identified
 
@@ -202,20 +205,29 @@ class Identification:
                 )
             if known is None:
                 self.original[name], groups = all_losses(trainer, rows, self.args.tarf_group_column)
-                if grouped and name == "remaining":
-                    self._check(groups)
+                if name == "remaining":
+                    self._check(len(rows), groups, grouped=grouped)
 
-    def _check(self, groups: Tensor | None) -> None:
-        if groups is None:
+    def _check(self, num_rows: int, groups: Tensor | None, *, grouped: bool) -> None:
+        """Refuse what cannot be left out, as far as it can be known before the ascent."""
+        if grouped and groups is None:
             raise ValueError(
                 "tarf_selection, tarf_gravity: found 'groups' or 'relative' without tarf_group_column and without one "
                 "class label per sample, allowed are 'samples' or 'none' with 'absolute', or such a column"
             )
-        present, asked = len(groups.unique()), self.args.tarf_n_hidden_groups
+        by_group = groups is not None and self.args.tarf_selection == "groups"
+        present = len(groups.unique()) if groups is not None and by_group else num_rows
+        asked = self.args.tarf_n_hidden_groups
         if asked is not None and asked >= present:
             raise ValueError(
                 f"tarf_n_hidden_groups: found {asked} of {present} groups in the remaining data, allowed are 0 to "
                 f"{present - 1}"
+            )
+        share = self.args.tarf_top_fraction
+        if asked is None and self.args.tarf_beta is None and num_in_top(present, top_fraction=share) >= present:
+            raise ValueError(
+                f"tarf_top_fraction: found {share} with {present} {'groups' if by_group else 'samples'} in the "
+                "remaining data, allowed are shares that leave some"
             )
 
     def _decide(self, trainer: Trainer, rows: Any, *, selection: str) -> None:

@@ -87,28 +87,49 @@ def plan_of(args: Any, epochs: float) -> Plan:
     }
     if args.tarf_method in baselines:
         return baselines[args.tarf_method]
+    _check_selection(args)
     t0 = 0.7 * epochs if args.tarf_t0 is None else args.tarf_t0
+    t1 = float(args.tarf_selection != "none") if args.tarf_t1 is None else args.tarf_t1
     if t0 > epochs:
         raise ValueError(f"tarf_t0: found {t0:g}, allowed are 0 to the number of epochs, {epochs:g}")
     plan = Plan(
         k=args.tarf_k,
         T=epochs,
         t0=t0,
-        t1=args.tarf_t1,
+        t1=t1,
         annealed=args.tarf_schedule == "annealed",
         selection=args.tarf_selection,
         fractional=args.tarf_anneal_by == "step",
     )
-    if args.tarf_t1 > epochs - t0:
+    if t1 > epochs - t0:
         raise ValueError(
-            f"tarf_t1: found {args.tarf_t1:g} with {epochs:g} epochs and tarf_t0={t0:g}, allowed are 0 to "
+            f"tarf_t1: found {t1:g} with {epochs:g} epochs and tarf_t0={t0:g}, allowed are 0 to "
             f"{epochs - t0:g} (epochs - tarf_t0): between the two neither forgetting nor retaining would be active"
         )
-    if args.tarf_t1 > 0 and args.tarf_k == 0:
-        raise ValueError(f"tarf_t1: found {args.tarf_t1:g} with tarf_k=0, allowed is 0: until tarf_t1 nothing is done")
-    if args.tarf_selection != "none" and args.tarf_t1 == 0:
+    if t1 > 0 and args.tarf_k == 0:
+        raise ValueError(f"tarf_t1: found {t1:g} with tarf_k=0, allowed is 0: until tarf_t1 nothing is done")
+    if args.tarf_selection != "none" and t1 == 0:
         raise ValueError(
             f"tarf_selection: found {args.tarf_selection!r} with tarf_t1=0, allowed is 'none' with that: what to "
             "leave out is found by an ascent before tarf_t1"
         )
     return plan
+
+
+def _check_selection(args: Any) -> None:
+    """Refuse numbers that say how much is left out where another option says that they do not count."""
+    default = type(args).__dataclass_fields__["tarf_top_fraction"].default
+    asked = {
+        name: value
+        for name, unset in (("tarf_n_hidden_groups", None), ("tarf_beta", None), ("tarf_top_fraction", default))
+        if (value := getattr(args, name)) != unset
+    }
+    if len(asked) > 1:
+        found = ", ".join(f"{name}={value}" for name, value in asked.items())
+        raise ValueError(f"tarf_selection: found {found}, allowed is one of them: each says how much is left out")
+    for name, value in asked.items():
+        allowed = "'groups'" if name == "tarf_n_hidden_groups" else "'groups', 'samples'"
+        if repr(args.tarf_selection) not in allowed:
+            raise ValueError(
+                f"tarf_selection: found {args.tarf_selection!r} with {name}={value}, allowed with that are {allowed}"
+            )

@@ -22,6 +22,7 @@ from hf_ext.trainers.tarf.forgetting import ForgetLoss, ForgetTerm, check_argume
 from hf_ext.trainers.tarf.identification import Identification
 from hf_ext.trainers.tarf.paired import PAIRED, ROW, updates_per_epoch
 from hf_ext.trainers.tarf.plan import PHASES, Plan, Update, plan_of
+from hf_ext.trainers.tarf.retention import Retention
 from hf_ext.trainers.tarf.saliency import SaliencyMixin
 
 
@@ -34,17 +35,21 @@ class TARFMixin(SaliencyMixin):
     """Unlearns the forget data while training on the remaining data, `train_dataset`.
 
     Loss of an update: `k(t) * mean of (-loss) over forget rows + sum of (tau * loss) over remaining rows / their
-    number`, in three phases: ascent only; from t1 on both, less the remaining samples or groups (tau = 0) that the
-    ascent has carried along most; from T - t0 on retaining only. The rows are those of all micro-batches and
-    processes.
+    number`, in three phases: ascent only; from t1 on both; from T - t0 on retaining only. The rows are those of all
+    micro-batches and processes. Where a part of what is to be forgotten is hidden in the remaining data
+    (`tarf_selection`), the samples or groups that the ascent has carried along most by t1 are left out of them
+    (tau = 0). By default nothing is, and t1 is 0.
 
     An epoch is one pass over the remaining data in all phases, since a Trainer's epochs have one length. A micro-batch
     brings forget rows along, cycled. The two parts go through the model one after the other, before one backward pass:
     neither needs the other's padding or is in its batch statistics of a BatchNorm, whose running statistics take in
     both, the forget rows first.
 
-    A token-level loss counts every sample alike: it is the mean over the sample's own tokens. With `tarf_k=0`,
-    `tarf_t1=0` and `tarf_selection="none"`, and for the baseline `ft`, training is the wrapped Trainer's own.
+    A token-level loss counts every sample alike: it is the mean over the sample's own tokens. With `tarf_k=0` and
+    nothing to leave out, and for the baseline `ft`, training is the wrapped Trainer's own.
+
+    The accuracy on some remaining rows before the first step and after the last is logged; where much of it is lost
+    there is a warning.
 
     Args:
         forget_dataset: the data to forget, a mask of `train_dataset`, or the indices of their rows there; by default
@@ -75,6 +80,8 @@ class TARFMixin(SaliencyMixin):
         super().__init__(*args, **kwargs)
         #: which remaining rows are left out, and why
         self.identification = Identification(self.args)
+        #: what is left of the accuracy on remaining rows
+        self.retention = Retention()
         size = len(self.forget_dataset) if hasattr(self.forget_dataset, "__len__") else 0
         self._forget_term = ForgetTerm(self.args, forget_loss, num_rows=size, shifted=shifts_labels(self))
         if not self._plan.is_neutral:
@@ -118,9 +125,13 @@ class TARFMixin(SaliencyMixin):
         if plan.is_neutral or not batches:
             return batches, num_items
         t = plan.time(self.state.global_step, updates_per_epoch(self))
-        looked_at = self.train_dataset if self.identify_dataset is None else self.identify_dataset
         forget = self.forget_dataset if self._forget_term.needs_original else None
-        if self.identification.measure(self, plan, t, remaining=looked_at, forget=forget) and self.card is not None:
+        if self.state.global_step == 0 and plan.retains(plan.T):
+            self.retention.begin(self, self._looked_at)
+        if (
+            self.identification.measure(self, plan, t, remaining=self._looked_at, forget=forget)
+            and self.card is not None
+        ):
             self.card.add_fact("identified", self.identification.identified)
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
@@ -131,6 +142,11 @@ class TARFMixin(SaliencyMixin):
             rows = self.accelerator.reduce(torch.tensor(counts, device=device), reduction="sum")
         self._update = plan.update(t, retain_rows=rows[0], forget_rows=rows[1])
         return batches, num_items
+
+    @property
+    def _looked_at(self) -> Any:
+        """The remaining rows, without random augmentation."""
+        return self.train_dataset if self.identify_dataset is None else self.identify_dataset
 
     @property
     def _forget_batch_size(self) -> int:
@@ -198,15 +214,21 @@ class TARFMixin(SaliencyMixin):
     # ---------------------------------------------------------------------------------------------- checkpoints
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; what an earlier run has measured is measured anew, or read from the checkpoint."""
-        self.identification, self._update = Identification(self.args), None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.identification, self.retention, self._update = Identification(self.args), Retention(), None
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if measured := self.retention.end(self, self._looked_at):
+            output.metrics.update(measured)
+            self.log(measured)
+        return output
 
     def checkpoint_state(self) -> dict[str, Any]:
-        return super().checkpoint_state() | ({} if self._plan.is_neutral else self.identification.state())
+        own = {} if self._plan.is_neutral else self.identification.state() | self.retention.state()
+        return super().checkpoint_state() | own
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         super().load_checkpoint_state(state)
         self.identification.load(state)
+        self.retention.load(state)
 
     def card_facts(self) -> dict[str, Any]:
         facts, about = super().card_facts(), self.identification.facts()

@@ -170,7 +170,8 @@ def run(run: Run) -> Outcome:
     model = LlamaForCausalLM.from_pretrained(run.folder / "original")
     settings: dict[str, Any] = {"num_train_epochs": EPOCHS, **run.system.options, **run.hyper_parameters}
     if settings.get("tarf_method", "tarf") == "tarf":
-        settings |= {"tarf_n_hidden_groups": FORGOTTEN} if hidden.any() else {"tarf_selection": "none", "tarf_t1": 0.0}
+        leaves_out = {"tarf_selection": "groups", "tarf_n_hidden_groups": FORGOTTEN}
+        settings |= leaves_out if hidden.any() else {"tarf_selection": "none", "tarf_t1": 0.0}
     args = arguments(
         TARFConfig,
         steps=-1,

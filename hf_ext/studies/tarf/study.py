@@ -78,7 +78,8 @@ def _trainer(run: Run, model: PreTrainedModel, split: MismatchSplit) -> TARFTrai
     settings: dict[str, Any] = {"num_train_epochs": EPOCHS, **own, **run.hyper_parameters}
     if settings.get("tarf_method", "tarf") == "tarf":
         hidden = run.case.options["task"] in HIDDEN
-        settings |= {"tarf_n_hidden_groups": split.num_hidden_groups} if hidden else {"tarf_selection": "none"}
+        leaves_out = {"tarf_selection": "groups", "tarf_n_hidden_groups": split.num_hidden_groups}
+        settings |= leaves_out if hidden else {"tarf_selection": "none"}
         settings["tarf_t1"] = settings["tarf_t1"] if hidden else 0.0
     args = arguments(
         TARFConfig,

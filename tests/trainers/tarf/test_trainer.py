@@ -1,6 +1,7 @@
 """Unlearning with TARF and its baselines on tiny models."""
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,10 @@ from transformers import (
 from hf_ext.data import facts
 from hf_ext.functional import representation_gravity, retain_mask_by_label
 from hf_ext.trainers import MethodMixin, TARFArguments, TARFConfig, TARFMixin, TARFTrainer
-from hf_ext.trainers.tarf.forgetting import NPO, random_labels
+from hf_ext.trainers.tarf.forgetting import NPO, loss_of_guessing, random_labels
 from hf_ext.trainers.tarf.paired import ROW, PairedBatches
 from hf_ext.trainers.tarf.plan import plan_of
+from hf_ext.trainers.tarf.retention import right_and_all
 
 FORGET = list(range(0, 16))  # of the 48 rows; 32 remain
 
@@ -38,7 +40,8 @@ def _arguments(out: Path, kind: type[Any] = TARFConfig, **extra: Any) -> Any:
     defaults = {"num_train_epochs": 5, "learning_rate": 0.1, "optim": "sgd", "logging_steps": 1}
     quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "save_strategy": "no"}
     sizes = {"per_device_train_batch_size": 8, "tarf_t0": 2, "tarf_k": 0.5}
-    return kind(output_dir=str(out), **{**defaults, **quiet, **sizes, **extra})
+    paper = {"tarf_selection": "groups", "tarf_max_forget_loss": np.inf}
+    return kind(output_dir=str(out), **{**defaults, **quiet, **sizes, **paper, **extra})
 
 
 NEUTRAL = {"tarf_k": 0.0, "tarf_selection": "none", "tarf_t1": 0}
@@ -150,13 +153,82 @@ def test_one_update_by_hand(vit: Callable[..., Any], data: Dataset, tmp_path: Pa
 
 
 def test_the_cap_stops_the_ascent(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
-    capped = _arguments(tmp_path, tarf_max_forget_loss=1e-3, tarf_selection="none", num_train_epochs=2, tarf_t0=0)
+    options = {"tarf_selection": "none", "num_train_epochs": 2, "tarf_t0": 0, "tarf_t1": 1}
+    capped = _arguments(tmp_path, tarf_max_forget_loss=1e-3, **options)
     model = vit()
     trainer = TARFTrainer(model, capped, train_dataset=data, forget_dataset=FORGET)
     trainer.train()
     first = _history(trainer)[0]
     assert first["capped_fraction"] == 1 and first["loss"] == 0
     assert first["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("method", ["tarf", "ga"])
+def test_by_default_the_cap_is_twice_the_loss_of_guessing(
+    method: str, vit: Callable[..., Any], data: Dataset, tmp_path: Path
+) -> None:
+    """Of five classes: log 25. A bias of b makes the loss log(4 + e^b) of the other four, that of its own none."""
+    model, shares = vit(), []
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    for bias in (3.0, 3.1):  # log(4 + e^3) is less than log 25, log(4 + e^3.1) is more
+        with torch.no_grad():
+            model.classifier.bias.copy_(torch.tensor([bias, 0, 0, 0, 0]))
+        options = {"tarf_max_forget_loss": None, "tarf_selection": "none", "tarf_method": method, "max_steps": 1}
+        arguments = _arguments(tmp_path, tarf_t0=0, learning_rate=0.0, tarf_forget_batch_size=16, **options)
+        trainer = TARFTrainer(model, arguments, train_dataset=data, forget_dataset=FORGET)
+        trainer.train()
+        shares.append(_history(trainer)[0].get("capped_fraction"))
+    labels = torch.as_tensor(data[:16]["labels"])
+    assert shares == ([0, labels.ne(0).float().mean().item()] if method == "tarf" else [None, None])
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "expected"),
+    [
+        (torch.zeros(3, 4), torch.zeros(3).long(), np.log(4)),
+        (torch.zeros(3, 5, 6), torch.zeros(3, 5).long(), np.log(6)),
+        (torch.zeros(3, 4), torch.zeros(3, 4), np.log(2)),
+        (torch.zeros(3, 1), torch.zeros(3, 1), None),
+        (torch.zeros(3, 1), torch.zeros(3), None),
+    ],
+    ids=["classes", "tokens", "several labels", "a number", "numbers"],
+)
+def test_the_loss_of_guessing(logits: torch.Tensor, labels: torch.Tensor, expected: float | None) -> None:
+    assert loss_of_guessing(logits, labels) == (None if expected is None else pytest.approx(expected))
+
+
+def test_what_is_retained_is_measured(
+    vit: Callable[..., Any], data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that knows its data keeps them with a weak ascent, and loses them with a large learning rate."""
+    known = vit(hidden_dropout_prob=0.3)
+    options = {"num_train_epochs": 40, "learning_rate": 0.3, "tarf_method": "ft"}
+    TARFTrainer(known, _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET).train()
+    rows = data.select(range(16, 48)).select(torch.linspace(0, 31, 16).long().tolist())
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    for rate in (0.01, 2.0):
+        model = copy.deepcopy(known)
+        options = {"learning_rate": rate, "tarf_selection": "none", "max_grad_norm": 0.0, "num_train_epochs": 3}
+        trainer = TARFTrainer(model, _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET)
+        caplog.clear()
+        output = trainer.train()
+        for name, judged in (("retain_accuracy_before", known), ("retain_accuracy", model)):
+            with torch.no_grad():
+                right = judged.eval()(rows[:]["pixel_values"]).logits.argmax(-1) == rows[:]["labels"]
+            assert output.metrics[name] == pytest.approx(right.float().mean().item())
+            assert trainer.state.log_history[-1][name] == output.metrics[name]
+        assert ("the accuracy on the remaining rows was" in caplog.text) == (rate == 2.0)
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert output.metrics["retain_accuracy"] < output.metrics["retain_accuracy_before"] - 0.05
+
+
+def test_retained_tokens() -> None:
+    logits = torch.eye(4)[torch.tensor([[1, 2, 3], [0, 0, 0]])]
+    labels = torch.tensor([[1, 2, 0], [-100, 0, 1]])
+    assert right_and_all(logits, labels, shifted=False).tolist() == [3, 5]
+    labels = torch.tensor([[9, 1, 2], [9, -100, 1]])
+    assert right_and_all(logits, labels, shifted=True).tolist() == [2, 3]
 
 
 def test_a_loss_of_ones_own(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
@@ -173,7 +245,9 @@ def test_a_loss_of_ones_own(vit: Callable[..., Any], data: Dataset, tmp_path: Pa
 def test_npo_compares_with_the_original_model(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
     model = vit()
     original = copy.deepcopy(model)
-    arguments = _arguments(tmp_path, tarf_forget_loss="npo", tarf_npo_beta=0.5, tarf_selection="none", tarf_k=2.0)
+    arguments = _arguments(
+        tmp_path, tarf_forget_loss="npo", tarf_npo_beta=0.5, tarf_selection="none", tarf_t1=1, tarf_k=2.0
+    )
     trainer = TARFTrainer(model, arguments, train_dataset=data, forget_dataset=FORGET)
     trainer.train()
     forget = data[:16]
@@ -282,8 +356,8 @@ def test_identification_may_look_at_other_rows(vit: Callable[..., Any], data: Da
 
 
 def test_a_beta_that_drops_everything_stops(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
-    arguments = _arguments(tmp_path, tarf_selection="samples", tarf_beta=0.0)
-    with pytest.raises(ValueError, match=r"tarf_beta: found 0.0, at which all 32 .* \(beta too small\)"):
+    arguments = _arguments(tmp_path, tarf_selection="samples", tarf_beta=1e-30)
+    with pytest.raises(ValueError, match=r"tarf_beta: found 1e-30, at which all 32 .* \(beta too small\)"):
         TARFTrainer(vit(), arguments, train_dataset=data, forget_dataset=FORGET).train()
 
 
@@ -561,8 +635,10 @@ def test_batches_of_both_kinds_shrink_to_fit(
     model, sizes = vit(), []
 
     def too_large(module: Any, _: Any, inputs: dict[str, Any]) -> None:
+        if not module.training:
+            return
         sizes.append(len(inputs["pixel_values"]))
-        if module.training and sizes[-1] > 4:
+        if sizes[-1] > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model.register_forward_pre_hook(too_large, with_kwargs=True)
@@ -583,10 +659,11 @@ def test_batches_of_both_kinds_shrink_to_fit(
     ("options", "message"),
     [
         ({"tarf_method": "forget"}, "tarf_method: found 'forget', allowed are 'tarf', 'ga', 'ft'"),
-        ({"tarf_selection": "classes"}, "tarf_selection: found 'classes', allowed are 'groups', 'samples', 'none'"),
+        ({"tarf_selection": "classes"}, "tarf_selection: found 'classes', allowed are 'none', 'groups', 'samples'"),
         ({"tarf_k": -1.0}, "tarf_k: found -1.0, allowed are numbers >= 0"),
         ({"tarf_top_fraction": 0.0}, "tarf_top_fraction: found 0.0, allowed are numbers in"),
         ({"tarf_top_fraction": 1.5}, r"tarf_top_fraction: found 1.5, allowed are numbers in \(0, 1\]"),
+        ({"tarf_beta": 0.0}, "tarf_beta: found 0.0, allowed are None, numbers > 0"),
         ({"tarf_max_forget_loss": 0.0}, "tarf_max_forget_loss: found 0.0, allowed are None, numbers > 0"),
         ({"tarf_forget_value": ["1"]}, "tarf_forget_column: found none with tarf_forget_value"),
         ({"tarf_k": float("nan")}, "tarf_k: found nan"),
@@ -603,6 +680,16 @@ def test_wrong_arguments_are_refused(options: dict[str, Any], message: str, tmp_
         ({"tarf_t1": 4}, "tarf_t1: found 4 with 5 epochs and tarf_t0=2, allowed are 0 to 3"),
         ({"tarf_t0": 6}, "tarf_t0: found 6, allowed are 0 to the number of epochs, 5"),
         ({"tarf_k": 0.0}, "tarf_t1: found 1 with tarf_k=0, allowed is 0"),
+        (
+            {"tarf_selection": "none", "tarf_beta": 0.5},
+            "tarf_selection: found 'none' with tarf_beta=0.5, allowed with",
+        ),
+        (
+            {"tarf_selection": "none", "tarf_top_fraction": 0.2},
+            "tarf_selection: found 'none' with tarf_top_fraction=0.2",
+        ),
+        ({"tarf_selection": "samples", "tarf_n_hidden_groups": 1}, "allowed with that are 'groups'$"),
+        ({"tarf_beta": 0.5, "tarf_n_hidden_groups": 1}, "found tarf_n_hidden_groups=1, tarf_beta=0.5, allowed is one"),
         ({"tarf_t1": 0}, "tarf_selection: found 'groups' with tarf_t1=0, allowed is 'none'"),
         ({"tarf_group_column": "nope"}, "tarf_group_column: found 'nope', allowed are labels, pixel_values, task_ids"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor, compute_loss_func: found one of them"),
@@ -641,6 +728,17 @@ def test_more_hidden_groups_than_there_are(vit: Callable[..., Any], data: Datase
     assert _difference(model, vit()) == 0  # before the first step
 
 
+@pytest.mark.parametrize("selection", ["groups", "samples"])
+def test_a_share_that_leaves_nothing(selection: str, vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
+    model, share = vit(), {"groups": 0.81, "samples": 0.97}[selection]  # of five groups, of 32 samples
+    arguments = _arguments(tmp_path, tarf_selection=selection, tarf_top_fraction=share)
+    with pytest.raises(
+        ValueError, match=f"tarf_top_fraction: found {share} with .* {selection} in the remaining data"
+    ):
+        TARFTrainer(model, arguments, train_dataset=data, forget_dataset=FORGET).train()
+    assert _difference(model, vit()) == 0  # before the first step
+
+
 def test_packing_and_other_methods_are_refused(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
     arguments = _arguments(tmp_path)
     arguments.packing = True
@@ -659,8 +757,10 @@ def test_packing_and_other_methods_are_refused(vit: Callable[..., Any], data: Da
 
 def test_the_default_plan() -> None:
     plan = plan_of(TARFArguments(), 10)
-    assert (plan.k, plan.T, plan.t0, plan.t1, plan.selection) == (0.05, 10, 7, 1, "groups")
-    assert [plan.phase(t) for t in range(10)] == ["I", "II", "II", *["III"] * 7]
+    assert (plan.k, plan.T, plan.t0, plan.t1, plan.selection) == (0.05, 10, 7, 0, "none")
+    assert [plan.phase(t) for t in range(10)] == ["II"] * 3 + ["III"] * 7
+    groups = plan_of(TARFArguments(tarf_selection="groups"), 10)
+    assert [groups.phase(t) for t in range(10)] == ["I", "II", "II", *["III"] * 7]
     constant = plan_of(TARFArguments(tarf_schedule="constant"), 10)
     assert [constant.weight(t) for t in range(4)] == [0.05, 0.05, 0.05, 0]
 
