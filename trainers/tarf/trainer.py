@@ -48,7 +48,7 @@ class TARFMixin(SaliencyMixin):
     A token-level loss counts every sample alike: it is the mean over the sample's own tokens. With `tarf_k=0` and
     nothing to leave out, and for the baseline `ft`, training is the wrapped Trainer's own.
 
-    The accuracy on some remaining rows before the first step and after the last is logged; where much of it is lost
+    The accuracy on some retained rows before the first step and after the last is logged; where much of it is lost
     there is a warning.
 
     Args:
@@ -216,7 +216,7 @@ class TARFMixin(SaliencyMixin):
         """Train; what an earlier run has measured is measured anew, or read from the checkpoint."""
         self.identification, self.retention, self._update = Identification(self.args), Retention(), None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        if measured := self.retention.end(self, self._looked_at):
+        if measured := self.retention.end(self, self._looked_at, self.identification.retained):
             output.metrics.update(measured)
             self.log(measured)
         return output

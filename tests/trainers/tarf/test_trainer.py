@@ -218,17 +218,36 @@ def test_what_is_retained_is_measured(
                 right = judged.eval()(rows[:]["pixel_values"]).logits.argmax(-1) == rows[:]["labels"]
             assert output.metrics[name] == pytest.approx(right.float().mean().item())
             assert trainer.state.log_history[-1][name] == output.metrics[name]
-        assert ("the accuracy on the remaining rows was" in caplog.text) == (rate == 2.0)
+        assert ("the accuracy on the retained rows was" in caplog.text) == (rate == 2.0)
     logging.getLogger("transformers").removeHandler(caplog.handler)
     assert output.metrics["retain_accuracy"] < output.metrics["retain_accuracy_before"] - 0.05
+
+
+def test_what_is_left_out_need_not_be_retained(
+    vit: Callable[..., Any], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only rows with tau = 1 count, before and after."""
+    arguments = _arguments(tmp_path, tarf_n_hidden_groups=1, num_train_epochs=3)
+    trainer = TARFTrainer(vit(), arguments, train_dataset=data, forget_dataset=FORGET)
+    output = trainer.train()
+    rows = torch.linspace(0, 31, 16).long()
+    assert trainer.identification.retained is not None
+    kept = rows[trainer.identification.retained[rows] == 1].tolist()
+    assert 0 < len(kept) < 16
+    for name, judged in (("retain_accuracy_before", vit()), ("retain_accuracy", trainer.model)):
+        part = data.select(range(16, 48)).select(kept)[:]
+        with torch.no_grad():
+            right = judged.eval()(part["pixel_values"]).logits.argmax(-1) == part["labels"]
+        assert output.metrics[name] == pytest.approx(right.float().mean().item())
 
 
 def test_retained_tokens() -> None:
     logits = torch.eye(4)[torch.tensor([[1, 2, 3], [0, 0, 0]])]
     labels = torch.tensor([[1, 2, 0], [-100, 0, 1]])
-    assert right_and_all(logits, labels, shifted=False).tolist() == [3, 5]
+    assert right_and_all(logits, labels, shifted=False).tolist() == [[2, 3], [1, 2]]
     labels = torch.tensor([[9, 1, 2], [9, -100, 1]])
-    assert right_and_all(logits, labels, shifted=True).tolist() == [2, 3]
+    assert right_and_all(logits, labels, shifted=True).tolist() == [[2, 2], [0, 1]]
+    assert right_and_all(logits[:, 0], torch.tensor([1, 1]), shifted=True).tolist() == [[1, 1], [0, 1]]
 
 
 def test_a_loss_of_ones_own(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
