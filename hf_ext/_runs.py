@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from torch import nn
 from torch.utils.data import Dataset as MapDataset
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
@@ -42,6 +44,18 @@ def quiet(trainer: Trainer) -> Trainer:
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Keep BatchNorms in evaluation mode: whatever is trained, and on whichever rows, their statistics stay."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.__dict__["train"] = partial(_unchanged, module)
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def progress_bars(console: Console | None, *columns: ProgressColumn) -> Progress:

@@ -48,7 +48,7 @@ def test_launch(configuration: str, processes: int, tmp_path: Path) -> None:
     [
         ("divbs", "hf_ext_demo_divbs", 2400 / 160, "divbs_ratio | 0.1"),  # an epoch is one pass over the candidates
         ("disam", "hf_ext_demo_disam", 2400 / 32, "disam_rho | 0.05"),
-        ("tarf", "hf_ext_demo_tarf/original_model", 17, "tarf_k | 0.05"),  # of 32 of 533 rows
+        ("tarf", "hf_ext_demo_divbs", 17, "tarf_k | 0.05"),  # of 32 of 533 rows
     ],
 )
 def test_launch_of_trainers(method: str, folder: str, updates: float, shown: str, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def run_demo(
     seeds: int,
     steps: int,
     text: str,
+    found: str,
     systems: Callable[[DemoRun], Iterable[Scored]],
     trainings: int,
     shown: str,
@@ -97,7 +98,8 @@ def run_demo(
         method: its name in the registry.
         out: folder for the result, made if needed.
         seeds, steps: options of the command.
-        text: printed first.
+        text: printed first: what is compared.
+        found: printed after the table: what the studies have found in this case and in others.
         systems: trains the systems of one seed and yields each with its scores.
         trainings: how many that are.
         shown: the system whose model with seed 0 is left in the folder.
@@ -141,6 +143,7 @@ def run_demo(
     }
     create_card(folder, method=method, run=facts, results=[*results, *compared], **{**common, **card})
     console.print(_table(title, results, form))
+    console.print(found)
     console.print(f"ready for the Hub: {folder}/ (README.md shows how to load it)")
 
 

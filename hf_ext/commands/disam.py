@@ -1,12 +1,15 @@
 """`hf-ext train disam` and `hf-ext demo disam`."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import ResNetForImageClassification
 
+from hf_ext import _small_models
 from hf_ext._runs import group_accuracies, logits
+from hf_ext._small_models import class_names
 from hf_ext.commands.demo import DemoRun, Scored, classifier_example, run_demo
 from hf_ext.commands.loading import accuracy
 from hf_ext.commands.training import train_method
@@ -32,11 +35,13 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "plain Trainer": {"disam_rho": 0.0},
     "SAM": {"disam_lambda": 0.0},
     SHOWN: {},
+    "DISAM, lambda 4": {"disam_lambda": 4.0},
 }
+ON_UNSEEN, ON_WORST = "accuracy", "worst source accuracy"
 
 
 def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
-    """Fine-tune a small ViT on three domains of digits and test it on the fourth, with DISAM, SAM and neither.
+    """Train a small ResNet on three domains of digits and test it on the fourth, with DISAM, SAM and neither.
 
     Raises:
         ValueError: fewer than one seed or step.
@@ -46,17 +51,23 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         out,
         seeds=seeds,
         steps=steps,
-        text=f"[bold]DISAM[/] on {DATASET}: a small ViT that knows plain digits learns those that are turned and "
-        f"inverted too; those with noise it sees in the test only; {seeds} seeds.",
+        text=f"[bold]DISAM[/] on {DATASET}: a small ResNet learns digits that are plain, turned or inverted. "
+        "Compared is its accuracy on digits with noise, which it sees in the test only, and on the worst of the "
+        f"three sources; {seeds} seeds.",
+        found="What the study found: no case in which DISAM is better on an unseen domain than SAM or plain training. "
+        "What holds: with a source that is hard, and lambda 4, the worst source is four points better than with SAM "
+        "(shown, on digits on photographs, which are not embedded).",
         systems=_systems,
-        trainings=1 + len(SYSTEMS),
+        trainings=len(SYSTEMS),
         shown=SHOWN,
-        title="accuracy on the unseen domain",
+        methods=[name for name in SYSTEMS if name.startswith(SHOWN)],
+        metrics=(ON_UNSEEN, ON_WORST),
+        title="accuracy on the unseen domain, and on the worst source",
         card={
             "dataset": f"scikit-learn {DATASET}",
             "dataset_description": (
                 f"Accuracy on test images of the domain {UNSEEN!r}, which training has not seen, after {steps} "
-                "updates of AdamW on the other three; below, on each domain."
+                "updates of AdamW on the other three, and on test images of the worst of these."
             ),
             "example": classifier_example("digits-domains", ".shuffle(seed=0)[:400]"),
         },
@@ -65,13 +76,14 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
 
 def _systems(run: DemoRun) -> Iterator[Scored]:
     data = load(DATASET, seed=run.seed)
-    base = run.pretrained_vit(data)
     unseen = data["train"].features["domain_ids"].str2int(UNSEEN)
     seen = data["train"].select(np.flatnonzero(np.asarray(data["train"]["domain_ids"][:]) != unseen))
+    names = class_names(data["train"].features["labels"].names)
     for name, options in SYSTEMS.items():
+        torch.manual_seed(run.seed)
         trainer = DISAMTrainer(
-            model=copy.deepcopy(base),
-            args=run.arguments(DISAMConfig, 2e-3, **options),
+            model=ResNetForImageClassification(_small_models.resnet(channels=1, **names)),
+            args=run.arguments(DISAMConfig, 3e-3, **options),
             train_dataset=seen,
             eval_dataset=data["test"],
             compute_metrics=accuracy,
@@ -81,7 +93,7 @@ def _systems(run: DemoRun) -> Iterator[Scored]:
 
 
 def _accuracies(trainer: DISAMTrainer, test: Any) -> dict[str, float]:
-    """Accuracy on the unseen domain, under "", and on every domain."""
+    """On the unseen domain, and on the worst of the others."""
     plain, names = test.with_format("numpy"), test.features["domain_ids"].names
     by_domain = group_accuracies(logits(trainer, test), plain["labels"][:], plain["domain_ids"][:], names)
-    return {"": by_domain[UNSEEN], **by_domain}
+    return {ON_UNSEEN: by_domain.pop(UNSEEN), ON_WORST: min(by_domain.values())}

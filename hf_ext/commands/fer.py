@@ -171,14 +171,14 @@ def train(argv: Sequence[str]) -> None:
 DATASET = "digits"
 DIGITS = tuple("0123456789")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-HEAD, SHOWN = "linear head", "texts, all losses"
+HEAD, SHOWN, ALL = "linear head", "texts, matching alone", "texts, all losses"
 MATCHING = {"fer_lambda_t": 0.0, "fer_lambda_c": 0.0}
 #: by system, how texts are embedded and what is said to the Trainer
 SYSTEMS: dict[str, tuple[str, dict[str, float]]] = {
     HEAD: ("", {}),
     "random embeddings, matching alone": ("random", MATCHING),
-    "texts, matching alone": ("texts", MATCHING),
-    SHOWN: ("texts", {}),
+    SHOWN: ("texts", MATCHING),
+    ALL: ("texts", {}),
 }
 
 
@@ -199,11 +199,16 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         out,
         seeds=seeds,
         steps=steps,
-        text=f"[bold]FER matcher[/] on {DATASET}, which stand in for faces, with zero for neutral; {seeds} seeds. It "
-        "shows how the parts work together, not what they are worth on faces.",
+        text=f"[bold]FER matcher[/] on {DATASET}, which stand in for faces, with zero for neutral. Compared is a "
+        "small ViT with a linear head to the same ViT matched to fixed embeddings, of the digits' names or random "
+        f"ones; {seeds} seeds.",
+        found="What the study found: no case in which the losses around the neutral state add to matching alone. "
+        "What holds: matching to fixed embeddings is as good as a linear head, be they of texts or random; texts "
+        "are a point better than either on faces with five labels a class (shown).",
         systems=_systems,
         trainings=len(SYSTEMS),
         shown=SHOWN,
+        methods=(SHOWN, ALL),
         title="accuracy",
         card={
             "dataset": f"scikit-learn {DATASET}",
@@ -239,7 +244,7 @@ def _trainer(run: DemoRun, texts: str, options: dict[str, float], **data: Any) -
         ViTModel(classifier.config),
         embed_letters if texts == "texts" else drawn,
         DIGITS,
-        prompts=[f"a photo of the digit {word}." for word in WORDS],
+        prompts=WORDS,  # what all prompts had in common would make their embeddings alike
         neutral=DIGITS[0],
         logit_scale=20.0,
     )

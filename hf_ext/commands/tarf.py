@@ -5,15 +5,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from datasets import ClassLabel, Dataset, concatenate_datasets
-from transformers import Trainer, TrainingArguments
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import ResNetForImageClassification, Trainer, TrainingArguments
 
-from hf_ext._models import unwrapped
-from hf_ext._runs import logits
+from hf_ext import _small_models
+from hf_ext._runs import freeze_statistics, logits
+from hf_ext._small_models import class_names
 from hf_ext.commands.demo import DemoRun, Scored, run_demo
 from hf_ext.commands.loading import accuracy
 from hf_ext.commands.training import train_method
 from hf_ext.data import MismatchSplit, load, mismatch_split
+from hf_ext.data.digits import with_looks
 from hf_ext.metrics import gap, unlearning_metrics
 from hf_ext.trainers import TARFConfig, TARFTrainer
 
@@ -41,36 +44,43 @@ def _check(args: TARFConfig) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ demo
-SHAPES = ("round", "straight", "open")
-SHAPE_OF = np.array([0, 1, 2, 2, 1, 2, 0, 1, 0, 0])  # of the digits 0 to 9
-HANDED_IN, CONCEPT = "8", "round"
-TASK: Literal["target_mismatch"] = "target_mismatch"
+DATASET, SIDE = "digits", 16
+HANDED_IN, CONCEPT = "8", "1 2 8"  # a digit, and all that look like it
+TASK: Literal["data_mismatch"] = "data_mismatch"
 SHOWN = "TARF"
-EPOCHS = 10
-#: TARF's are told how many digits of the concept are hidden
-_HIDDEN = {"tarf_selection": "groups", "tarf_n_hidden_groups": SHAPE_OF.tolist().count(SHAPES.index(CONCEPT)) - 1}
-#: options of the unlearning methods
+EPOCHS = 6
+SGD = {"optim": "sgd", "optim_args": "momentum=0.9", "per_device_train_batch_size": 64}
+#: options of the unlearning methods: those that the study `tarf` has chosen for its data mismatch on digits
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "gradient ascent": {"tarf_method": "ga", "learning_rate": 1e-3, "num_train_epochs": 2},
-    "fine-tuning": {"tarf_method": "ft"},
-    "ascent and fine-tuning": {"tarf_method": "ga_ft", "tarf_k": 0.05},
-    SHOWN: {"tarf_k": 0.02, "tarf_t0": 7.0, "tarf_max_forget_loss": 7.0, **_HIDDEN},
+    "gradient ascent": {"tarf_method": "ga", "learning_rate": 0.1, "num_train_epochs": 2},
+    "fine-tuning": {"tarf_method": "ft", "learning_rate": 0.1},
+    "constant ascent + descent": {"tarf_method": "ga_ft", "learning_rate": 0.05, "tarf_k": 10.0},
+    SHOWN: {
+        "learning_rate": 0.2,
+        "tarf_k": 1.0,
+        "tarf_t0": 3.0,
+        "tarf_t1": 0.05,
+        "tarf_anneal_by": "step",
+        "tarf_gravity": "relative",
+        "tarf_selection": "groups",
+        "tarf_n_hidden_groups": 1,
+    },
 }
 METRICS = ("UA", "RA", "TA", "MIA", "gap")
-ORIGINAL = "original_model"  # a folder in that of the demonstration: what examples/tarf_digits.yaml goes on with
-EXAMPLE = """import torch
+EXAMPLE = f"""import hf_ext
+import torch
 
-digits = hf_ext.data.load("digits")["test"]
+digits = hf_ext.data.load("digits", size={SIDE})["test"]
 with torch.no_grad():
     predicted = model(pixel_values=digits["pixel_values"][:]).logits.argmax(-1)
 for digit in range(10):
-    right = predicted[digits["labels"][:] == digit] == digit
-    print(digit, f"{right.float().mean():.2f}")
+    names = [model.config.id2label[int(label)] for label in predicted[digits["labels"][:] == digit]]
+    print(digit, "is taken for one of", max(set(names), key=names.count))
 """
 
 
 def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
-    """Forget all round digits, of which only those of one are handed in, with TARF and its baselines.
+    """Forget a class of digits of which one digit is handed in, with TARF and its baselines.
 
     Raises:
         ValueError: fewer than one seed or step.
@@ -80,8 +90,11 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         out,
         seeds=seeds,
         steps=steps,
-        text=f"[bold]TARF[/] on real digits: a small ViT is to forget all {CONCEPT} digits, of which only the "
-        f"{HANDED_IN} is handed in. The aim is the model that was trained without them; {seeds} seeds.",
+        text=f"[bold]TARF[/] on real digits: a small ResNet that knows five classes of digits by their looks is to "
+        f"forget one, the digits {CONCEPT.replace(' ', ', ')}, of which only the {HANDED_IN} is handed in. Compared "
+        f"is how near each way comes to the model that was trained without the class; {seeds} seeds.",
+        found="What the study found: in this case TARF with relative gravity comes nearer to retraining than each "
+        "of six baselines (shown); where all that is to be forgotten is handed in, simpler ways do as well.",
         systems=_systems,
         trainings=2 + len(SYSTEMS),
         shown=SHOWN,
@@ -89,35 +102,33 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
         title="percent, mean over seeds; the smaller the gap to retraining, the better",
         form=".1f",
         card={
-            "dataset": "scikit-learn digits",
+            "dataset": f"scikit-learn {DATASET}",
             "dataset_description": (
-                f"To be forgotten: all {CONCEPT} digits (0, 6, 8, 9); handed in: the {HANDED_IN}. In percent, in the "
-                "labels of the ten digits: UA, accuracy on the training images of the concept; RA, on the other "
-                "training images; TA, on test images outside the concept; MIA, share of the concept's training "
-                "images that a confidence attack takes for never trained on; gap, mean absolute difference of the "
-                "four to those of a model that was trained without the concept for as long as the original one "
-                f"({steps} steps of 64 images). Unlearning takes {EPOCHS} epochs, gradient ascent 2. The settings of "
-                "TARF and of gradient ascent were chosen after looking at such runs, those of the others were not "
-                "searched for."
+                f"To be forgotten: the digits {CONCEPT.replace(' ', ', ')}, one class of the model's five; handed in: "
+                f"the {HANDED_IN}. In percent, in the five classes: UA, accuracy on the training images of the class; "
+                "RA, on the other training images; TA, on test images of other classes; MIA, share of the class's "
+                "training images that a confidence attack takes for never trained on; gap, mean absolute difference "
+                "of the four to those of a model that was trained without the class for as long as the original one "
+                f"({steps} steps of 64 images). Unlearning takes {EPOCHS} epochs, gradient ascent 2. Each system has "
+                "the settings that a larger study chose for it on such data."
             ),
-            "example": f"import hf_ext\n{EXAMPLE}",
+            "example": EXAMPLE,
             "limitations": "A demonstration on small images. The settings are not the paper's, which are not known.",
         },
     )
 
 
 def _systems(run: DemoRun) -> Iterator[Scored]:
-    data = load("digits", seed=run.seed)
-    known = _with_shapes(concatenate_datasets([data["pretrain"], data["train"]]))
-    test = _with_shapes(data["test"])
-    split = mismatch_split(known, "digit", "shape", HANDED_IN, task=TASK)
+    data = load(DATASET, seed=run.seed, size=SIDE)
+    known, test = with_looks(concatenate_datasets([data["pretrain"], data["train"]])), with_looks(data["test"])
+    split = mismatch_split(known, "label", "coarse_label", HANDED_IN, task=TASK)
     rows, parts = _rows_to_judge(split, test)
     labels = rows.with_format("numpy")["labels"][:]
 
     def metrics(trainer: Trainer) -> dict[str, float]:
         return unlearning_metrics(logits(trainer, rows), labels, parts)
 
-    original = _trained(run, concatenate_datasets([split.forget, split.remaining]), "original")
+    original = _trained(run, split.labelled(known), "original")
     retrained = metrics(_trained(run, split.retain, "retrained"))
     untouched = metrics(original)
     yield "untouched", {**untouched, "gap": gap(untouched, retrained)}, None
@@ -127,14 +138,6 @@ def _systems(run: DemoRun) -> Iterator[Scored]:
         run.train(trainer, name)
         unlearned = metrics(trainer)
         yield name, {**unlearned, "gap": gap(unlearned, retrained)}, trainer
-    if run.seed == 0:
-        unwrapped(original.model).save_pretrained(run.folder / ORIGINAL)
-
-
-def _with_shapes(data: Dataset) -> Dataset:
-    data = data.rename_column("labels", "digit").remove_columns(["task_ids", "domain_ids"])
-    shapes = SHAPE_OF[data.with_format("numpy")["digit"][:]].tolist()
-    return data.add_column("shape", shapes, feature=ClassLabel(names=list(SHAPES)))
 
 
 def _rows_to_judge(split: MismatchSplit, test: Dataset) -> tuple[Dataset, list[str]]:
@@ -146,26 +149,21 @@ def _rows_to_judge(split: MismatchSplit, test: Dataset) -> tuple[Dataset, list[s
 
 
 def _trained(run: DemoRun, data: Dataset, name: str) -> Trainer:
-    args = run.arguments(TrainingArguments, 2e-3, per_device_train_batch_size=64)
-    trainer = Trainer(run.vit(data.features["labels"].names), args, train_dataset=data)
+    torch.manual_seed(run.seed)
+    names = class_names(data.features["labels"].names)
+    model = ResNetForImageClassification(_small_models.resnet(channels=1, **names))
+    trainer = Trainer(model, run.arguments(TrainingArguments, 0.05, **SGD), train_dataset=data)
     run.train(trainer, name)
     return trainer
 
 
 def _unlearner(run: DemoRun, model: Any, split: MismatchSplit, options: dict[str, Any], test: Dataset) -> TARFTrainer:
-    settings: dict[str, Any] = {
-        "steps": -1,
-        "optim": "sgd",
-        "optim_args": "momentum=0.9",
-        "learning_rate": 0.05,
-        "num_train_epochs": EPOCHS,
-        "per_device_train_batch_size": 64,
-        "logging_steps": 10,
-        **options,
-    }
+    freeze_statistics(model)  # a batch of rows to forget has others, which the ranking at t1 would show
+    common: dict[str, Any] = {"steps": -1, "num_train_epochs": EPOCHS, "logging_steps": 10}
+    own = {"tarf_forget_batch_size": 12, "tarf_max_forget_loss": 7.0}
     return TARFTrainer(
         model,
-        run.arguments(TARFConfig, **settings),
+        run.arguments(TARFConfig, **{**common, **SGD, **own, **options}),
         train_dataset=split.remaining,
         forget_dataset=split.forget,
         eval_dataset=test,

@@ -60,6 +60,9 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
     ),
 }
 
+#: coarse classes of the digits: clusters of their mean images, by complete linkage cut into five
+LOOKS = ("0", "1 2 8", "3 5 9", "4 6", "7")
+
 
 def digits(name: str = "digits-rotated", *, seed: int = 0, size: int = 8) -> DatasetDict:
     """Digits as tasks or domains.
@@ -124,3 +127,12 @@ def _split(
         domain_ids=task,
     )
     return Dataset.from_dict(columns, features=features).with_format("torch")
+
+
+def with_looks(rows: Dataset) -> Dataset:
+    """Plain digits with two labels, `label`, the digit, and `coarse_label`, its class of `LOOKS`; no other columns."""
+    coarse_of = {int(digit): number for number, digits in enumerate(LOOKS) for digit in digits.split()}
+    rows = rows.select_columns(["pixel_values", "labels"])
+    coarse = [coarse_of[int(label)] for label in rows["labels"][:]]
+    rows = rows.rename_column("labels", "label")
+    return rows.add_column("coarse_label", coarse, feature=ClassLabel(names=list(LOOKS)))

@@ -1,23 +1,10 @@
-"""What studies train with: rows in memory, BatchNorms whose statistics stay."""
+"""What studies train with: rows in memory."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset as MapDataset
-
-
-def freeze_statistics(model: nn.Module) -> None:
-    """Keep BatchNorms in evaluation mode: whatever is trained, and on whichever rows, their statistics stay."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-            module.__dict__["train"] = partial(_unchanged, module)
-
-
-def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
-    return module
 
 
 class Rows(MapDataset[dict[str, Tensor]]):

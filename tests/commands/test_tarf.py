@@ -46,9 +46,9 @@ def test_what_to_forget_has_to_be_said(options: list[str], tmp_path: Path, capsy
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: Callable[..., str]) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "tarf", "--out", str(out), "--seeds", "1", "--steps", "20"]) == 0
-    assert AutoModelForImageClassification.from_pretrained(out / "original_model").config.num_labels == 10
+    assert AutoModelForImageClassification.from_pretrained(out).config.num_labels == 5
     text = capsys.readouterr().out
-    assert "gradient ascent" in text and "retrained" in text
+    assert "gradient ascent" in text and "retrained" in text and "What the study found:" in text
     assert {"README.md", "config.json", "model.safetensors", "gravity.png"} <= {path.name for path in out.iterdir()}
     card = ModelCard.load(out / "README.md")
     assert {result.metric_type for result in card.data.eval_results} == {"UA", "RA", "TA", "MIA", "gap"}

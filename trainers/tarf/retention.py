@@ -103,6 +103,7 @@ class Retention:
         if accuracies[1] < accuracies[0] - TOLERATED:
             logger.warning(
                 f"the accuracy on the retained rows was {accuracies[0]:.1%} before unlearning and is "
-                f"{accuracies[1]:.1%} after it: lower tarf_k, the learning rate or tarf_max_forget_loss, or train for more epochs"
+                f"{accuracies[1]:.1%} after it: lower tarf_k, the learning rate or tarf_max_forget_loss, or train "
+                "for more epochs"
             )
         return dict(zip(("retain_accuracy_before", "retain_accuracy"), accuracies, strict=True))

@@ -17,12 +17,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_ext._runs import arguments, group_accuracies, logits, quiet
+from hf_ext._runs import arguments, freeze_statistics, group_accuracies, logits, quiet
 from hf_ext.adapters import MoLAConfig
 from hf_ext.adapters.mola.router import ImageRouter
 from hf_ext.studies.mola.data import BUILDERS, DIGITS_NEED, check
 from hf_ext.studies.study import Case, Comparison, Outcome, Preparation, Run, Source, Study, System
-from hf_ext.studies.training import Rows, freeze_statistics
+from hf_ext.studies.training import Rows
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
 RANK = 4

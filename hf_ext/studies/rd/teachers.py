@@ -10,9 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from transformers import ResNetForImageClassification, Trainer, TrainingArguments
 
-from hf_ext._runs import quiet
+from hf_ext._runs import freeze_statistics, quiet
 from hf_ext.studies.rd.data import TEACHER, Part
-from hf_ext.studies.training import freeze_statistics
 
 RANK, SCALE = 4, 4  # of the adapters
 

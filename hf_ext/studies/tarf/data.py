@@ -11,6 +11,7 @@ from transformers import ResNetForImageClassification, Trainer, TrainingArgument
 from hf_ext import _small_models
 from hf_ext._runs import arguments, logits, quiet
 from hf_ext.data import EMBEDDED, MismatchSplit, load, mismatch_split
+from hf_ext.data.digits import with_looks
 from hf_ext.data.mismatch import TASKS
 from hf_ext.metrics import unlearning_metrics
 from hf_ext.studies.study import Preparation
@@ -24,8 +25,6 @@ RETRAINED = "retrained.json"  # scores of the retrained models in a preparation'
 #: by data set: the class that is handed in, the side of the images in pixels
 HANDED_IN = {"digits": "8", "fashion": "sneaker", "cifar": "automobile"}
 SIDE = {"digits": 16, "fashion": 16, "cifar": 32}
-#: coarse classes of the digits: clusters of their mean images, by complete linkage cut into five
-LOOKS = ("0", "1 2 8", "3 5 9", "4 6", "7")
 _COLUMNS = ("image", "label", "coarse_label", "split")
 _SPLITS = ("pretrain", "train", "test")
 
@@ -73,14 +72,10 @@ def build(ready: Preparation) -> DatasetDict:
 
 def _digits(ready: Preparation) -> DatasetDict:
     splits = load("digits", size=SIDE["digits"]) if ready.data in EMBEDDED else load(ready.data)
-    coarse_of = {int(digit): number for number, digits in enumerate(LOOKS) for digit in digits.split()}
-    data = {}
-    for name, parts in {"train": ("pretrain", "train"), "test": ("test",)}.items():
-        rows = concatenate_datasets([splits[part] for part in parts]).select_columns(["pixel_values", "labels"])
-        coarse = [coarse_of[int(label)] for label in rows["labels"][:]]
-        rows = rows.rename_column("labels", "label")
-        data[name] = rows.add_column("coarse_label", coarse, feature=ClassLabel(names=list(LOOKS)))
-    return DatasetDict(data)
+    parts = {"train": ("pretrain", "train"), "test": ("test",)}
+    return DatasetDict(
+        {name: with_looks(concatenate_datasets([splits[part] for part in parts[name]])) for name in parts}
+    )
 
 
 def _pictures(ready: Preparation) -> DatasetDict:

@@ -8,7 +8,7 @@ from datasets import DatasetDict
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_ext._files import read_json
-from hf_ext._runs import arguments, quiet
+from hf_ext._runs import arguments, freeze_statistics, quiet
 from hf_ext.data import MismatchSplit
 from hf_ext.data.mismatch import TASKS
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
@@ -25,7 +25,6 @@ from hf_ext.studies.tarf.data import (
 )
 from hf_ext.studies.tarf.facts import FACTS
 from hf_ext.studies.tarf.scores import Cost, left_out_rows, outcome
-from hf_ext.studies.training import freeze_statistics
 from hf_ext.trainers import TARFConfig, TARFTrainer
 
 EPOCHS = 6

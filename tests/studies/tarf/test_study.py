@@ -10,8 +10,9 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from hf_ext.data import load
+from hf_ext.data.digits import LOOKS
 from hf_ext.studies import Preparation, Study, reproduce
-from hf_ext.studies.tarf.data import LOOKS, build, check, split_of
+from hf_ext.studies.tarf.data import build, check, split_of
 from hf_ext.studies.tarf.facts import FACTS, ONE, Facts, at_the_answer
 from hf_ext.studies.tarf.scores import Cost
 from hf_ext.studies.tarf.study import STUDY
