@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ _ERRORS = {"error", "perplexity", "nll", "mse", "rmse", "mae", "mape", "wer", "c
 class GroupMetricsMixin(_Base):
     """Evaluation calls `compute_metrics` for every group too, and reports the worst."""
 
-    batch_columns: dict[str, Tensor]  # of MethodMixin
+    columns_of: Callable[[Mapping[str, Any]], dict[str, Tensor]]  # of MethodMixin
     card: CardCallback | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,11 +41,12 @@ class GroupMetricsMixin(_Base):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Predict, and note the batch's groups."""
+        columns = {} if self._evaluated_groups is None else self.columns_of(inputs)
         result = super().prediction_step(model, inputs, *args, **kwargs)
         if self._evaluated_groups is not None:
             # in one order in all processes, which gather together
-            for column in dict.fromkeys(column for column in self.groups.values() if column in self.batch_columns):
-                gathered = self.accelerator.gather_for_metrics(self.batch_columns[column])
+            for column in dict.fromkeys(column for column in self.groups.values() if column in columns):
+                gathered = self.accelerator.gather_for_metrics(columns[column])
                 self._evaluated_groups.setdefault(column, []).append(gathered.cpu().numpy())
         return result
 
@@ -75,13 +76,15 @@ class GroupMetricsMixin(_Base):
             return output
         if self.args.batch_eval_metrics:
             self._say("batch_eval_metrics: found True, the metrics of groups are left out: they take False")
+        elif output.label_ids is not None and not whole:  # a loop of the user's, with metrics of its own
+            whole.append(EvalPrediction(output.predictions, output.label_ids))
         if whole:
             if whole[-1].losses is not None:
                 self._say(
                     "include_for_metrics: found 'loss', of groups the losses are NaN: known are means of batches"
                 )
             dataset = getattr(kwargs.get("dataloader", args[0] if args else None), "dataset", None)
-            prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
+            prefix = prefix_of(args, kwargs)
             for name, column in self.groups.items():
                 if column in evaluated:
                     found = self._group_metrics(whole[-1], name, column, evaluated[column], dataset, prefix)
@@ -120,6 +123,11 @@ class GroupMetricsMixin(_Base):
         if what not in self._said_of_groups:
             self._said_of_groups.add(what)
             warnings.warn(what + where, stacklevel=2)
+
+
+def prefix_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """What the names of metrics begin with, from the arguments of an `evaluation_loop`."""
+    return str(kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval"))
 
 
 def worst(metric: str, values: Iterable[Any]) -> Any:

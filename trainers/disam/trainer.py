@@ -172,6 +172,11 @@ class DISAMMixin(SharpnessMixin):
         return per_sample_losses(logits, labels, shift_labels=shift, label_smoothing=smoothing)
 
     # ---------------------------------------------------------------------------------------------- logs and state
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; running means of an earlier run, as of another trial of a search, are gone."""
+        self._domain_losses = None
+        return super().train(*args, **kwargs)
+
     def _recorded_means(self) -> dict[str, float]:
         logs = super()._recorded_means()
         if self._domain_losses is not None:

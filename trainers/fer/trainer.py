@@ -65,6 +65,7 @@ class FERMixin(MethodMixin):
             )
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func: found a function, allowed is None: FER brings its own loss")
+        self.warn_of_other_loss(FERMixin)
         check_train_labels(self, self._fer_config.num_labels)
 
     @property

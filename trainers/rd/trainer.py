@@ -90,9 +90,9 @@ class RDMixin(MethodMixin):
                 f"teacher_classifier: found {found} with rd_method={self.args.rd_method!r}, allowed is one with 'kd'"
             )
         check_train_labels(self, int(model.config.num_labels or 0))
+        self.warn_of_other_loss(RDMixin)
         coefficients = self._first_coefficients()
-        if not coefficients.train_phi:
-            model.phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
+        self._set_trained()
         rows = self._train_batch_size * (self.accelerator.num_processes if self._is_global else 1)
         if coefficients.gamma and rows < 4:
             warnings.warn(
@@ -100,6 +100,15 @@ class RDMixin(MethodMixin):
                 "debiased it takes 4; 32 or more are sensible",
                 stacklevel=2,
             )
+
+    def _set_trained(self) -> None:
+        if not self._first_coefficients().train_phi:
+            self._rd_model().phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; of the weights that are trained, also those of a model that `model_init` has just made."""
+        self._set_trained()
+        return super().create_optimizer(*args, **kwargs)
 
     @property
     def _is_global(self) -> bool:
