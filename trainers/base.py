@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_ext._models import unwrapped
@@ -63,6 +64,9 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
         self._names: dict[str, list[str]] = {}
         if self.own_columns:
             self.data_collator = KeepColumns(self.data_collator, self.own_columns, self.column_bounds)
+        rows: Any = self.train_dataset
+        if hasattr(rows, "__len__") and not len(rows):
+            raise ValueError("train_dataset: found no rows, allowed are some")
         self.check_arguments()
 
     def check_arguments(self) -> None:
@@ -112,14 +116,15 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def column_names(self, column: str) -> list[str] | None:
         """The names behind a column's ids, those of the training data first; None for a column of integers."""
         dataset: Any = self.train_dataset
-        if column in self._names or column not in self.text_columns or not holds_text(dataset, column):
+        holds_names = isinstance(dataset, Dataset) and holds_text(dataset, column)
+        if column in self._names or column not in self.text_columns or not holds_names:
             return self._names.get(column)
         self._names[column] = text_values(dataset, column)
         return self._names[column]
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         for column in self.text_columns:
-            if holds_text(dataset, column):
+            if isinstance(dataset, Dataset) and holds_text(dataset, column):
                 names = self._names.setdefault(column, self.column_names(column) or [])
                 names += [name for name in text_values(dataset, column) if name not in names]
                 dataset = with_ids(dataset, column, names)

@@ -16,12 +16,12 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.adapters.mola import MoLAConfig, find_routing
 from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
-from hf_ext.data.columns import group_label
-from hf_ext.functional import combine_task_losses, per_sample_losses, twd_loss
+from hf_ext.data.columns import group_label, holds_text, row_values
+from hf_ext.functional import combine_task_losses, twd_loss
 from hf_ext.trainers.arguments import refuse_packing
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.groups import prefix_of
-from hf_ext.trainers.losses import logits_of, shifts_labels
+from hf_ext.trainers.losses import logits_of, sample_losses
 from hf_ext.trainers.mola.arguments import MoLAArguments
 from hf_ext.trainers.processes import gather_rows
 
@@ -138,8 +138,12 @@ class MoLAMixin(MethodMixin):
                 )
             return
         if not hasattr(dataset, "__len__"):
+            if holds_text(dataset, column):
+                raise ValueError(f"{column}: found names in {argument}, allowed are integers, one per sample")
             return
-        ids = np.asarray(dataset[column][:])
+        if not len(dataset):  # data to train on are refused for that
+            return
+        ids = np.asarray(row_values(dataset, column, argument))
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"{column}: found {ids.dtype} values in {argument}, allowed are integers, one per sample")
         bound = self._id_bound(config)
@@ -207,7 +211,7 @@ class MoLAMixin(MethodMixin):
 
     def _sum_of_task_means(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         outputs = model(**inputs)
-        losses = per_sample_losses(logits_of(outputs), inputs["labels"], shift_labels=shifts_labels(self))
+        losses = sample_losses(self, logits_of(outputs), inputs["labels"])
         loss = combine_task_losses(
             losses,
             inputs["mola_task_ids"],
