@@ -423,3 +423,14 @@ def test_arrays_of_pixels_and_their_channels() -> None:
     for mode in ("I", "F"):
         with pytest.raises(ValueError, match=f"images: found mode '{mode}', of no known range"):
             processor(Image.new(mode, (12, 12)), return_tensors="pt")
+
+
+def test_two_classes_of_one_text() -> None:
+    message = "prompts: found 'a smile' for each of happy, sad, allowed is a text of its own for every class"
+    prompts = ["a smile", "a smile", "a face"]
+    with pytest.raises(ValueError, match=message):
+        FERForImageClassification.from_backbones(backbone("resnet"), embed, NAMES, prompts=prompts)
+    model = _matcher()
+    with pytest.raises(ValueError, match=message):
+        model.set_classes(NAMES, embed, prompts=prompts)
+    assert model.config.class_prompts != prompts

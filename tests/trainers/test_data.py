@@ -8,18 +8,25 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset
 from peft import get_peft_model
+from transformers import ViTConfig, ViTModel
 
 from hf_ext.adapters import MoLAConfig
+from hf_ext.models import FERForImageClassification, RDForImageClassification
 from hf_ext.trainers import (
     DISAMConfig,
     DISAMTrainer,
     DivBSConfig,
     DivBSTrainer,
+    FERTrainer,
+    FERTrainingConfig,
     MoLATrainer,
     MoLATrainingConfig,
+    RDTrainer,
+    RDTrainingConfig,
     TARFConfig,
     TARFTrainer,
 )
+from hf_ext.trainers.labels import labels_by_name
 
 
 def _arguments(kind: type[Any], out: Path, **extra: Any) -> Any:
@@ -135,3 +142,83 @@ def test_labels_of_a_regression(dtype: str, vit: Callable[..., Any], rows: Datas
     for domain in domains.unique().tolist():
         mean = expected[domains == domain].mean().item()
         assert logged[f"domain_loss/{domain}"] == pytest.approx(mean, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ names of classes
+NAMES = ["neutral", "happy", "sad", "angry", "afraid"]
+
+
+def _matcher() -> FERForImageClassification:
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "intermediate_size": 32}
+    vision = ViTModel(ViTConfig(**sizes, num_hidden_layers=1, num_attention_heads=2))
+    texts = torch.randn(5, 12, generator=torch.Generator().manual_seed(5))
+    return FERForImageClassification.from_backbones(vision, lambda _: texts, NAMES, logit_scale=10.0)
+
+
+def _student(vit: Callable[..., Any]) -> RDForImageClassification:
+    student = vit(id2label=dict(enumerate(NAMES)), label2id={name: number for number, name in enumerate(NAMES)})
+    torch.manual_seed(1)
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 12))
+    return RDForImageClassification.from_student(student, teacher, teacher_width=12)
+
+
+def _labelled(data: Dataset, names: list[str], order: list[str], labels: list[int] | None = None) -> Dataset:
+    """Rows of the classes `names`, which they count in this order."""
+    ids = [order.index(names[label]) for label in (data["labels"][:].tolist() if labels is None else labels)]
+    rows = data.with_format(None).remove_columns("labels").add_column("labels", ids)
+    return rows.cast_column("labels", ClassLabel(names=order)).with_format("torch")
+
+
+@pytest.mark.parametrize("order", [NAMES[::-1], ["Sad", "Happy", "Angry", "Afraid", "Neutral"]], ids=["other", "case"])
+@pytest.mark.parametrize("method", ["fer", "rd"])
+def test_classes_in_another_order_go_by_name(
+    method: str, order: list[str], vit: Callable[..., Any], data: Dataset, tmp_path: Path
+) -> None:
+    """Losses, weights, labels and logits are those of data that count as the model does."""
+    kind, config = (FERTrainer, FERTrainingConfig) if method == "fer" else (RDTrainer, RDTrainingConfig)
+    found = []
+    for rows in (_labelled(data, NAMES, NAMES), _labelled(data, NAMES, order) if order[0] == NAMES[-1] else None):
+        if rows is None:
+            rows = _labelled(data, [name.capitalize() for name in NAMES], order)
+        model = _matcher() if method == "fer" else _student(vit)
+        args = _arguments(config, tmp_path)
+        trainer: Any = kind(model, args, train_dataset=rows, eval_dataset={"one": rows})
+        trainer.train()
+        found.append((trainer.state.log_history[0]["loss"], trainer.evaluate(), trainer.predict(rows)))
+    (loss, evaluated, predicted), (other_loss, other_evaluated, other_predicted) = found
+    assert loss == other_loss and evaluated["eval_one_loss"] == other_evaluated["eval_one_loss"]
+    assert predicted.label_ids.tolist() == other_predicted.label_ids.tolist() == data["labels"][:].tolist()
+    assert (predicted.predictions == other_predicted.predictions).all()
+
+
+def test_some_of_the_classes_go_by_name(data: Dataset, tmp_path: Path) -> None:
+    rows = _labelled(data, ["sad", "happy"], ["sad", "happy"], [label % 2 for label in data["labels"][:].tolist()])
+    trainer = FERTrainer(_matcher(), _arguments(FERTrainingConfig, tmp_path), train_dataset=rows)
+    trainer.train()
+    assert trainer.predict(rows).label_ids.tolist() == [2 - label % 2 for label in data["labels"][:].tolist()]
+
+
+def test_classes_of_other_names(data: Dataset, tmp_path: Path) -> None:
+    args = _arguments(FERTrainingConfig, tmp_path)
+    other = ["glad", *NAMES[1:]]
+    with pytest.raises(
+        ValueError, match=r"labels: found the classes glad, happy, .* in train_dataset, allowed are those"
+    ):
+        FERTrainer(_matcher(), args, train_dataset=_labelled(data, other, other))
+    numbers = list("01234")
+    with pytest.warns(
+        UserWarning, match="of the model neutral, happy, sad, angry, afraid: they are taken by their ids"
+    ):
+        FERTrainer(_matcher(), args, train_dataset=_labelled(data, numbers, numbers))
+    turned = _labelled(data, NAMES, NAMES[::-1]).with_transform(lambda batch: batch)
+    with pytest.raises(ValueError, match="with a transform, allowed is the model's order"):
+        FERTrainer(_matcher(), args, train_dataset=turned)
+    unlabelled = labels_by_name(
+        _labelled(data, NAMES, NAMES[::-1])
+        .with_format(None)
+        .map(lambda row, i: {"labels": row["labels"] if i else -1}, with_indices=True),
+        NAMES,
+        "rows",
+    )
+    assert int(unlabelled[0]["labels"]) == -1

@@ -365,6 +365,12 @@ def _check_classes(names: Sequence[str], texts: Sequence[str]) -> None:
         raise ValueError(f"class_names: found {list(names)!r}, allowed are two names or more, all different")
     if len(texts) != len(names):
         raise ValueError(f"prompts: found {len(texts)} for {len(names)} class names, allowed is one for each")
+    for number, text in enumerate(texts):
+        if text in texts[:number]:
+            same = ", ".join(name for name, other in zip(names, texts, strict=True) if other == text)
+            raise ValueError(
+                f"prompts: found {text!r} for each of {same}, allowed is a text of its own for every class"
+            )
 
 
 def _neutral_id(neutral: str | int | None, names: Sequence[str]) -> int | None:
