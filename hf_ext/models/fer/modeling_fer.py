@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, initialization
+from transformers import AutoModel, initialization
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from .configuration_fer import FERConfig
-from .portable import carrying_code
+from .portable import LoadedWhole, carrying_code
 from .text import TextEncoder, class_prompts, text_features
 from .vision import Vision, pooled, pooled_width, vision_backbone
 
@@ -54,7 +54,7 @@ class FEROutput(ModelOutput):
     loss_contrast: Tensor | None = None
 
 
-class FERPreTrainedModel(PreTrainedModel):
+class FERPreTrainedModel(LoadedWhole):
     """Base of the FER models: initialisation of all but the backbone, saving with their code."""
 
     config_class = FERConfig
@@ -93,6 +93,8 @@ class FERPreTrainedModel(PreTrainedModel):
 
 class FERModel(FERPreTrainedModel):
     """Faces to features of the texts' width: a vision backbone and a projection."""
+
+    of_larger_models = ("transformation.", "classifier.")
 
     def __init__(self, config: FERConfig) -> None:
         super().__init__(config)
