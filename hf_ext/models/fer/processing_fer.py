@@ -27,7 +27,7 @@ class FERProcessor(ViTImageProcessor):
 
     do_convert_rgb = True
 
-    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> Tensor:
+    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Tensor:
         """`[channels, height, width]`, 3 of them with `do_convert_rgb`.
 
         Of images of 16 bits (PIL's "I;16", uint16) these are the upper 8, where PIL would cut off all above 255.
@@ -42,8 +42,8 @@ class FERProcessor(ViTImageProcessor):
             image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         elif isinstance(image, np.ndarray) and image.dtype == np.uint16:
             image = (image // 256).astype(np.uint8)
-        pixels = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
-        if do_convert_rgb and pixels.shape[0] != 3:
+        pixels = super().process_image(image, *args, **kwargs)
+        if kwargs.get("do_convert_rgb", args[0] if args else None) and pixels.shape[0] != 3:
             raise ValueError(f"images: found {pixels.shape[0]} channels, allowed are 1, 3 and 4")
         return pixels
 
