@@ -1,17 +1,21 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
 import os
+import warnings
+import weakref
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor, nn
 
 from hf_ext._models import unwrapped
 from hf_ext.data.collators import KeepColumns
 from hf_ext.data.columns import holds_text, text_values, with_ids
+from hf_ext.trainers.arguments import MethodArguments
 from hf_ext.trainers.cards import CardMixin
 from hf_ext.trainers.checkpoints import (
     is_complete,
@@ -21,6 +25,9 @@ from hf_ext.trainers.checkpoints import (
     write_state,
 )
 from hf_ext.trainers.groups import GroupMetricsMixin
+
+#: packages whose Trainers make the usual losses
+_ECOSYSTEM = ("transformers", "trl", "hf_ext")
 
 
 class MethodMixin(CardMixin, GroupMetricsMixin):
@@ -51,15 +58,30 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch_columns: dict[str, Tensor] = {}
+        self._prepared: list[weakref.ref[Tensor]] = []  # what is left of the batch that these were taken out of
         self._recorded: dict[str, tuple[Tensor | float, int]] = {}
         self._loss_terms: dict[str, None] = {}  # names, in order
         self._names: dict[str, list[str]] = {}
         if self.own_columns:
             self.data_collator = KeepColumns(self.data_collator, self.own_columns, self.column_bounds)
+        rows: Any = self.train_dataset
+        if hasattr(rows, "__len__") and not len(rows):
+            raise ValueError("train_dataset: found no rows, allowed are some")
         self.check_arguments()
 
     def check_arguments(self) -> None:
         """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
+
+    def warn_of_other_loss(self, after: type) -> None:
+        """Say that the `compute_loss` of a user's class behind the mixin `after` has no part in training."""
+        kinds = type(self).__mro__
+        for kind in kinds[kinds.index(after) + 1 :]:
+            if "compute_loss" in vars(kind) and kind.__module__.partition(".")[0] not in _ECOSYSTEM:
+                warnings.warn(
+                    f"compute_loss: found one of {kind.__name__}'s, which is called in evaluation alone: "
+                    f"{self.method} trains on a loss of its own",
+                    stacklevel=2,
+                )
 
     def refuse_other_methods(self, reason: str, *, but: Collection[str] = ()) -> None:
         """For a method that no other one can be combined with, `but` for some.
@@ -94,14 +116,15 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
     def column_names(self, column: str) -> list[str] | None:
         """The names behind a column's ids, those of the training data first; None for a column of integers."""
         dataset: Any = self.train_dataset
-        if column in self._names or column not in self.text_columns or not holds_text(dataset, column):
+        holds_names = isinstance(dataset, Dataset) and holds_text(dataset, column)
+        if column in self._names or column not in self.text_columns or not holds_names:
             return self._names.get(column)
         self._names[column] = text_values(dataset, column)
         return self._names[column]
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         for column in self.text_columns:
-            if holds_text(dataset, column):
+            if isinstance(dataset, Dataset) and holds_text(dataset, column):
                 names = self._names.setdefault(column, self.column_names(column) or [])
                 names += [name for name in text_values(dataset, column) if name not in names]
                 dataset = with_ids(dataset, column, names)
@@ -114,13 +137,22 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and take the method's own columns out of it, into `batch_columns`."""
+        self.batch_columns = self.columns_of(inputs)
+        if any(column in inputs for column in self.own_columns):
+            inputs = {name: value for name, value in inputs.items() if name not in self.own_columns}
         inputs = super()._prepare_inputs(inputs)
-        if own := [column for column in self.own_columns if column in inputs]:
-            inputs = dict(inputs)
-            self.batch_columns = {column: inputs.pop(column) for column in own}
-        else:
-            self.batch_columns = {}
+        self._prepared = [weakref.ref(value) for value in inputs.values() if isinstance(value, Tensor)]
         return inputs
+
+    def columns_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The method's own columns of a batch, on the device; also of one that they have just been taken out of.
+
+        A user's `training_step` or `prediction_step` may prepare a batch and hand it on, to be prepared again.
+        """
+        own = {column: self._prepare_input(inputs[column]) for column in self.own_columns if column in inputs}
+        known = [value for reference in self._prepared if (value := reference()) is not None]
+        is_prepared = any(value is one for value in inputs.values() for one in known)
+        return own or (self.batch_columns if is_prepared else {})
 
     def evaluation_context(self, inputs: dict[str, Any]) -> AbstractContextManager[Any]:
         """What a forward pass outside of training needs around it, for a batch as the dataloader gives it.
@@ -207,6 +239,12 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
 
     def load_checkpoint_state(self, state: dict[str, Any]) -> None:
         """Take back what `checkpoint_state` gave (tensors on the CPU). Cooperative: call `super()`."""
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set a trial's arguments of a hyper-parameter search, and check them as those of a constructor."""
+        super()._hp_search_setup(trial)
+        if isinstance(self.args, MethodArguments):
+            self.args.check_options()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; `resume_from_checkpoint=True` resumes from the newest complete checkpoint in `output_dir`.

@@ -8,6 +8,7 @@ from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_ext._models import base_model
+from hf_ext.functional import per_sample_losses
 
 
 def logits_of(outputs: Any, *, with_loss: bool = True) -> Any:
@@ -34,3 +35,16 @@ def shifts_labels(trainer: Trainer) -> bool:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     kinds = type(base_model(trainer.model)).__mro__
     return trainer._loss_shifts_labels or any(kind.__name__ in causal for kind in kinds)
+
+
+def sample_losses(trainer: Trainer, logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The model's own loss of every sample, `[B]`: `per_sample_losses`, with what the model says of its problem.
+
+    Raises:
+        ValueError: as there.
+    """
+    config = getattr(base_model(trainer.model), "config", None)
+    if getattr(config, "problem_type", None) == "regression" and logits.shape == labels.shape and logits.ndim == 2:
+        return per_sample_losses(logits.reshape(-1, 1), labels.reshape(-1)).reshape(logits.shape).mean(dim=1)
+    shift = shifts_labels(trainer)
+    return per_sample_losses(logits, labels, shift_labels=shift, label_smoothing=label_smoothing)

@@ -80,11 +80,10 @@ class FERModelArguments(ModelArguments):
         if self.model_name_or_path:
             model = AutoModelForImageClassification.from_pretrained(self.model_name_or_path)
             own = [model.config.id2label[label] for label in range(model.config.num_labels)]
-            if own != list(names):
+            if {name.casefold() for name in own} != {name.casefold() for name in names}:  # the Trainer goes by name
                 raise ValueError(
                     f"model_name_or_path: found a model of the classes {', '.join(own)} for data of "
-                    f"{', '.join(names)}, allowed is one of the same in that order; vision_model and text_model make "
-                    "one"
+                    f"{', '.join(names)}, allowed is one of the same; vision_model and text_model make one"
                 )
         else:
             self._check_kinds()

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 
 def holds_text(dataset: Any, column: str) -> bool:
-    """Whether a column of a `Dataset` holds names rather than ids."""
-    feature: Any = dataset.features.get(column) if isinstance(dataset, Dataset) else None
+    """Whether a column of a `Dataset`, or of a stream as far as it says so, holds names rather than ids."""
+    feature: Any = (dataset.features or {}).get(column) if isinstance(dataset, Dataset | IterableDataset) else None
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
@@ -34,3 +34,19 @@ def group_label(dataset: Any, column: str, group: int) -> str:
     feature: Any = (getattr(dataset, "features", None) or {}).get(column)
     named = hasattr(feature, "int2str") and 0 <= group < feature.num_classes
     return feature.int2str(group) if named else str(group)
+
+
+def row_values(dataset: Any, column: str, argument: str) -> Any:
+    """The values of a column as rows have them, that is after the data set's own transform.
+
+    Raises:
+        ValueError: rows without the column, since their format or transform leaves it out; `argument` says whose.
+    """
+    if len(dataset) and column not in dataset[0]:
+        kind = (getattr(dataset, "format", None) or {}).get("type")
+        cause = "transform (set_transform)" if kind == "custom" else "format (set_format)"
+        raise ValueError(
+            f"{column}: found none in the rows of {argument}, whose {cause} leaves the column out, allowed is one "
+            "that keeps it"
+        )
+    return dataset[column][:]

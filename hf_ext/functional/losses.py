@@ -36,8 +36,9 @@ def per_sample_losses(
 
     Args:
         logits: `[B, C]` (classes, labels or one regression value) or `[B, S, V]` (tokens).
-        labels: int `[B]` for classes; float `[B, C]` for multi-label; float `[B]` or `[B, 1]` for regression; int
-            `[B, S]` for tokens, where -100 is ignored and a sample's loss is the mean over its tokens.
+        labels: int `[B]` for classes; float `[B, C]` for multi-label; `[B]` or `[B, 1]` of any dtype for regression,
+            which is what one output is for; int `[B, S]` for tokens, where -100 is ignored and a sample's loss is the
+            mean over its tokens.
         shift_labels: position i predicts label i + 1 (causal language models).
         label_smoothing: share of the target that is spread over all classes or tokens.
         regression: labels, of the logits' shape `[B, C]`, are values, not probabilities of classes.
@@ -52,6 +53,8 @@ def per_sample_losses(
     options: dict[str, Any] = {"ignore_index": IGNORED_LABEL, "label_smoothing": label_smoothing, "reduction": "none"}
     if regression and labels.shape == logits.shape:
         return (logits - labels.to(logits.dtype)).square().mean(dim=1)
+    if logits.ndim == 2 and logits.shape[1] == 1 and labels.numel() == len(labels) == len(logits):
+        labels = labels.to(logits.dtype)  # of one class there would be nothing to learn
     if labels.is_floating_point():
         if logits.ndim == 2 and labels.shape == logits.shape and logits.shape[1] > 1:
             return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(dim=1)

@@ -1,5 +1,6 @@
 """`hf-ext train fer` and `hf-ext demo fer`."""
 
+import json
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from hf_ext.commands.cli import main
-from hf_ext.models import FERForImageClassification
+from hf_ext.models import FERForImageClassification, FERProcessor
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -172,3 +173,21 @@ def test_demo_and_the_launch_script(tmp_path: Path, run_snippet: Callable[..., s
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "fer_digits" / "modeling_fer.py").is_file()
+
+
+def test_a_saved_matcher_of_classes_in_another_order(faces: Path, tmp_path: Path) -> None:
+    """Folders count by their names; the matcher's loss is that of its own order."""
+    torch.manual_seed(0)
+    names, saved, out = ["sad", "happy", "neutral"], tmp_path / "saved", tmp_path / "out"
+    vision = ViTModel(ViTConfig(image_size=16, patch_size=8, **SIZES))
+    model = FERForImageClassification.from_backbones(vision, lambda _: torch.eye(3, 12), names, logit_scale=10.0)
+    model.save_pretrained(saved)
+    processor = FERProcessor(size={"height": 16, "width": 16})
+    processor.save_pretrained(saved)
+    words = ["train", "fer", "--model_name_or_path", str(saved), "--dataset", str(faces), "--learning_rate", "0"]
+    assert main([*words, *_short(out), "--per_device_eval_batch_size", "18"]) == 0
+    files = [(file, name) for name in names for file in sorted((faces / "test" / name).iterdir())]
+    pixels = processor([Image.open(file) for file, _ in files], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        loss = model.eval()(pixels, labels=torch.tensor([names.index(name) for _, name in files])).loss
+    assert json.loads((out / "eval_results.json").read_text())["eval_loss"] == pytest.approx(loss.item(), rel=1e-4)

@@ -68,3 +68,11 @@ def test_what_does_not_fit_is_refused(labels: Tensor) -> None:
 
     with pytest.raises(ValueError, match=r"labels: found torch\.\w+ of shape"):
         per_sample_losses(torch.zeros(4, 3), labels)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_one_output_is_a_regression_of_labels_of_any_dtype(shape: tuple[int, ...]) -> None:
+    logits, labels = torch.randn(4, 1), torch.tensor([3, 0, 1, 2]).reshape(shape)
+    expected = (logits.reshape(-1) - labels.reshape(-1)).square()
+    torch.testing.assert_close(per_sample_losses(logits, labels), expected)
+    torch.testing.assert_close(per_sample_losses(logits, labels.double()), expected)

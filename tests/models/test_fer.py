@@ -397,3 +397,40 @@ def test_the_processor_is_found_by_its_own_class(tmp_path: Path) -> None:
     assert type(loaded) is FERProcessor and loaded.to_dict() == processor.to_dict()
     again = FERProcessor.from_backbone(str(tmp_path))
     assert again.size == processor.size and again.image_mean == processor.image_mean
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "CMYK", "LA", "I;16"])
+def test_images_of_every_mode_are_the_same_picture(mode: str) -> None:
+    """In its constructor's own settings, too: grey values are those of the picture, 16 bits are not cut off at 8."""
+    grey = np.zeros((12, 12), dtype=np.uint8)
+    grey[:, 6:] = 255
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    assert picture.mode == mode
+    processor = FERProcessor(size={"height": 12, "width": 12})
+    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    expected = processor(Image.fromarray(np.stack([grey] * 3, axis=-1)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 12, 12)
+    torch.testing.assert_close(pixels, expected, atol=0.02, rtol=0)
+
+
+def test_arrays_of_pixels_and_their_channels() -> None:
+    processor = FERProcessor(size={"height": 12, "width": 12})
+    deep = np.full((12, 12, 1), 65535, dtype=np.uint16)
+    assert processor(deep, return_tensors="pt")["pixel_values"].shape == (1, 3, 12, 12)
+    assert processor(deep, return_tensors="pt")["pixel_values"].max() == 1
+    grey = processor(np.zeros((1, 12, 12), np.uint8), do_convert_rgb=False, do_normalize=False, return_tensors="pt")
+    assert grey["pixel_values"].shape == (1, 1, 12, 12)
+    for mode in ("I", "F"):
+        with pytest.raises(ValueError, match=f"images: found mode '{mode}', of no known range"):
+            processor(Image.new(mode, (12, 12)), return_tensors="pt")
+
+
+def test_two_classes_of_one_text() -> None:
+    message = "prompts: found 'a smile' for each of happy, sad, allowed is a text of its own for every class"
+    prompts = ["a smile", "a smile", "a face"]
+    with pytest.raises(ValueError, match=message):
+        FERForImageClassification.from_backbones(backbone("resnet"), embed, NAMES, prompts=prompts)
+    model = _matcher()
+    with pytest.raises(ValueError, match=message):
+        model.set_classes(NAMES, embed, prompts=prompts)
+    assert model.config.class_prompts != prompts

@@ -21,6 +21,7 @@ from transformers import (
     Dinov2ForImageClassification,
     PreTrainedModel,
     ResNetConfig,
+    ResNetForImageClassification,
     ResNetModel,
     ViTConfig,
     ViTImageProcessor,
@@ -445,3 +446,30 @@ def test_a_classifier_without_a_pooler_teaches_what_it_reads_itself(make_student
     expected = classifier.vit(pixels).last_hidden_state[:, 0]
     torch.testing.assert_close(model.get_teacher_features(pixels), expected)
     assert model.config.teacher_width == 16
+
+
+@pytest.mark.parametrize(("given", "taken"), [(1, 1), (1, 3), (3, 3)])
+def test_a_timm_teacher_of_other_channels(given: int, taken: int) -> None:
+    """Its settings say three, whatever `in_chans` was; images of one channel become what it takes."""
+    torch.manual_seed(0)
+    teacher = timm.create_model("test_resnet", pretrained=False, num_classes=0, in_chans=taken)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    student = ResNetForImageClassification(ResNetConfig(**sizes, num_channels=given, num_labels=5))
+    model = RDForImageClassification.from_student(student, teacher)
+    images = torch.randn(4, given, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert model.config.teacher_width == teacher.num_features
+    features = model.get_teacher_features(images)
+    torch.testing.assert_close(features, teacher.eval()(images.expand(-1, taken, -1, -1)))
+    assert model.train()(pixel_values=images, labels=torch.arange(4)).loss.isfinite()
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_a_teacher_of_fewer_channels_than_images_have(kind: str, make_student: Callable[..., Any]) -> None:
+    if kind == "timm":
+        teacher: Any = timm.create_model("test_resnet", pretrained=False, num_classes=0, in_chans=1)
+    else:
+        sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+        teacher = ResNetModel(ResNetConfig(num_channels=1, **sizes))
+    model = RDForImageClassification.from_student(make_student(), teacher)
+    with pytest.raises(ValueError, match="teacher: found images of 3 channels, allowed are 1, which it takes, or 1"):
+        model.get_teacher_features(torch.zeros(2, 3, 32, 32))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from hf_ext._arguments import Bounds, Count, NonNegative
+from hf_ext.data.columns import holds_text
 from hf_ext.trainers.arguments import MethodArguments, option, refuse_packing
 from hf_ext.trainers.disam.sharpness import SharpnessRule
 
@@ -71,13 +72,27 @@ def check_data(args: Any, dataset: Any) -> None:
             f"disam_domain_column: found no column {column!r} in train_dataset, allowed are those of integers or "
             f"names among {sorted(columns)}; disam_lambda=0 (SAM) needs none"
         )
-    if balanced and not hasattr(dataset, "__len__"):
-        raise ValueError("disam_domain_sampler: found 'balanced' for a stream, allowed is 'random'")
+    if needed and dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "column_names")):
+        _check_stream(args, dataset, balanced=balanced)
     if balanced and args.train_sampling_strategy != "random":
         raise ValueError(
             f"disam_domain_sampler: found 'balanced' with train_sampling_strategy={args.train_sampling_strategy!r}, "
             "allowed is 'random' with that"
         )
+
+
+def _check_stream(args: Any, dataset: Any, *, balanced: bool) -> None:
+    """Refuse at once all that data which cannot be looked through do not allow."""
+    column, wrong = args.disam_domain_column, []
+    named = getattr((getattr(dataset, "features", None) or {}).get(column), "names", None)
+    if holds_text(dataset, column):
+        wrong.append(f"{column}: found names, allowed are integers or class labels (cast_column)")
+    if args.disam_num_domains is None and not named and (args.disam_rho and args.disam_lambda):
+        wrong.append(f"disam_num_domains: found None and no class labels in {column!r}, allowed is their number")
+    if balanced:
+        wrong.append("disam_domain_sampler: found 'balanced', allowed is 'random'")
+    if wrong:
+        raise ValueError("; ".join([*wrong, f"that is for a {type(dataset).__name__} as train_dataset"]))
 
 
 def check_sample_losses(args: Any, *, own_loss: bool) -> None:

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_ext.data.columns import row_values
+
 
 class Domains:
     """The domains of the training data.
@@ -25,11 +27,6 @@ class Domains:
 
 
 def _largest(dataset: Any, column: str) -> int:
-    if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"disam_num_domains: found None and no class labels in {column!r} of train_dataset, allowed is the number "
-            "of domains"
-        )
     return int(domains_of_rows(dataset, column).max(initial=0))
 
 
@@ -39,7 +36,7 @@ def domains_of_rows(dataset: Any, column: str) -> np.ndarray:
     Raises:
         ValueError: values that are no integers >= 0.
     """
-    ids = np.asarray(dataset[column][:])
+    ids = np.asarray(row_values(dataset, column, "train_dataset"))
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or ids.min(initial=0) < 0:
         raise ValueError(f"{column}: found {ids.dtype} values, allowed are names or integers >= 0, one per sample")
     return ids

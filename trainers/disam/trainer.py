@@ -12,12 +12,12 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.data.columns import holds_text
 from hf_ext.data.samplers import BalancedSampler
-from hf_ext.functional import disam_ascent_loss, per_sample_losses
+from hf_ext.functional import disam_ascent_loss
 from hf_ext.trainers.disam.arguments import DISAMArguments, check_data, check_sample_losses, sharpness_rule
 from hf_ext.trainers.disam.domain_losses import DomainLosses
 from hf_ext.trainers.disam.domains import Domains, domains_of_rows
 from hf_ext.trainers.disam.sharpness import SharpnessMixin, SharpnessRule
-from hf_ext.trainers.losses import logits_of, shifts_labels
+from hf_ext.trainers.losses import logits_of, sample_losses
 
 
 @dataclass
@@ -168,10 +168,14 @@ class DISAMMixin(SharpnessMixin):
                 "model: found no logits and labels to take losses of samples from, allowed are models that give both, "
                 "or a per_sample_loss_func"
             )
-        shift, smoothing = shifts_labels(self), self.args.label_smoothing_factor
-        return per_sample_losses(logits, labels, shift_labels=shift, label_smoothing=smoothing)
+        return sample_losses(self, logits, labels, label_smoothing=self.args.label_smoothing_factor)
 
     # ---------------------------------------------------------------------------------------------- logs and state
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; running means of an earlier run, as of another trial of a search, are gone."""
+        self._domain_losses = None
+        return super().train(*args, **kwargs)
+
     def _recorded_means(self) -> dict[str, float]:
         logs = super()._recorded_means()
         if self._domain_losses is not None:

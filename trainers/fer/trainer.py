@@ -19,10 +19,9 @@ from hf_ext.functional import fer_losses
 from hf_ext.functional.fer import label_counts_of
 from hf_ext.hub_cards.methods.fer import losses_shown
 from hf_ext.models.fer.portable import check_labels
-from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.fer.arguments import FERArguments
-from hf_ext.trainers.labels import check_train_labels
+from hf_ext.trainers.labels import LabelsByNameMixin, check_train_labels
 
 
 @dataclass
@@ -30,11 +29,12 @@ class FERTrainingConfig(FERArguments, TrainingArguments):
     """`TrainingArguments` with the arguments of FER."""
 
 
-class FERMixin(MethodMixin):
+class FERMixin(LabelsByNameMixin):
     """Trains a `FERForImageClassification`, alone or within PEFT.
 
     The terms of the loss are those of all faces of an update, in all its micro-batches and processes; they are logged
-    as `fer_match`, `fer_transform` and `fer_contrast`. (A plain Trainer takes means over each micro-batch.)
+    as `fer_match`, `fer_transform` and `fer_contrast`. (A plain Trainer takes means over each micro-batch.) Data whose
+    class labels have the model's names in another order are counted in the model's.
 
     Raises:
         ValueError: at construction, for another model, or for arguments that would put another loss in its place.
@@ -65,7 +65,9 @@ class FERMixin(MethodMixin):
             )
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func: found a function, allowed is None: FER brings its own loss")
+        self.warn_of_other_loss(FERMixin)
         check_train_labels(self, self._fer_config.num_labels)
+        self.align_train_labels()
 
     @property
     def _matcher(self) -> Any:

@@ -16,11 +16,12 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.adapters.mola import MoLAConfig, find_routing
 from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
-from hf_ext.data.columns import group_label
-from hf_ext.functional import combine_task_losses, per_sample_losses, twd_loss
+from hf_ext.data.columns import group_label, holds_text, row_values
+from hf_ext.functional import combine_task_losses, twd_loss
 from hf_ext.trainers.arguments import refuse_packing
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.losses import logits_of, shifts_labels
+from hf_ext.trainers.groups import prefix_of
+from hf_ext.trainers.losses import logits_of, sample_losses
 from hf_ext.trainers.mola.arguments import MoLAArguments
 from hf_ext.trainers.processes import gather_rows
 
@@ -48,6 +49,7 @@ class MoLAMixin(MethodMixin):
     model: Any
     method = "mola"
     _routing_of: tuple[Any, RoutingModule | None] = (None, None)
+    _ids_are_set_aside = False  # rather than among the model's inputs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,8 +138,12 @@ class MoLAMixin(MethodMixin):
                 )
             return
         if not hasattr(dataset, "__len__"):
+            if holds_text(dataset, column):
+                raise ValueError(f"{column}: found names in {argument}, allowed are integers, one per sample")
             return
-        ids = np.asarray(dataset[column][:])
+        if not len(dataset):  # data to train on are refused for that
+            return
+        ids = np.asarray(row_values(dataset, column, argument))
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"{column}: found {ids.dtype} values in {argument}, allowed are integers, one per sample")
         bound = self._id_bound(config)
@@ -151,12 +157,12 @@ class MoLAMixin(MethodMixin):
     # ---------------------------------------------------------------------------------------------- training
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
-        if not self.model.training:
-            return inputs  # see prediction_step
+        if self._ids_are_set_aside:
+            return inputs
         column = self.args.mola_task_column
         if column not in self.batch_columns:
             *_, config = self._adapter
-            if self._training_needs_ids(config):
+            if self.model.training and self._training_needs_ids(config):
                 raise ValueError(
                     f"mola_task_column: found no {column!r} in a batch, allowed are batches with task ids"
                 )
@@ -205,7 +211,7 @@ class MoLAMixin(MethodMixin):
 
     def _sum_of_task_means(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         outputs = model(**inputs)
-        losses = per_sample_losses(logits_of(outputs), inputs["labels"], shift_labels=shifts_labels(self))
+        losses = sample_losses(self, logits_of(outputs), inputs["labels"])
         loss = combine_task_losses(
             losses,
             inputs["mola_task_ids"],
@@ -223,16 +229,20 @@ class MoLAMixin(MethodMixin):
         routing, *_ = self._adapter
         # without ids what `set_task` has set holds on
         task_ids = inputs.get(self.args.mola_task_column, routing.routing.default_task_ids)
-        with super().evaluation_context(inputs), TaskSetting(routing.routing, task_ids):
-            yield
+        before, self._ids_are_set_aside = self._ids_are_set_aside, True
+        try:
+            with super().evaluation_context(inputs), TaskSetting(routing.routing, task_ids):
+                yield
+        finally:
+            self._ids_are_set_aside = before
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Predict, with the batch's ids."""
         routing, name, config = self._adapter
+        task_ids = self.columns_of(inputs).get(self.args.mola_task_column)
         with self.evaluation_context(inputs):
             result = super().prediction_step(model, inputs, *args, **kwargs)
-        if config.routing == "router" and self.args.mola_task_column in inputs:
-            task_ids = self.batch_columns[self.args.mola_task_column]
+        if config.routing == "router" and task_ids is not None:
             weights = routing.routing.weights[name].detach()
             gathered = self.accelerator.gather_for_metrics((weights.contiguous(), task_ids))
             self._routing_sums.append(gathered)
@@ -247,7 +257,7 @@ class MoLAMixin(MethodMixin):
             tasks = max(int(ids.max()) + 1, self._num_tasks)
             self.routing_table = np.full((tasks, weights.shape[1]), np.nan)
             dataloader = kwargs.get("dataloader", args[0] if args else None)
-            prefix = kwargs.get("metric_key_prefix", "eval")
+            prefix = prefix_of(args, kwargs)
             dataset, column = getattr(dataloader, "dataset", None), self.args.mola_task_column
             labels = [group_label(dataset, column, task) for task in range(tasks)]
             named = {}

@@ -19,9 +19,8 @@ from hf_ext.functional import rd_losses_of_logits
 from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.models.rd.modeling_rd import RDForImageClassification
 from hf_ext.models.rd.portable import check_labels
-from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
-from hf_ext.trainers.labels import check_train_labels
+from hf_ext.trainers.labels import LabelsByNameMixin, check_train_labels
 from hf_ext.trainers.processes import gather_rows
 from hf_ext.trainers.rd.arguments import Coefficients, RDArguments, coefficients_of
 from hf_ext.trainers.rd.teacher_cache import COLUMN, features_of
@@ -33,7 +32,7 @@ class RDTrainingConfig(RDArguments, TrainingArguments):
     """`TrainingArguments` with the arguments of RD."""
 
 
-class RDMixin(MethodMixin):
+class RDMixin(LabelsByNameMixin):
     """Trains an `RDForImageClassification`, whose forward makes RD's loss in any Trainer, with more than that.
 
     More than in the plain Trainer: every loss term is logged (`student_loss`, `reprogrammed_loss`, `cka_loss`,
@@ -90,9 +89,10 @@ class RDMixin(MethodMixin):
                 f"teacher_classifier: found {found} with rd_method={self.args.rd_method!r}, allowed is one with 'kd'"
             )
         check_train_labels(self, int(model.config.num_labels or 0))
+        self.align_train_labels()
+        self.warn_of_other_loss(RDMixin)
         coefficients = self._first_coefficients()
-        if not coefficients.train_phi:
-            model.phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
+        self._set_trained()
         rows = self._train_batch_size * (self.accelerator.num_processes if self._is_global else 1)
         if coefficients.gamma and rows < 4:
             warnings.warn(
@@ -100,6 +100,15 @@ class RDMixin(MethodMixin):
                 "debiased it takes 4; 32 or more are sensible",
                 stacklevel=2,
             )
+
+    def _set_trained(self) -> None:
+        if not self._first_coefficients().train_phi:
+            self._rd_model().phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; of the weights that are trained, also those of a model that `model_init` has just made."""
+        self._set_trained()
+        return super().create_optimizer(*args, **kwargs)
 
     @property
     def _is_global(self) -> bool:

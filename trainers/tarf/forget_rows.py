@@ -24,6 +24,16 @@ def split_rows(data: Any, forget: Any, *, column: str | None = None, values: Any
     Raises:
         ValueError: both given, anything else given, no such column, no such row, or nothing that remains.
     """
+    if not hasattr(data, "__len__") and (column is not None or not (forget is None or _is_data_set(forget))):
+        found = (
+            f"tarf_forget_column: found {column!r}"
+            if forget is None
+            else f"forget_dataset: found a {type(forget).__name__}"
+        )
+        raise ValueError(
+            f"{found} with a stream as train_dataset, allowed is a data set as forget_dataset, with "
+            "tarf_selection='none': a stream's rows have no numbers"
+        )
     if column is not None:
         if forget is not None:
             raise ValueError("forget_dataset: found one with tarf_forget_column, allowed is one of the two")
@@ -64,8 +74,6 @@ def _is_data_set(value: Any) -> bool:
 def _rows_of(forget: Any, data: Any) -> NDArray[np.int64]:
     """Ascending row numbers, from a mask or from indices."""
     kind = type(forget).__name__
-    if not hasattr(data, "__len__"):
-        raise ValueError(f"forget_dataset: found a {kind} with a stream, allowed is a data set: a stream has no rows")
     if isinstance(forget, set | frozenset | Sequence) and not isinstance(forget, str | bytes):
         forget = list(forget)
     try:

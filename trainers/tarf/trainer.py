@@ -103,6 +103,7 @@ class TARFMixin(SaliencyMixin):
         if plan.is_neutral or self.train_dataset is None:  # nothing to do, or made for evaluation only
             return
         check_arguments(self.args, own_loss=self.label_smoother is not None or self.compute_loss_func is not None)
+        self.warn_of_other_loss(TARFMixin)
         self.refuse_other_methods("each would train on a loss of its own")
         needed = (self.model.main_input_name, *self.label_names)
         check_data(self.train_dataset, self.forget_dataset, self.identify_dataset, plan.selection, needed)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, initialization
+from transformers import AutoModel, initialization
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from .configuration_fer import FERConfig
-from .portable import carrying_code
+from .portable import LoadedWhole, carrying_code
 from .text import TextEncoder, class_prompts, text_features
 from .vision import Vision, pooled, pooled_width, vision_backbone
 
@@ -54,7 +54,7 @@ class FEROutput(ModelOutput):
     loss_contrast: Tensor | None = None
 
 
-class FERPreTrainedModel(PreTrainedModel):
+class FERPreTrainedModel(LoadedWhole):
     """Base of the FER models: initialisation of all but the backbone, saving with their code."""
 
     config_class = FERConfig
@@ -93,6 +93,8 @@ class FERPreTrainedModel(PreTrainedModel):
 
 class FERModel(FERPreTrainedModel):
     """Faces to features of the texts' width: a vision backbone and a projection."""
+
+    of_larger_models = ("transformation.", "classifier.")
 
     def __init__(self, config: FERConfig) -> None:
         super().__init__(config)
@@ -365,6 +367,12 @@ def _check_classes(names: Sequence[str], texts: Sequence[str]) -> None:
         raise ValueError(f"class_names: found {list(names)!r}, allowed are two names or more, all different")
     if len(texts) != len(names):
         raise ValueError(f"prompts: found {len(texts)} for {len(names)} class names, allowed is one for each")
+    for number, text in enumerate(texts):
+        if text in texts[:number]:
+            same = ", ".join(name for name, other in zip(names, texts, strict=True) if other == text)
+            raise ValueError(
+                f"prompts: found {text!r} for each of {same}, allowed is a text of its own for every class"
+            )
 
 
 def _neutral_id(neutral: str | int | None, names: Sequence[str]) -> int | None:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_rd import RDConfig
 from .phi_rd import as_phi_takes_it, make_phi
-from .portable import carrying_code, check_labels
+from .portable import LoadedWhole, carrying_code, check_labels
 from .student_rd import find_classifier, run_student, save_student
 from .teacher_rd import RDTeacher, Teacher, pixel_settings, teacher_view
 
@@ -67,7 +67,7 @@ class RDImageClassifierOutput(ImageClassifierOutput):
     losses: dict[str, Tensor] | None = None
 
 
-class RDPreTrainedModel(PreTrainedModel):
+class RDPreTrainedModel(LoadedWhole):
     """A student, the module phi, and a reference to a teacher, whose parameters are not the model's."""
 
     config: RDConfig

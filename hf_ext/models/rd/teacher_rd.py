@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class RDTeacher:
         """
         config: Any = getattr(self.call, "config", None)
         known: dict[str, Any] = getattr(config or self.call, "pretrained_cfg", None) or {}
-        channels, *default = known.get("input_size", (3, 224, 224))
+        default = known.get("input_size", (3, 224, 224))[1:]
         size = getattr(config, "image_size", None) or default
         height, width = (size, size) if isinstance(size, int) else size
         if self.kind not in ("transformers", "timm"):
@@ -73,17 +74,32 @@ class RDTeacher:
                 f"teacher_width: found none with a {self.kind} as teacher, allowed is its features' width"
             )
         weight = next(self.call.parameters())
-        pixels = torch.zeros(1, getattr(config, "num_channels", None) or channels, height, width, device=weight.device)
+        pixels = torch.zeros(1, self.channels or 3, height, width, device=weight.device)
         return self.features(pixels, maps=False).flatten(1).shape[1]
+
+    @cached_property
+    def channels(self) -> int | None:
+        """Channels of the images that it takes, as far as a model says so; of timm, its first convolution does."""
+        config: Any = getattr(self.call, "config", None)
+        known: dict[str, Any] = getattr(config or self.call, "pretrained_cfg", None) or {}
+        said = getattr(config, "num_channels", None) or known.get("input_size", (None,))[0]
+        first = known.get("first_conv")
+        if self.kind != "timm" or said is None or not isinstance(first, str):
+            return said
+        taken = getattr(self.call.get_submodule(first), "in_channels", said)
+        # a first convolution may also see places of an image as channels
+        return said if taken == said else None if taken % said == 0 else int(taken)
 
     @torch.no_grad()
     def features(self, pixel_values: Tensor, *, maps: bool) -> Tensor:
         """Features of images, vectors `[B, W]` or `[B, W, 1, 1]`, or maps `[B, W, H, W]`, on the images' device.
 
+        Images of one channel become as many equal ones as the teacher takes.
+
         Raises:
-            ValueError: an output without features of that form.
+            ValueError: images of other channels, or an output without features of that form.
         """
-        teacher, inputs = self.call, pixel_values
+        teacher, inputs = self.call, self._in_its_channels(pixel_values)
         if isinstance(teacher, nn.Module):
             if teacher.training:  # somebody trained it meanwhile
                 teacher.eval()
@@ -99,6 +115,14 @@ class RDTeacher:
         else:
             features = _read(teacher(inputs), maps)
         return features.to(pixel_values.device)
+
+    def _in_its_channels(self, pixel_values: Tensor) -> Tensor:
+        found, taken = pixel_values.shape[1] if pixel_values.ndim == 4 else None, self.channels
+        if found is None or taken is None or found == taken:
+            return pixel_values
+        if found > 1:
+            raise ValueError(f"teacher: found images of {found} channels, allowed are {taken}, which it takes, or 1")
+        return pixel_values.expand(-1, taken, -1, -1)
 
 
 def _is_timm(teacher: Any) -> bool:
