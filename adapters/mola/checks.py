@@ -1,6 +1,5 @@
 """What a base model has to be for an adapter to go in: refused before anything is changed, or right after."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from hf_ext._models import modules_of
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.layer import MoLAHead
 from hf_ext.adapters.mola.routing import RoutingModule
@@ -16,7 +16,6 @@ from hf_ext.adapters.mola.safety import PEFT_PREFIX
 from hf_ext.adapters.mola.tuner_layer import TunerLayer
 
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-_INITIALIZED = "_is_hf_initialized"  # transformers' mark of parameters that it has read from a checkpoint
 
 
 def check_base(model: nn.Module, adapter_name: str) -> None:
@@ -59,23 +58,6 @@ def check_task_type(model: nn.Module, config: PeftConfig) -> None:
         )
 
 
-def new_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of a base model that its checkpoint did not have, by name: they have random values.
-
-    Known of models that transformers has loaded (by `from_pretrained`, into this very object): it marks what it has
-    read. Nothing is known of other models and of copies, and nothing is found. What a class says may be missing is
-    left out.
-    """
-    if not any(hasattr(parameter, _INITIALIZED) for parameter in model.parameters()):
-        return {}
-    allowed = re.compile("|".join(getattr(model, "_keys_to_ignore_on_load_missing", None) or ["$^"]))
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if not hasattr(parameter, _INITIALIZED) and not _is_adapters(name) and not allowed.search(name)
-    }
-
-
 def embeddings_in_files(model: Any, needed: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The tensors that peft's `save_embedding_layers` adds to a file: of all embeddings, or of the adapted ones.
 
@@ -98,15 +80,6 @@ def _embeddings(model: Any, kind: str) -> nn.Module | None:
         return getattr(model, f"get_{kind}_embeddings")()
     except (AttributeError, NotImplementedError):
         return None
-
-
-def _is_adapters(name: str) -> bool:
-    return ".mola_" in name or ".modules_to_save." in name
-
-
-def new_modules(model: nn.Module, new: dict[str, nn.Parameter] | None = None) -> list[str]:
-    """Names of the modules that hold `new_parameters`, as `modules_to_save` takes them."""
-    return sorted({name.rpartition(".")[0] for name in (new_parameters(model) if new is None else new)} - {""})
 
 
 def check_new_parameters(
@@ -134,7 +107,7 @@ def check_new_parameters(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     lost = {name: one for name, one in new.items() if id(one) not in replaced and names.get(id(one)) not in saved}
     if lost:
-        modules = [*(config.modules_to_save or ()), *new_modules(model, lost)]
+        modules = [*(config.modules_to_save or ()), *modules_of(lost)]
         raise ValueError(
             f"modules_to_save: found {config.modules_to_save!r}, while {sorted(lost)} of the "
             f"{type(model).__name__} have new, random values that its checkpoint does not hold; allowed is "

@@ -18,13 +18,13 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_ext._models import new_parameters
 from hf_ext.adapters._unchanged import unchanged_on_error
 from hf_ext.adapters.mola.checks import (
     check_base,
     check_new_parameters,
     check_task_type,
     embeddings_in_files,
-    new_parameters,
 )
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.layer import MoLAConv2d, MoLAHead, MoLALayer, MoLALinear

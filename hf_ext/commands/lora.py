@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from hf_ext._arguments import Bounds
+from hf_ext._models import with_new_modules
 from hf_ext.trainers.arguments import MethodArguments, option
 
 
@@ -28,7 +29,8 @@ class LoraArguments(MethodArguments):
         None, "Layers that the LoRA is added to; by default all linear ones but the classifier."
     )
     lora_modules_to_save: list[str] | None = option(
-        None, "Layers trained in full in addition to the LoRA, or 'none'; by default the classifier."
+        None,
+        "Layers trained in full in addition to the LoRA, or 'none'; by default the classifier. New ones always are.",
     )
 
     def check_options(self) -> None:
@@ -44,12 +46,13 @@ class LoraArguments(MethodArguments):
             return model
         heads = [name for name in ("classifier", "score") if hasattr(model, name)]
         saved = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
+        saved = with_new_modules(model, [] if saved == ["none"] else saved)  # nobody could make a new head again
         config = LoraConfig(
             r=self.lora_r,
             lora_alpha=2 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
             target_modules=self.lora_target_modules or "all-linear",
             exclude_modules=None if self.lora_target_modules or not heads else rf"(.*\.)?({'|'.join(heads)})(\..*)?",
-            modules_to_save=None if saved == ["none"] else saved,
+            modules_to_save=saved,
         )
         return get_peft_model(model, config)
 
