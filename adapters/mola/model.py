@@ -169,6 +169,8 @@ class MoLAModel(BaseTuner):
                 return
             base, target = target, layer_class(target, self._routing)
             self._replace_module(parent, target_name, target, base)
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                target.register_forward_hook(_is_called)
         target.update_layer(adapter_name, peft_config, r, lora_alpha, partial(self._saved.take, current_key))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
@@ -332,6 +334,10 @@ class MoLAModel(BaseTuner):
             warnings.warn("no MoLA adapter is left in this model", stacklevel=2)
             return Routing()
         return attached.routing
+
+
+def _is_called(*_: Any) -> None:
+    """A hook for layers in torch's own encoder, which in evaluation reads their weights unless one of them has any."""
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

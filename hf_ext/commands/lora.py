@@ -45,14 +45,14 @@ class LoraArguments(MethodArguments):
         if self.lora_r == 0:
             return model
         heads = [name for name in ("classifier", "score") if hasattr(model, name)]
-        saved = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
-        saved = with_new_modules(model, [] if saved == ["none"] else saved)  # nobody could make a new head again
+        named = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
         config = LoraConfig(
             r=self.lora_r,
             lora_alpha=2 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
             target_modules=self.lora_target_modules or "all-linear",
             exclude_modules=None if self.lora_target_modules or not heads else rf"(.*\.)?({'|'.join(heads)})(\..*)?",
-            modules_to_save=saved,
+            # nobody could make a new head again
+            modules_to_save=with_new_modules(model, [] if named == ["none"] else named),
         )
         return get_peft_model(model, config)
 

@@ -146,6 +146,19 @@ def test_of_attention_that_never_calls_its_projection() -> None:
     assert same(before, everything(model)) == []
 
 
+def test_an_encoder_of_torch_calls_its_layers_in_evaluation_too() -> None:
+    """Where nothing needs a gradient, it would take their weights instead: the base model's, without the adapter."""
+    base = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+    settings = config(target_modules=["linear1", "linear2"], init_weights=False)
+    model, x = get_peft_model(base, settings).eval(), torch.randn(2, 3, 8)
+    expected = model(x, mola_task_ids=1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, mola_task_ids=1), expected)
+        with model.disable_adapter():
+            assert not torch.allclose(model(x), expected)
+    assert not [module for module in model.unload().modules() if module._forward_hooks]
+
+
 # ------------------------------------------------------------------------------------------------ files
 @dataclass
 class Fault:
