@@ -2,8 +2,8 @@
 
 `peft.utils.register_peft_method` takes members of PEFT's own closed enum only. A member of a str enum of our own
 hashes and compares as its string and has the `.value` that peft, Trainer and transformers read, so it serves as the
-key of PEFT's public tables, which are there to be filled. What else of peft is changed, two methods that it has no
-hook for, is listed as `REPLACEMENTS` in `hf_ext/_registration.py`.
+key of PEFT's public tables, which are there to be filled. What else of peft is changed, for want of a hook, is listed
+as `REPLACEMENTS` in `hf_ext/_registration.py`.
 """
 
 from enum import StrEnum
@@ -17,6 +17,9 @@ class HfExtPeftType(StrEnum):
     """Our PEFT types. A configuration sets `peft_type` to its member in `__post_init__`."""
 
     MOLA = "MOLA"
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"  # as peft's own, of which it shows what comes after the dot
 
 
 def register_adapter(

@@ -1,7 +1,7 @@
 """All that `import hf_ext` does to the process, as soon as peft or transformers is imported; it imports neither.
 
 - The tables that these libraries have for further types get ours: `ADAPTERS` and `MODELS`.
-- `REPLACEMENTS` are the only methods of other libraries that are replaced.
+- `REPLACEMENTS` are the only methods and functions of other libraries that are replaced.
 - `sys.meta_path` gets a finder at its front, which waits for these imports (`_import_hooks`) and finds nothing itself.
 """
 
@@ -36,11 +36,11 @@ class ModelEntry(NamedTuple):
 
 
 class Replacement(NamedTuple):
-    """A method of another library that is replaced for the whole process, for want of a hook.
+    """A method or function of another library that is replaced for the whole process, for want of a hook.
 
     Args:
         library: whose import makes it.
-        owner: module and class, "peft.peft_model:PeftModel".
+        owner: module and class, "peft.peft_model:PeftModel", or the module of a function.
         method: the name.
         by: module and function of ours; called with the original, it gives the method in its place, which calls it.
         reason: what it is for.
@@ -58,6 +58,9 @@ class Replacement(NamedTuple):
 #: packages of our adapter types, which register themselves when they are imported
 ADAPTERS = ("hf_ext.adapters.mola",)
 
+_WHOLE = "a MoLA adapter is loaded whole or not at all: its file is checked, and the model is unchanged if that fails"
+_UNTIL_CHECKED = "peft looks at a file before it changes the model, and undoes what fails; no release up to 0.21 does"
+
 REPLACEMENTS = (
     Replacement(
         library="peft",
@@ -65,7 +68,7 @@ REPLACEMENTS = (
         method="from_pretrained",
         by="hf_ext.adapters.mola.safety:recording_source",
         reason="a MoLA configuration knows the folder or repo that it comes from, so that the weights there are "
-        "checked before layers of their size are made, and pickles and paths of a base model are refused",
+        "checked before layers of their size are made, and folders without it and paths of a base model are refused",
         until="PeftConfig.from_pretrained tells the class of the configuration where it was read, and not only what "
         "the file holds; no release up to peft 0.21 does",
     ),
@@ -76,6 +79,49 @@ REPLACEMENTS = (
         by="hf_ext.hub_cards._peft:sparing_our_cards",
         reason="saving an adapter leaves a card of ours as it is, which peft would write tags and a local path into",
         until="PeftModel.save_pretrained can be told to write no card; no release up to peft 0.21 can",
+    ),
+    Replacement(
+        library="peft",
+        owner="peft.peft_model:PeftModel",
+        method="from_pretrained",
+        by="hf_ext.adapters.mola.loading:peft_from_pretrained",
+        reason=_WHOLE,
+        until=_UNTIL_CHECKED,
+    ),
+    Replacement(
+        library="peft",
+        owner="peft.peft_model:PeftModel",
+        method="load_adapter",
+        by="hf_ext.adapters.mola.loading:peft_load_adapter",
+        reason=_WHOLE,
+        until=_UNTIL_CHECKED,
+    ),
+    Replacement(
+        library="peft",
+        owner="transformers.integrations.peft:PeftAdapterMixin",
+        method="load_adapter",
+        by="hf_ext.adapters.mola.loading:transformers_load_adapter",
+        reason=_WHOLE,
+        until=_UNTIL_CHECKED,
+    ),
+    Replacement(
+        library="peft",
+        owner="peft.peft_model:PeftModel",
+        method="save_pretrained",
+        by="hf_ext.adapters.mola.loading:peft_save_pretrained",
+        reason="safe_serialization=False is refused for a MoLA adapter, of which no pickle is ever read",
+        until="peft asks the tuner before it writes a pickle, or writes none; no release up to peft 0.21 does",
+    ),
+    *(
+        Replacement(
+            library="peft",
+            owner=module,
+            method="get_layer_status",
+            by="hf_ext.adapters.mola.status:adapted_layers_only",
+            reason="the module that routes belongs to an adapter, yet is no layer that was adapted",
+            until="get_layer_status asks the tuner which its layers are; no release up to peft 0.21 does",
+        )
+        for module in ("peft.peft_model", "peft")
     ),
 )
 
@@ -116,7 +162,9 @@ def install(
 def _replace(replacement: Replacement, module: ModuleType) -> None:
     """Puts our method in place; of a reloaded module the newer one, around the same original."""
     place, _, name = replacement.owner.partition(":")
-    owner = getattr(importlib.import_module(place), name)
+    owner = importlib.import_module(place)
+    if name:
+        owner = getattr(owner, name)
     current = vars(owner)[replacement.method]
     bound_to_class = isinstance(current, classmethod)
     function = current.__func__ if bound_to_class else current

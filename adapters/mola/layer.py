@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.routing import Routing, rows_for
 from hf_ext.adapters.mola.safety import Expect
+from hf_ext.adapters.mola.tuner_layer import WrappingLayer
 from hf_ext.functional.mola import lora_mixture_conv2d, lora_mixture_linear
 
 
-class MoLALayer(nn.Module, BaseTunerLayer):
+class MoLALayer(WrappingLayer):
     """Base of linear layers and convolutions: stacked parameters, scaling, the mixing forward."""
 
     adapter_layer_names: tuple[str, ...] = ("mola_A", "mola_B")
@@ -90,9 +90,6 @@ class MoLALayer(nn.Module, BaseTunerLayer):
     def _product(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         """`D` of one expert in the shape of the base weight."""
 
-    def __repr__(self) -> str:
-        return "mola." + super().__repr__()
-
 
 def _uniform_by_fan_in(stacked: Tensor) -> None:
     # kaiming_uniform_(a=sqrt(5)) of each expert at once: its bound is 1 / sqrt(fan_in)
@@ -102,6 +99,14 @@ def _uniform_by_fan_in(stacked: Tensor) -> None:
 
 class MoLALinear(MoLALayer):
     """A mixture of low-rank adapters on `nn.Linear`, or on transformers' `Conv1D` (the linear layer of GPT-2)."""
+
+    @property
+    def in_features(self) -> int:
+        return self._oriented(self.weight).shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self._oriented(self.weight).shape[0]
 
     def _shapes(self, r: int, config: MoLAConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
         out_features, in_features = self._oriented(self.weight).shape
@@ -123,6 +128,14 @@ class MoLALinear(MoLALayer):
 
 class MoLAConv2d(MoLALayer):
     """A mixture of low-rank adapters on an ungrouped `nn.Conv2d`, in the factored or the loralib form."""
+
+    @property
+    def in_features(self) -> int:
+        return self.in_channels
+
+    @property
+    def out_features(self) -> int:
+        return self.out_channels
 
     def _shapes(self, r: int, config: MoLAConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
         conv: Any = self.get_base_layer()
@@ -159,7 +172,7 @@ class MoLAConv2d(MoLALayer):
         return (lora_B @ lora_A).reshape(self.weight.shape)
 
 
-class MoLAHead(nn.Module, BaseTunerLayer):
+class MoLAHead(WrappingLayer):
     """A linear layer (a classifier, usually) of which every task has its own trained copy."""
 
     adapter_layer_names = ("mola_head_weight", "mola_head_bias")

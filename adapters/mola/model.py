@@ -1,11 +1,13 @@
 """The tuner: puts MoLA layers into a base model and knows what belongs to an adapter."""
 
+import re
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -16,8 +18,17 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_ext._models import new_parameters
+from hf_ext.adapters._unchanged import unchanged_on_error
+from hf_ext.adapters.mola.checks import (
+    check_base,
+    check_new_parameters,
+    check_task_type,
+    embeddings_in_files,
+)
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.layer import MoLAConv2d, MoLAHead, MoLALayer, MoLALinear
+from hf_ext.adapters.mola.loading import current_load
 from hf_ext.adapters.mola.routing import (
     ROUTING_ATTRIBUTE,
     Routing,
@@ -27,7 +38,7 @@ from hf_ext.adapters.mola.routing import (
     find_routing,
     set_task,
 )
-from hf_ext.adapters.mola.safety import check_source
+from hf_ext.adapters.mola.safety import SavedTensors
 from hf_ext.adapters.mola.tasks import export_lora, merge_task
 
 _NO_SINGLE_WEIGHT = (
@@ -50,32 +61,46 @@ class MoLAModel(BaseTuner):
     tuner_layer_cls = (MoLALayer, MoLAHead, RoutingModule)  # type: ignore[assignment]
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        alone = isinstance(peft_config, PeftConfig)  # not in a PeftModel
+        config = peft_config if alone else peft_config[adapter_name]
+        with unchanged_on_error(model, config) as before:
+            load = current_load()
+            if load is not None and load.before is None:
+                load.before = before
+            check_base(model, adapter_name)
+            if not alone:
+                check_task_type(model, config)
+            super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+
     # ---------------------------------------------------------------------------------------------- injection
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put the adapter's layers into the base model, then its router.
 
         Raises:
-            ValueError: a layer that cannot be adapted was named, the adapter does not go with those present, or the
-                adapter's file does not match its configuration. The base model is then unchanged.
+            ValueError: the model has other adapters or this one, a layer that cannot be adapted was named, the adapter
+                does not go with those present, the adapter's file is not as its configuration says, or the model has
+                new parameters that the adapter does not save. The model is then unchanged.
         """
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        try:
-            self._saved_shapes = check_source(self.peft_config[adapter_name])  # peft loads them once the layers exist
-            self._inject(model, adapter_name, *args, **kwargs)
-        except Exception:
-            if len(self.peft_config) == 1:  # no other adapter needs any layer
-                self.unload()
-            else:
-                self.delete_adapter(adapter_name)
-            for parameter in trainable:
-                parameter.requires_grad = True
-            raise
+        config = self.peft_config[adapter_name]
+        with unchanged_on_error(self, config):
+            check_base(model, adapter_name)
+            new = new_parameters(model)
+            load = current_load()
+            self._saved = SavedTensors() if load is None else load.tensors(config)
+            try:
+                self._inject(_uncompiled(model), adapter_name, *args, **kwargs)
+            except (TypeError, re.error) as error:  # peft's, of modules_to_save that cannot be, and of patterns
+                raise ValueError(f"modules_to_save, layers_pattern: found what peft cannot take ({error})") from error
+            self.check_saved(adapter_name, self._saved)
+            check_new_parameters(model, new, config, adapter_name, self._saved_of_base(adapter_name))
+            self._saved = SavedTensors()
 
     def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = self.peft_config[adapter_name]
         attached: RoutingModule | None = getattr(model, ROUTING_ATTRIBUTE, None)
         self._routing = attached.routing if attached is not None else Routing()
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        super().inject_adapter(self.model, adapter_name, *args, **kwargs)
         if not any(isinstance(module, MoLALayer) and adapter_name in module.mola_A for module in model.modules()):
             raise ValueError(
                 f"target_modules: found {config.target_modules!r}, which leave no layer to adapt; allowed are names "
@@ -87,11 +112,23 @@ class MoLAModel(BaseTuner):
             # would leave the base model trainable
             attached = RoutingModule(model, self._routing)
             model.add_module(ROUTING_ATTRIBUTE, attached)
-        attached.add_adapter(adapter_name, config, model, partial(self._saved_shapes.take, ROUTING_ATTRIBUTE))
+        attached.add_adapter(adapter_name, config, model, partial(self._saved.take, ROUTING_ATTRIBUTE))
         trainable = adapter_name in self.active_adapters and not config.inference_mode
         for module in (attached, *heads):
             module._active_adapter = self.active_adapters
             module.set_requires_grad(adapter_name, trainable)
+
+    def check_saved(self, adapter_name: str, saved: SavedTensors) -> None:
+        """Check a file against the adapter's layers; see `SavedTensors.check`."""
+        needed = {f"base_model.{key}": value for key, value in self._saved_state(adapter_name).items()}
+        saved.check(needed, embeddings_in_files(self.model, needed))
+
+    def _saved_state(self, adapter_name: str) -> dict[str, Tensor]:
+        """What is saved of an adapter, without embeddings."""
+        return get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+
+    def _saved_of_base(self, adapter_name: str) -> set[str]:
+        return {key.removeprefix("model.") for key in self._saved_state(adapter_name)}
 
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
@@ -121,13 +158,20 @@ class MoLAModel(BaseTuner):
         r = peft_config.rank_pattern.get(get_pattern_key(peft_config.rank_pattern, current_key), peft_config.r)
         alpha_key = get_pattern_key(peft_config.alpha_pattern, current_key)
         lora_alpha = peft_config.alpha_pattern.get(alpha_key, peft_config.lora_alpha)
+        if isinstance(parent, nn.MultiheadAttention):
+            raise ValueError(
+                f"target_modules: found {current_key!r} of a MultiheadAttention, which reads its weight and never "
+                f"calls it, allowed are layers that are called (exclude_modules=[{target_name!r}])"
+            )
         if not isinstance(target, MoLALayer):
             layer_class = self._layer_class(peft_config, target, current_key)
             if layer_class is None:
                 return
             base, target = target, layer_class(target, self._routing)
             self._replace_module(parent, target_name, target, base)
-        target.update_layer(adapter_name, peft_config, r, lora_alpha, partial(self._saved_shapes.take, current_key))
+            if isinstance(parent, nn.TransformerEncoderLayer):
+                target.register_forward_hook(_is_called)
+        target.update_layer(adapter_name, peft_config, r, lora_alpha, partial(self._saved.take, current_key))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, AuxiliaryTrainingWrapper):  # unloaded; it may have no weight, which peft would hand on
@@ -174,7 +218,7 @@ class MoLAModel(BaseTuner):
                     parent, _, child = key.rpartition(".")
                     head = MoLAHead(head, self._routing)
                     setattr(model.get_submodule(parent), child, head)
-                head.update_layer(adapter_name, config, partial(self._saved_shapes.take, key))
+                head.update_layer(adapter_name, config, partial(self._saved.take, key))
                 heads.append(head)
         return heads
 
@@ -216,6 +260,40 @@ class MoLAModel(BaseTuner):
             return super()._remove_adapter_name_from_key(key, adapter_name)
         return key
 
+    # ---------------------------------------------------------------------------------------------- switching
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter. Of those that stay, the active ones stay active, or else the first by name becomes so."""
+        was_active = adapter_name in self.active_adapters
+        active = [name for name in self.active_adapters if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        if was_active:  # every layer has chosen among the adapters that it has itself, which may differ
+            remaining = active or sorted(self.peft_config)[:1]
+            if remaining:
+                self.set_adapter(remaining)
+            self.active_adapter = remaining
+
+    def disable_adapter_layers(self) -> None:
+        """Disable all adapters; a trained base model stays as trained, with a warning."""
+        if any(self.peft_config[name].train_backbone for name in self.active_adapters):
+            warnings.warn(
+                "Careful, disabling adapter layers with train_backbone=True does not produce the same output as the "
+                "base model would without adaption.",
+                stacklevel=2,
+            )
+        super().disable_adapter_layers()
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        for name in (
+            "adapter_names",
+            "alora_offsets",
+        ):  # peft takes them out of the call, used or not
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{name}: found {kwargs[name]!r}, allowed is None: MoLA mixes within an adapter by mola_task_ids, "
+                    "and set_adapter picks the adapter"
+                )
+        return nullcontext()
+
     # ---------------------------------------------------------------------------------------------- leaving
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Refused: see `merge_task`."""
@@ -228,10 +306,11 @@ class MoLAModel(BaseTuner):
     def unload(self) -> nn.Module:
         """The base model without any MoLA part; per-task heads and adapters are dropped."""
         model = super().unload()
-        attached = getattr(model, ROUTING_ATTRIBUTE, None)
+        owner = _uncompiled(model)
+        attached = getattr(owner, ROUTING_ATTRIBUTE, None)
         if attached is not None:
             attached.remove()
-            delattr(model, ROUTING_ATTRIBUTE)
+            delattr(owner, ROUTING_ATTRIBUTE)
         return model
 
     # ---------------------------------------------------------------------------------------------- tasks
@@ -255,6 +334,15 @@ class MoLAModel(BaseTuner):
             warnings.warn("no MoLA adapter is left in this model", stacklevel=2)
             return Routing()
         return attached.routing
+
+
+def _is_called(*_: Any) -> None:
+    """A hook for layers in torch's own encoder, which in evaluation reads their weights unless one of them has any."""
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The model in one of `torch.compile`, whose forward says nothing of its arguments."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _names(key: str, names: Iterable[str] | None) -> bool:

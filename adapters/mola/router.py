@@ -48,6 +48,12 @@ def build_router(router: str | nn.Module | None, base_model: nn.Module, num_expe
     return _BUILDERS[router](base_model, num_experts)
 
 
+def in_dtype_of(router: nn.Module, value: Tensor) -> Tensor:
+    """A router's input in the dtype of its parameters, which need not be that of the base model; ids stay integers."""
+    parameter = next((one for one in router.parameters() if one.is_floating_point()), None)
+    return value if parameter is None or not value.is_floating_point() else value.to(parameter.dtype)
+
+
 # ------------------------------------------------------------------------------------------------ images
 class ImageRouter(nn.Module):
     """The authors' router: a residual network of three stages (widths 16, 32, 64; three basic blocks each).
@@ -69,7 +75,7 @@ class ImageRouter(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """`[B, C, H, W]` to logits `[B, E]`."""
-        x = pixel_values.to(self.head.weight.dtype)
+        x = in_dtype_of(self, pixel_values)
         if self.max_size is not None and max(x.shape[-2:]) > self.max_size:
             height, width = (min(side, self.max_size) for side in x.shape[-2:])
             x = F.interpolate(x, size=(height, width), mode="area")
@@ -123,7 +129,7 @@ class TextRouter(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """`[B, width]` to logits `[B, E]`."""
-        return self.head(F.gelu(self.hidden(self.norm(embedding.to(self.head.weight.dtype)))))
+        return self.head(F.gelu(self.hidden(self.norm(in_dtype_of(self, embedding)))))
 
 
 def mean_embedding(base_model: Any, inputs: dict[str, Any]) -> Tensor:

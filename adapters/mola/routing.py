@@ -7,12 +7,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from hf_ext.adapters.mola.config import MoLAConfig
-from hf_ext.adapters.mola.router import build_router, mean_embedding
+from hf_ext.adapters.mola.router import build_router, in_dtype_of, mean_embedding
 from hf_ext.adapters.mola.safety import Expect
+from hf_ext.adapters.mola.tuner_layer import TunerLayer
 from hf_ext.functional.mola import router_routing, task_routing
 
 TaskIds = int | Sequence[int] | Tensor
@@ -82,7 +82,7 @@ def rows_for(weights: Tensor, batch: int) -> Tensor:
     return weights.repeat_interleave(batch // rows, dim=0)
 
 
-class RoutingModule(nn.Module, BaseTunerLayer):
+class RoutingModule(nn.Module, TunerLayer):
     """Routers and routing state of a base model, attached to it as `adapter_routing`.
 
     It is a tuner layer of its own, so that saving, loading, `set_adapter`, `delete_adapter` and dtype casts treat the
@@ -252,7 +252,8 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         embedding = getattr(router, "uses_embeddings", False)
         # the router is small and its softmax delicate: float32 whatever the autocast
         with torch.autocast(main_input.device.type, enabled=False):
-            logits = router(mean_embedding(base_model, inputs) if embedding else main_input)
+            value = mean_embedding(base_model, inputs) if embedding else main_input
+            logits = router(in_dtype_of(router, value))
         expected = (main_input.shape[0], self.configs[name].num_experts)
         if tuple(logits.shape) != expected:
             raise ValueError(f"router: found logits of shape {tuple(logits.shape)}, allowed is [B, E] = {expected}")

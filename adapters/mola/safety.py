@@ -1,90 +1,152 @@
-"""Checks of a repo before it is loaded: no pickles, complete files, shapes that match the configuration.
+"""Checks of a repo before it is loaded: no pickles, complete files, and in them what the configuration says.
 
-peft reads the configuration, makes the adapter's layers from it, and only then looks for the weights, which it would
-take from a pickle too. So our configuration records where it was read, and the tuner looks there before it makes
-layers: whatever makes a parameter first asks for a tensor of its name and shape.
+peft and transformers read the configuration, make the adapter's layers from it, and only then look for the weights. So
+the tuner looks there before it makes layers: whatever makes a parameter first asks for a tensor of its name and shape;
+and again when the layers are there, and all that they need is known.
 """
 
-import copy
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import torch
 from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from hf_ext.adapters.mola.config import MoLAConfig
 
 #: called with a parameter's name and shape before it is made; raises ValueError if the weights hold no such tensor
 Expect = Callable[[str, Sequence[int]], None]
 _SOURCE = "_read_from"
-_PEFT_PREFIX = "base_model.model."
+#: what names of tensors start with in files
+PEFT_PREFIX = "base_model.model."
+_NEVER_NEGATIVE = (".running_var", ".num_batches_tracked")
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where a configuration was read, and which tensors it implied there."""
+class Source:
+    """Where an adapter is: a folder or a repo of the Hub, and the options to read it with."""
 
     name: str
     subfolder: str | None
     download: dict[str, Any]
-    sizes: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, name: Any, options: dict[str, Any]) -> "Source":
+        """From the arguments of a call that loads an adapter; what has nothing to do with the place is left out."""
+        download, *_ = PeftConfig._split_kwargs(options)
+        return cls(str(name), download.get("subfolder"), _without(download, "subfolder"))
 
 
-class SavedShapes:
-    """The shapes of the tensors in an adapter's file; each tensor is for one parameter."""
+class SavedTensors:
+    """The tensors in an adapter's file, each for one of the model's; without a file there is nothing to check."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]] | None = None, name: str = "") -> None:
-        self._unused = shapes
+    def __init__(self, path: Path | None = None, name: str = "") -> None:
+        self._path = path
         self._name = name
+        self._shapes = {} if path is None else _shapes(path, name)
+        self._unused = dict(self._shapes)
 
     def take(self, module: str, parameter: str, shape: Sequence[int]) -> None:
-        """Ask for the tensor of a parameter that is about to be made; without a file, nothing is asked.
+        """Ask for the tensor of a parameter that is about to be made.
 
         Raises:
             ValueError: there is none, or it has another shape.
         """
-        if self._unused is None:
+        if self._path is not None:
+            self._take(self._unused, module, parameter, tuple(shape))
+
+    def check(self, needed: Mapping[str, Tensor], embeddings: Iterable[Mapping[str, Tensor]] = ()) -> None:
+        """Check that the file has the tensors of an adapter, all of them and no other, with values to compute with.
+
+        Args:
+            needed: the model's tensors by the names that they have in files.
+            embeddings: further sets of tensors of which one may be there, as a whole: peft saves the embeddings of a
+                resized vocabulary along, and no configuration says so.
+
+        Raises:
+            ValueError: one is missing or is one too many, or has another shape, another kind of dtype, values that are
+                not finite or a negative variance.
+        """
+        if self._path is None:
             return
-        key, shape = f"{_PEFT_PREFIX}{module}.{parameter}", tuple(shape)
-        saved = self._unused.pop(key, None)
-        if saved is None:
+        unused = dict(self._shapes)
+        found = {key: key for key, value in needed.items() if unused.get(key) == tuple(value.shape)}
+        for key in found:
+            del unused[key]
+        for key, value in needed.items():
+            if key not in found:
+                module, _, parameter = key.removeprefix(PEFT_PREFIX).rpartition(".")
+                found[key] = self._take(unused, module, parameter, tuple(value.shape))
+        for more in embeddings:
+            if unused and unused == {key: tuple(value.shape) for key, value in more.items()}:
+                needed, found, unused = {**needed, **more}, {**found, **dict(zip(more, more, strict=True))}, {}
+        if unused:
+            raise ValueError(
+                f"{SAFETENSORS_WEIGHTS_NAME}: found {len(unused)} tensors in {self._name!r} that are not of this "
+                f"adapter ({min(unused)!r}, ...), allowed are those that its configuration says for this base model"
+            )
+        with safe_open(self._path, framework="pt") as file:
+            for key, saved in found.items():
+                if fault := _fault(saved, file.get_tensor(saved), needed[key].dtype):
+                    raise ValueError(f"{SAFETENSORS_WEIGHTS_NAME}: found {saved!r} in {self._name!r} with {fault}")
+
+    def _take(self, unused: dict[str, tuple[int, ...]], module: str, parameter: str, shape: tuple[int, ...]) -> str:
+        """The name of a parameter's tensor in the file, which is used from now on."""
+        key = f"{PEFT_PREFIX}{module}.{parameter}"
+        if unused.get(key) == shape:
+            del unused[key]
+            return key
+        name = None
+        if key not in unused:
             # peft and transformers rename paths while loading (an older release's, `key_mapping`), but not a layer's
             # own name: any tensor of that name and shape will do, as long as there is one for every such layer
             end = f".{module.rpartition('.')[2]}.{parameter}"
-            renamed = (one for one, other in self._unused.items() if other == shape and f".{one}".endswith(end))
-            saved = self._unused.pop(next(renamed, ""), None)
-        if saved != shape:
-            what = f"no {key!r}" if saved is None else f"{key!r} of shape {saved}"
+            name = next((one for one, other in unused.items() if other == shape and f".{one}".endswith(end)), None)
+        if name is None:
+            what = f"{key!r} of shape {unused[key]}" if key in unused else f"no {key!r}"
             raise ValueError(
                 f"{SAFETENSORS_WEIGHTS_NAME}: found {what} in {self._name!r}, allowed is one of shape {shape}, as "
                 "its configuration and the base model say"
             )
+        del unused[name]
+        return name
 
 
-def check_source(config: MoLAConfig) -> SavedShapes:
-    """Check the weights of a configuration that was read from a folder or the Hub.
+def _fault(name: str, tensor: Tensor, dtype: torch.dtype) -> str | None:
+    """What is wrong with the values of a tensor for one of a dtype, if anything is."""
+    fits = tensor.is_floating_point() if dtype.is_floating_point else tensor.dtype == dtype
+    if not fits:
+        return f"dtype {tensor.dtype}, allowed is {'a floating point one' if dtype.is_floating_point else dtype}"
+    values = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+    if not values.isfinite().all():
+        return "NaN or infinite values, allowed are finite ones"
+    if name.endswith(_NEVER_NEGATIVE) and (values < 0).any():
+        return "negative values, allowed are values of at least 0"
+    return None
 
-    Nothing is done for one that was made in Python. One that was changed after it was read, or is now for another base
-    model, is for an adapter yet to be trained, and not compared with the file.
+
+def saved_tensors(source: Source) -> SavedTensors:
+    """The tensors of the adapter in a folder or on the Hub, downloaded if need be.
 
     Raises:
-        ValueError: weights as a pickle only, a broken file, or a download that is not what the Hub announced.
+        ValueError: no weights or as a pickle only, a broken file, or a download that is not what the Hub announced.
     """
-    source: _Source | None = getattr(config, _SOURCE, None)
-    path = _weights_file(source) if source is not None else None
-    if source is None or path is None:
-        return SavedShapes()
-    shapes = _shapes(path, source.name)
-    return SavedShapes(shapes, source.name) if _sizes(config) == source.sizes else SavedShapes()
+    return SavedTensors(_weights_file(source), source.name)
+
+
+def source_of(config: PeftConfig) -> Source | None:
+    """Where a configuration was read; None for one that was made in Python."""
+    return getattr(config, _SOURCE, None)
 
 
 def recording_source(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,23 +155,23 @@ def recording_source(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_pretrained(cls: type, name: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
         config = original(cls, name, subfolder, **kwargs)
         if isinstance(config, MoLAConfig):
-            download, *_ = PeftConfig._split_kwargs(kwargs)
+            source = Source.of(name, kwargs | {"subfolder": subfolder})
+            if os.path.isdir(name):
+                _check_folder(source)
             # of a configuration that is read as PeftConfig the base model is asked; MoLAConfig goes onto a given one
-            if cls is PeftConfig and not os.path.isdir(name):
-                _check_base_model(config, str(name))
-            source = _Source(str(name), subfolder, download, _sizes(config))
+            elif cls is PeftConfig:
+                _check_base_model(config, source.name)
             setattr(config, _SOURCE, source)
         return config
 
     return from_pretrained
 
 
-def _sizes(config: MoLAConfig) -> tuple[Any, ...]:
-    """All options that decide which tensors there are, and their shapes."""
-    sizes = (config.num_experts, config.r, config.conv_form, config.twd_dim, config.num_tasks)
-    layers = (config.target_modules, config.exclude_modules, config.layers_to_transform, config.layers_pattern)
-    others = (config.base_model_name_or_path, config.routing, config.uses_twd, config.rank_pattern, config.task_heads)
-    return copy.deepcopy((sizes, layers, others))
+def _check_folder(source: Source) -> None:
+    """peft would read one part from a folder, and what is not there from the Hub repo of the same name."""
+    folder = Path(source.name, source.subfolder or "")
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{CONFIG_NAME}: found none in the folder {str(folder)!r}, allowed is an adapter's folder")
 
 
 def _check_base_model(config: MoLAConfig, repo: str) -> None:
@@ -117,17 +179,20 @@ def _check_base_model(config: MoLAConfig, repo: str) -> None:
     if base is None:
         return
     paths = (PurePosixPath(base), PureWindowsPath(base))
-    if any(path.is_absolute() or path.drive or ".." in path.parts for path in paths) or base.startswith("~"):
+    is_path = any(path.is_absolute() or path.drive or ".." in path.parts for path in paths) or base.startswith("~")
+    if is_path or os.path.isdir(base):
+        what = "path" if is_path else "name of a folder here,"
         raise ValueError(
-            f"base_model_name_or_path: found the path {base!r} in {repo!r}, allowed in a repo is the Hub id of a model"
+            f"base_model_name_or_path: found the {what} {base!r} in {repo!r}, allowed in a repo is the Hub id of a "
+            "model (a base model that is loaded already can be given to PeftModel.from_pretrained)"
         )
 
 
-def _weights_file(source: _Source) -> Path | None:
-    """The safetensors file of an adapter, downloaded if need be; None if there are no weights at all."""
+def _weights_file(source: Source) -> Path:
+    """The safetensors file of an adapter, downloaded if need be."""
     if os.path.isdir(source.name):
         folder = Path(source.name, source.subfolder or "")
-        if (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+        if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
             return folder / SAFETENSORS_WEIGHTS_NAME
         pickled = (folder / WEIGHTS_NAME).exists()
     else:
@@ -135,15 +200,15 @@ def _weights_file(source: _Source) -> Path | None:
             return _download(source)
         except EntryNotFoundError:
             pickled = _is_on_hub(source, WEIGHTS_NAME)
-    if pickled:
-        found = f"found a pickle in {source.name!r}"
-        raise ValueError(f"{WEIGHTS_NAME}: {found}, allowed are weights in {SAFETENSORS_WEIGHTS_NAME} only")
-    return None
+    name, found = (WEIGHTS_NAME, "a pickle") if pickled else (SAFETENSORS_WEIGHTS_NAME, "no such file")
+    raise ValueError(
+        f"{name}: found {found} in {source.name!r}, allowed are weights in {SAFETENSORS_WEIGHTS_NAME} only"
+    )
 
 
-def _download(source: _Source) -> Path:
+def _download(source: Source) -> Path:
     """The weights in the cache, with the checksum that the Hub gave; the client itself compares lengths only."""
-    options = {"subfolder": source.subfolder} | _without(source.download, "subfolder")
+    options = {"subfolder": source.subfolder} | source.download
     path = Path(hf_hub_download(source.name, SAFETENSORS_WEIGHTS_NAME, **options))
     if not _has_its_checksum(path) and not (HF_HUB_OFFLINE or options.get("local_files_only")):
         path = Path(hf_hub_download(source.name, SAFETENSORS_WEIGHTS_NAME, **options | {"force_download": True}))
@@ -164,7 +229,7 @@ def _has_its_checksum(path: Path) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == name
 
 
-def _is_on_hub(source: _Source, name: str) -> bool:
+def _is_on_hub(source: Source, name: str) -> bool:
     options = {key: source.download[key] for key in ("revision", "repo_type") if key in source.download}
     name = f"{source.subfolder}/{name}" if source.subfolder else name
     if HF_HUB_OFFLINE or source.download.get("local_files_only"):

@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from hf_ext._arguments import Bounds
+from hf_ext._models import with_new_modules
 from hf_ext.trainers.arguments import MethodArguments, option
 
 
@@ -28,7 +29,8 @@ class LoraArguments(MethodArguments):
         None, "Layers that the LoRA is added to; by default all linear ones but the classifier."
     )
     lora_modules_to_save: list[str] | None = option(
-        None, "Layers trained in full in addition to the LoRA, or 'none'; by default the classifier."
+        None,
+        "Layers trained in full in addition to the LoRA, or 'none'; by default the classifier. New ones always are.",
     )
 
     def check_options(self) -> None:
@@ -43,13 +45,14 @@ class LoraArguments(MethodArguments):
         if self.lora_r == 0:
             return model
         heads = [name for name in ("classifier", "score") if hasattr(model, name)]
-        saved = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
+        named = heads if self.lora_modules_to_save is None else self.lora_modules_to_save
         config = LoraConfig(
             r=self.lora_r,
             lora_alpha=2 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
             target_modules=self.lora_target_modules or "all-linear",
             exclude_modules=None if self.lora_target_modules or not heads else rf"(.*\.)?({'|'.join(heads)})(\..*)?",
-            modules_to_save=None if saved == ["none"] else saved,
+            # nobody could make a new head again
+            modules_to_save=with_new_modules(model, [] if named == ["none"] else named),
         )
         return get_peft_model(model, config)
 

@@ -10,6 +10,7 @@ from datasets import DatasetDict
 from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
+from hf_ext._models import with_new_modules
 from hf_ext._runs import group_accuracies, logits, quiet
 from hf_ext.adapters import MoLAConfig
 from hf_ext.commands.demo import DemoRun, Scored, run_demo
@@ -51,8 +52,12 @@ class AdapterArguments(_AdapterFields):
     """Options of the adapter."""
 
     def adapted(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model with a MoLA adapter, in all linear layers if none are named."""
+        """The model with a MoLA adapter, in all linear layers if none are named; a new head is trained in full."""
         options = dataclasses.asdict(self)
+        if not options["train_backbone"]:
+            heads = options["task_heads"] or []
+            saved = with_new_modules(model, [*(options["modules_to_save"] or ()), *heads]) or []
+            options["modules_to_save"] = [name for name in saved if name not in heads] or None
         if options["target_modules"] in (["all-linear"], None):
             options["target_modules"] = "all-linear"
         return get_peft_model(model, MoLAConfig(**options))

@@ -1,0 +1,116 @@
+"""What a base model has to be for an adapter to go in: refused before anything is changed, or right after."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from hf_ext._models import modules_of
+from hf_ext.adapters.mola.config import MoLAConfig
+from hf_ext.adapters.mola.layer import MoLAHead
+from hf_ext.adapters.mola.routing import RoutingModule
+from hf_ext.adapters.mola.safety import PEFT_PREFIX
+from hf_ext.adapters.mola.tuner_layer import TunerLayer
+
+_GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+
+
+def check_base(model: nn.Module, adapter_name: str) -> None:
+    """Check that a model is none of peft's, and has no adapters but MoLA's of other names.
+
+    Raises:
+        ValueError: it is, or has.
+    """
+    ours = [module for module in model.modules() if isinstance(module, RoutingModule)]
+    for name, module in model.named_modules():
+        if isinstance(module, PeftModel | BaseTuner):
+            raise ValueError(
+                f"model: found a {type(module).__name__}, allowed is the base model in it, without adapters of other "
+                "types: model.unload() gives it (a further adapter of MoLA goes in by model.add_adapter(name, config))"
+            )
+        foreign = isinstance(module, BaseTunerLayer) and not isinstance(module, TunerLayer)
+        if foreign or (isinstance(module, AuxiliaryTrainingWrapper) and not ours):
+            kind = f"{type(module).__module__}.{type(module).__name__}"
+            raise ValueError(
+                f"model: found an adapter of another type in {name!r} ({kind}), allowed is a base model without: "
+                "call merge_and_unload() or unload() of the PeftModel around it before"
+            )
+    if any(adapter_name in routing.configs for routing in ours):
+        raise ValueError(
+            f"adapter_name: found {adapter_name!r}, which the model has already, allowed is another name, or the base "
+            "model after unload()"
+        )
+
+
+def check_task_type(model: nn.Module, config: PeftConfig) -> None:
+    """Check that peft has a PeftModel for this model and the configuration's task type.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if config.task_type in _GENERATING and not hasattr(model, "prepare_inputs_for_generation"):
+        raise ValueError(
+            f"task_type: found {str(config.task_type)!r} for a {type(model).__name__}, allowed is a task type that "
+            "needs no generate, or None"
+        )
+
+
+def embeddings_in_files(model: Any, needed: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors that peft's `save_embedding_layers` adds to a file: of all embeddings, or of the adapted ones.
+
+    Args:
+        model: with the adapter.
+        needed: what is in the file for the adapter.
+    """
+    modules = [_embeddings(model, kind) for kind in ("input", "output")]
+    names = {id(module): name for name, module in model.named_modules()}
+    choices = []
+    for chosen in (modules, [module for module in modules if isinstance(module, BaseTunerLayer)]):
+        starts = tuple(f"{PEFT_PREFIX}{names[id(module)]}." for module in chosen if id(module) in names)
+        state = {f"{PEFT_PREFIX}{key}": value for key, value in model.state_dict().items()}
+        choices.append({key: one for key, one in state.items() if key.startswith(starts) and key not in needed})
+    return choices if isinstance(modules[0], nn.Embedding) else []
+
+
+def _embeddings(model: Any, kind: str) -> nn.Module | None:
+    try:
+        return getattr(model, f"get_{kind}_embeddings")()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def check_new_parameters(
+    model: nn.Module, new: dict[str, nn.Parameter], config: MoLAConfig, adapter_name: str, saved: set[str]
+) -> None:
+    """Check that what the checkpoint did not have is in the adapter's file, or of no use to it.
+
+    Args:
+        model: with the adapter.
+        new: the `new_parameters` before.
+        config: of the adapter.
+        adapter_name: of the adapter.
+        saved: names of parameters of the base model that are saved with the adapter.
+
+    Raises:
+        ValueError: some of it is not; two loads of the adapter would give different outputs.
+    """
+    replaced = {
+        id(parameter)
+        for module in model.modules()
+        if (isinstance(module, AuxiliaryTrainingWrapper) and adapter_name in module._adapters)
+        or (isinstance(module, MoLAHead) and adapter_name in module.mola_head_weight)
+        for parameter in module.parameters()
+    }
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    lost = {name: one for name, one in new.items() if id(one) not in replaced and names.get(id(one)) not in saved}
+    if lost:
+        modules = [*(config.modules_to_save or ()), *modules_of(lost)]
+        raise ValueError(
+            f"modules_to_save: found {config.modules_to_save!r}, while {sorted(lost)} of the "
+            f"{type(model).__name__} have new, random values that its checkpoint does not hold; allowed is "
+            f"{modules!r}, which trains and saves them (or task_heads, train_backbone, or a base model loaded from a "
+            "checkpoint that has them)"
+        )
