@@ -155,23 +155,21 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         if whole and outer is not None and not outer.is_prompt:
             outer = None  # left by a call that was interrupted: no call of the whole is part of another
         if outer is not None and outer.weights and not whole:
-            self._check_part(module, inputs, outer)
-            now.frame = outer.part(module, inputs)
+            now.frame = self._part(module, inputs, outer)
             return
         if torch.is_grad_enabled():
             self._bind_checkpoints()
-        frame = Frame(module, inputs, outer)
         main_input = self._main_input(inputs)
         if main_input is None:
             raise ValueError(
                 f"inputs: found no tensor among {sorted(inputs)}, allowed is a model input with a batch axis"
             )
         if outer is not None and outer.weights and given is None:
-            frame.weights = {name: outer.of_prompts(each, len(main_input)) for name, each in outer.weights.items()}
-            frame.heads = {name: outer.of_prompts(each, len(main_input)) for name, each in outer.heads.items()}
-            now.logits = {}
+            frame = self._of_prompts(module, inputs, len(main_input), outer)
         else:
+            frame = Frame(module, inputs, outer)
             self._route(frame, inputs, main_input, given)
+        frame.batch = len(main_input)
         if (kept := self._of_routers(frame)) and (cache := cache_in(inputs)) is not None:
             keep(cache, kept)
         self.routing.begin(frame)
@@ -222,15 +220,27 @@ class RoutingModule(nn.Module, BaseTunerLayer):
                 raise ValueError(ids_missing(config))
             self.routing.default_ids(1)
 
-    def _check_part(self, part: nn.Module, inputs: dict[str, Any], outer: Frame) -> None:
-        """In a call within another every sample has one row again, or the k rows of a tensor `[B, k, ...]`."""
+    def _part(self, part: nn.Module, inputs: dict[str, Any], outer: Frame) -> Frame:
+        """A call within another: every sample has one row again, or the k rows of a tensor `[B, k, ...]`."""
         main = self._main_input(inputs)
-        if main is not None and outer.rows not in (1, main.shape[0]) and not outer.flattens_to(main.shape):
+        rows = outer.rows if main is None else main.shape[0]
+        if outer.rows not in (1, rows) and not (main is not None and outer.flattens_to(main.shape)):
             raise ValueError(
-                f"mola_task_ids: found a call of {type(part).__name__} with {main.shape[0]} rows for {outer.rows} "
-                "samples, allowed is one row per sample; for others (several images in a sample, say) one id for all, "
+                f"mola_task_ids: found a call of {type(part).__name__} with {rows} rows for {outer.rows} samples, "
+                "allowed is one row per sample; for others (several images in a sample, say) one id for all, "
                 "set_task(id), one sample a call, or target_modules without that part of the model"
             )
+        return outer.call(part, inputs, rows)
+
+    def _of_prompts(self, module: nn.Module, inputs: dict[str, Any], batch: int, prompts: Frame) -> Frame:
+        """A forward of `generate`, which may hold several rows per prompt (beams)."""
+        if batch % prompts.rows:
+            raise ValueError(
+                f"generate: found a forward with {batch} rows for {prompts.rows} prompts, allowed is a multiple "
+                "(generation that drops or adds sequences: one prompt a call)"
+            )
+        self.routing.now.logits = {}
+        return prompts.call(module, inputs, batch)
 
     def _main_input(self, inputs: dict[str, Any], *, named: bool = False) -> Tensor | None:
         names = self._main_inputs if named else (*self._main_inputs, *inputs)
@@ -241,8 +251,9 @@ class RoutingModule(nn.Module, BaseTunerLayer):
         return [(name, self.configs[name]) for name in self.active_adapters if name in self.configs]
 
     def _of_routers(self, frame: Frame) -> dict[str, Tensor]:
-        routed = [(name, self.configs.get(name)) for name in frame.weights]
-        return {name: frame.weights[name] for name, config in routed if config and config.routing == "router"}
+        """Routers' weights of a call, one row per sequence."""
+        routed = [name for name in frame.weights if name in self.configs and self.configs[name].routing == "router"]
+        return {name: frame.weights[name].expand(frame.batch or -1, -1) for name in routed}
 
     def _route(self, frame: Frame, inputs: dict[str, Any], main_input: Tensor, given: TaskIds | None) -> None:
         """Fill a frame with the routing of all active adapters."""
@@ -269,9 +280,8 @@ class RoutingModule(nn.Module, BaseTunerLayer):
 
     def _kept_weights(self, name: str, frame: Frame, inputs: dict[str, Any], main_input: Tensor) -> Tensor | None:
         """A router's weights of the prompts that `generate` began with, or of the sequences that a call continues."""
-        prompts = frame.parent
-        if prompts is not None and name in prompts.weights:
-            return prompts.of_prompts(prompts.weights[name], len(main_input))
+        if frame.parent is not None and name in frame.parent.weights:  # of a call with ids of its own
+            return self._of_prompts(self._base[0], inputs, len(main_input), frame.parent).weights[name]
         if frame.module is not None and frame.module is self._encoder_and_decoder[1]:
             inputs = {**inputs, "encoder_outputs": inputs.get("encoder_hidden_states", ())}
         kept = kept_routing(inputs, name)
@@ -284,7 +294,8 @@ class RoutingModule(nn.Module, BaseTunerLayer):
 
     def _checked_ids(self, given: TaskIds | None, main_input: Tensor) -> Tensor | None:
         """Ids as int64 `[B]` or `[1]` on the input's device."""
-        if given is None and self.routing.default_task_ids is None:
+        needed = any(config.needs_task_ids for _, config in self._active_configs())
+        if given is None and (self.routing.default_task_ids is None or not needed):
             return None
         batch = main_input.shape[0]
         if given is None:

@@ -22,6 +22,7 @@ class Frame:
         heads: adapter name -> one-hot `[B, num_tasks]`, by which per-task heads are picked.
         module: the module that is called; None for a whole `generate`, whose forwards come later.
         parent: the call that it is part of.
+        batch: rows of the call's input.
         shapes: shapes of the call's tensors.
         splits: whether a layer may see several rows per sample (windows of an image); the tokens of a text stay in
             one row.
@@ -32,13 +33,15 @@ class Frame:
         self.heads: dict[str, Tensor] = {}
         self.module = module
         self.parent = parent
+        self.batch: int | None = None
         self.shapes = [value.shape for value in inputs.values() if isinstance(value, Tensor)]
         self.splits = not any(isinstance(inputs.get(name), Tensor) for name in _TEXT_INPUTS)
 
-    def part(self, module: nn.Module, inputs: dict[str, Any]) -> "Frame":
-        """A call within this one, whose routing it shares."""
+    def call(self, module: nn.Module, inputs: dict[str, Any], batch: int) -> "Frame":
+        """A call within this one that shares its routing; `batch` is a multiple of its rows."""
         frame = Frame(module, inputs, self)
-        frame.weights, frame.heads = self.weights, self.heads
+        frame.weights = {name: _repeated(each, batch) for name, each in self.weights.items()}
+        frame.heads = {name: _repeated(each, batch) for name, each in self.heads.items()}
         return frame
 
     @property
@@ -69,26 +72,20 @@ class Frame:
         if rows in (1, batch):
             return weights
         # all tokens in one axis, in the order of the samples, as in the layers of experts
-        tokens = x.ndim == 2 and any(len(shape) > 1 and shape[0] * shape[1] == batch for shape in self.shapes)
+        tokens = x.ndim == 2 and any(shape[0] == rows and shape[:2].numel() == batch for shape in self.shapes if shape)
         if batch % rows or not (tokens or (x.ndim > 2 and self.splits)):
             raise ValueError(
                 f"mola_task_ids: found routing for {rows} samples in a layer that got {batch} rows, allowed is one "
                 "row per sample (inputs that mix samples, such as packed sequences or the images of several samples, "
                 "cannot be routed; one id for all, set_task(id), serves any)"
             )
-        return weights.repeat_interleave(batch // rows, dim=0)
+        return _repeated(weights, batch)
 
-    def of_prompts(self, weights: Tensor, batch: int) -> Tensor:
-        """`[B, E]` of the prompts for a forward of `generate`: `[batch, E]`, neighbouring rows being of one prompt."""
-        rows = weights.shape[0]
-        if rows == batch:
-            return weights
-        if batch % rows:
-            raise ValueError(
-                f"generate: found a forward with {batch} rows for {rows} prompts, allowed is a multiple (generation "
-                "that drops or adds sequences: one prompt a call)"
-            )
-        return weights.repeat_interleave(batch // rows, dim=0)
+
+def _repeated(weights: Tensor, batch: int) -> Tensor:
+    """`[B, E]` for a batch in which every sample is batch / B neighbouring rows; `[1, E]` as it is."""
+    rows = weights.shape[0]
+    return weights if rows in (1, batch) else weights.repeat_interleave(batch // rows, dim=0)
 
 
 class _State:
