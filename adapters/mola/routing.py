@@ -391,12 +391,13 @@ def find_routing(model: nn.Module) -> RoutingModule | None:
 
 
 def set_task(model: nn.Module, task_ids: TaskIds | None) -> TaskSetting:
-    """Give the ids of calls that cannot pass `mola_task_ids`, such as `generate` and pipelines.
+    """Give the ids of calls that cannot pass `mola_task_ids`, such as `generate`, pipelines, calls of a part.
 
     Args:
         model: any model with a MoLA adapter.
-        task_ids: one id for all samples, or one per sample of the coming batches (repeated for beams); `None` takes
-            the setting back.
+        task_ids: one id for all samples, which holds for every call whatever its path; or one per sample `[B]`, for
+            calls whose batch is those samples (`generate` repeats them for beams), while others are refused; `None`
+            takes the setting back. It holds in all threads.
 
     Returns:
         A context manager. The setting holds at once; a `with` statement undoes it at its end.

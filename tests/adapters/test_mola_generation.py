@@ -1,6 +1,7 @@
 """A router's routing under generation: made from the prompt and kept with its sequence, by whatever path."""
 
 import copy
+import pickle
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -10,10 +11,18 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache, T5Config, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StaticCache,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_ext.adapters import MoLAConfig
-from hf_ext.adapters.mola import find_routing
+from hf_ext.adapters.mola import find_routing, set_task
 
 NEW = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 PROMPTS = range(6)
@@ -23,7 +32,10 @@ def llama(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     tokens = {"vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return LlamaForCausalLM(LlamaConfig(**sizes, **tokens, max_position_embeddings=64)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **tokens, max_position_embeddings=64)).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = 1.0 - 2.0 * (torch.arange(16) % 2)  # padding that would be seen
+    return model
 
 
 def adapted(base: Any, **config: Any) -> Any:
@@ -76,11 +88,7 @@ def test_the_texts_tell_routings_apart(model: Any) -> None:
     """Or none of the comparisons below could fail."""
     assert len({experts(model, prompt(seed))[0] for seed in PROMPTS}) > 1
     assert any(rerouted(model, prompt(seed)) != generated(model, prompt(seed))[0] for seed in PROMPTS)
-    for seed in PROMPTS:
-        chunk = experts(model, prompt(seed)[:, :4]), experts(model, prompt(seed))
-        if chunk[0] != chunk[1]:
-            return
-    pytest.fail("every chunk is routed like its prompt")
+    assert any(experts(model, prompt(seed)[:, :4]) != experts(model, prompt(seed)) for seed in PROMPTS)
 
 
 # ------------------------------------------------------------------------------------------------ options of generate
@@ -101,7 +109,8 @@ OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_gives_the_plain_text(option: str, model: Any) -> None:
     for seed in PROMPTS:
-        assert generated(model, prompt(seed), **OPTIONS[option]()) == generated(model, prompt(seed)), seed
+        ids = torch.cat([prompt(seed, 5), prompt(seed, 5)], dim=1)  # so that there is something to look up
+        assert generated(model, ids, **OPTIONS[option]()) == generated(model, ids), seed
 
 
 def test_the_assistant_may_be_the_model_itself(model: Any) -> None:
@@ -148,6 +157,50 @@ def test_compiled_steps(model: Any) -> None:
         assert generated(model, prompt(seed), **options) == generated(model, prompt(seed))
 
 
+@pytest.mark.slow
+def test_compiled_steps_by_hand(model: Any) -> None:
+    torch._dynamo.reset()
+    base = model.get_base_model()
+    compiled = torch.compile(base, backend="aot_eager", fullgraph=True)
+    for seed in list(PROMPTS)[:3]:
+        caches = [StaticCache(base.config, max_cache_len=16) for _ in range(2)]
+        for cache in caches:
+            base(input_ids=prompt(seed), cache=cache)
+        base(input_ids=prompt(9 - seed))
+        with torch.no_grad():
+            got, expected = (
+                call(input_ids=prompt(seed)[:, :1], cache=cache).logits
+                for call, cache in zip((compiled, base), caches, strict=True)
+            )
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_continuous_batching_by_task() -> None:
+    model = adapted(llama(), routing="task").get_base_model()
+    prompts = [[3, 4, 5, 6], [6, 7, 9]]
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=2, pad_token_id=0)
+    set_task(model, 1)
+    found = model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+    for index, ids in enumerate(prompts):
+        alone = model.generate(torch.tensor([ids]), generation_config=config)[0, len(ids) :]
+        assert found[f"req_{index}"].generated_tokens == alone.tolist()
+    set_task(model, [0, 1])
+    with pytest.raises(ValueError, match=r"found ids of shape \(2,\) for 1 samples"):
+        model.generate_batch(inputs=prompts, generation_config=config)
+
+
+def test_copies_generate_by_themselves_and_the_base_model_gets_its_own_back() -> None:
+    model = adapted(llama())
+    twin = copy.deepcopy(model)
+    for other in (twin, pickle.loads(pickle.dumps(model))):
+        assert vars(other.get_base_model())["generate"].model is other.get_base_model()
+        assert all(generated(other, prompt(seed)) == generated(model, prompt(seed)) for seed in PROMPTS)
+    base = twin.base_model.unload()
+    assert vars(base).keys() == vars(llama()).keys()
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in base.modules())
+    assert generated(base, prompt(1)) == generated(llama(), prompt(1))
+
+
 # ------------------------------------------------------------------------------------------------ caches
 def continued(model: Any, ids: Tensor, cache: Any, between: Callable[[], Any]) -> list[int]:
     first = model.generate(input_ids=ids, cache=cache, **{**NEW, "max_new_tokens": 2, "min_new_tokens": 2})
@@ -167,14 +220,14 @@ def test_conversations_in_turn(rows: int, model: Any) -> None:
 
 
 def step_by_step(call: Callable[..., Any], model: Any, ids: Tensor, other: Tensor, cache: Any) -> list[int]:
-    """Token by token, another conversation going on with a cache of its own."""
-    found, others = [], call(input_ids=other, use_cache=True).cache
+    """Token by token, another conversation between any two."""
+    found = []
     for _ in range(NEW["max_new_tokens"]):
         outputs = call(input_ids=ids, use_cache=True, **({} if cache is None else {"cache": cache}))
         cache = outputs.cache
         ids = logits(model, outputs)[:, -1:].argmax(-1)
         found.append(int(ids))
-        call(input_ids=other[:, -1:], cache=others)
+        call(input_ids=other)
     return found
 
 
