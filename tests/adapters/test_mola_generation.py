@@ -99,7 +99,7 @@ OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "use_cache": lambda: {"use_cache": False},
     "static": lambda: {"cache_implementation": "static"},
     "static in chunks": lambda: {"cache_implementation": "static", "prefill_chunk_size": 4},
-    "offloaded by steps": lambda: {"output_scores": True},
+    "output_scores": lambda: {"output_scores": True},
     "a loop of one's own": lambda: {"custom_generate": type(llama())._sample},
     "a cache of one's own": lambda: {"cache": DynamicCache()},
     "a static cache of one's own": lambda: {"cache": StaticCache(llama().config, max_cache_len=32)},
