@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_ext.adapters.mola.config import MoLAConfig
-from hf_ext.adapters.mola.routing import Routing, rows_for
 from hf_ext.adapters.mola.safety import Expect
+from hf_ext.adapters.mola.state import Routing
 from hf_ext.adapters.mola.tuner_layer import WrappingLayer
 from hf_ext.functional.mola import lora_mixture_conv2d, lora_mixture_linear
 
@@ -61,7 +61,7 @@ class MoLALayer(WrappingLayer):
         for name in self.active_adapters:
             if name in self.mola_A:
                 lora_A = self.mola_A[name]
-                weights = rows_for(self.routing.weights[name], x.shape[0])
+                weights = self.routing.weights_for(name, x)
                 inputs = self.mola_dropout[name](self._cast_input_dtype(x, lora_A.dtype))
                 result = self._add_update(name, inputs, weights, result)
         return result
@@ -202,7 +202,7 @@ class MoLAHead(WrappingLayer):
         if name is None or self.disable_adapters:
             return self.base_layer(x)
         weight = self.mola_head_weight[name]
-        picked = rows_for(self.routing.heads[name], x.shape[0]).to(weight.dtype)
+        picked = self.routing.heads_for(name, x).to(weight.dtype)
         every = torch.einsum("b...i,eoi->b...eo", self._cast_input_dtype(x, weight.dtype), weight)
         if name in self.mola_head_bias:
             every = every + self.mola_head_bias[name]

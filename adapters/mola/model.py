@@ -53,7 +53,8 @@ class MoLAModel(BaseTuner):
     Made by `peft.get_peft_model(model, MoLAConfig(...))` and the loading functions of peft and transformers. Its own
     methods are reachable through the PeftModel: `set_task`, `merge_task`, `export_lora`.
 
-    The base model's forward takes one more keyword, `mola_task_ids`: int64 `[B]`, or one int for the whole batch.
+    The base model's forward takes one more keyword, `mola_task_ids`: int64 `[B]`, or one int for the whole batch. Its
+    parts that take inputs do so too; `generate` is routed once, by the prompts.
     """
 
     prefix: str = "mola_"

@@ -133,14 +133,24 @@ class TextRouter(nn.Module):
 
 
 def mean_embedding(base_model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Mean of the input embeddings over non-padding tokens, `[B, width]` in float32, without gradient."""
+    """Mean of the input embeddings over non-padding tokens, `[B, width]` in float32, without gradient.
+
+    Raises:
+        ValueError: a mask from which padding cannot be told, one of pairs of tokens for example.
+    """
     embedded = inputs.get("inputs_embeds")
     with torch.no_grad():
         if embedded is None:
             embedded = base_model.get_input_embeddings()(inputs["input_ids"])
         mask = inputs.get("attention_mask")
-        if mask is None or mask.shape != embedded.shape[:2]:
+        if mask is None:
             mask = torch.ones(embedded.shape[:2], device=embedded.device)
+        if not isinstance(mask, Tensor) or mask.shape != embedded.shape[:2]:
+            found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(
+                f"attention_mask: found {found}, allowed with a router that reads text is one flag per token, "
+                f"{tuple(embedded.shape[:2])}, or None"
+            )
         mask = mask.to(torch.float32)[..., None]
         return ((embedded.float() * mask).sum(1) / mask.sum(1).clamp(min=1)).detach()
 

@@ -1,85 +1,53 @@
-"""How routing weights reach the layers: a pre-forward hook on the base model fills one state that all layers read."""
+"""How routing weights reach the layers: hooks on the base model, and on the parts of it that take inputs, fill the
+state that all layers read."""
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_ext.adapters.mola.caches import cache_in, encoder_states, keep, keep_with_encoder_outputs, kept_routing
 from hf_ext.adapters.mola.config import MoLAConfig
+from hf_ext.adapters.mola.generation import route_generation, unroute_generation
 from hf_ext.adapters.mola.router import build_router, in_dtype_of, mean_embedding
 from hf_ext.adapters.mola.safety import Expect
+from hf_ext.adapters.mola.state import Frame, Routing, TaskIds, as_ids, ids_missing, no_router_input
 from hf_ext.adapters.mola.tuner_layer import TunerLayer
 from hf_ext.functional.mola import router_routing, task_routing
 
-TaskIds = int | Sequence[int] | Tensor
 #: name under which a base model holds its `RoutingModule`; without the prefix "mola_", by which peft knows parameters
 ROUTING_ATTRIBUTE = "adapter_routing"
 _MAIN_INPUTS = ("pixel_values", "input_ids", "inputs_embeds", "input_values", "input_features")
 
 
-class Routing:
-    """Routing of the current forward, shared by all MoLA layers of a base model.
+class _Entry:
+    """The hooks of a module through which calls reach adapted layers."""
 
-    Attributes:
-        weights: adapter name -> routing weights `[B, E]` (or `[1, E]`), by which the adapted layers mix their experts.
-        heads: adapter name -> one-hot `[B, num_tasks]`, by which per-task heads are picked.
-        logits: adapter name -> the router's `[B, E]` logits.
-        projected: adapter name -> `[B, twd_dim]`, features of the TwD loss (training only).
-        default_task_ids: ids of calls that bring none (`set_task`).
-    """
-
-    def __init__(self) -> None:
-        self.default_task_ids: TaskIds | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        self.weights: dict[str, Tensor] = {}
-        self.heads: dict[str, Tensor] = {}
-        self.logits: dict[str, Tensor] = {}
-        self.projected: dict[str, Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # copies of a model start without the last forward's tensors, which belong to its graph
-        return {"default_task_ids": self.default_task_ids}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.default_task_ids = state["default_task_ids"]
-        self.clear()
-
-    def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, which always runs with the routing at the time of this call: gradient checkpointing runs a block
-        again in backward, possibly after another forward."""
-        weights, heads = self.weights, self.heads
-
-        def bound(*args: Any, **kwargs: Any) -> Any:
-            later = self.weights, self.heads
-            self.weights, self.heads = weights, heads
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.weights, self.heads = later
-
-        return bound
-
-
-def rows_for(weights: Tensor, batch: int) -> Tensor:
-    """Routing `[B, E]` for a layer whose input has `batch` rows: `[batch, E]`, or `[1, E]` as it is.
-
-    A multiple of B means that every sample became several neighbouring rows (windows of Swin, beams of `generate`).
-    """
-    rows = weights.shape[0]
-    if rows in (1, batch):
-        return weights
-    if batch % rows:
-        raise ValueError(
-            f"mola_task_ids: found routing for {rows} samples in a layer that got {batch} rows, allowed is one row "
-            "per sample or a multiple (inputs that mix samples, such as packed sequences, cannot be routed)"
+    def __init__(self, owner: "RoutingModule", module: nn.Module) -> None:
+        self.owner = owner
+        self.parameter_names = _parameter_names(module)
+        self.handles = (
+            module.register_forward_pre_hook(self.enter, with_kwargs=True),
+            module.register_forward_hook(self.leave, always_call=True),
         )
-    return weights.repeat_interleave(batch // rows, dim=0)
+
+    def enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given: TaskIds | None = kwargs.pop("mola_task_ids", None)
+        if not self.owner.disable_adapters:
+            self.owner.enter(module, {**dict(zip(self.parameter_names, args, strict=False)), **kwargs}, given)
+        return args, kwargs
+
+    def leave(self, module: nn.Module, _: Any, outputs: Any) -> None:
+        self.owner.leave(module, outputs)
+
+
+def _parameter_names(module: nn.Module) -> tuple[str, ...]:
+    compiled = getattr(module, "_orig_mod", module)  # whose own signature says nothing
+    return tuple(inspect.signature(compiled.forward).parameters)
 
 
 class RoutingModule(nn.Module, TunerLayer):
@@ -96,19 +64,21 @@ class RoutingModule(nn.Module, TunerLayer):
         self.routing = routing
         self.mola_router = nn.ModuleDict()
         self.mola_projection = nn.ModuleDict()
-        self.configs: dict[str, MoLAConfig] = {}
-        self._parameter_names = tuple(inspect.signature(base_model.forward).parameters)
         self._main_inputs = (getattr(base_model, "main_input_name", "pixel_values"), *_MAIN_INPUTS)
         # plain lists: what is in them belongs to the base model
-        self._base_parameter = [next(base_model.parameters())]
+        self._base = [base_model]
         self._frozen_norms: list[nn.Module] = []
         self._checkpointed = [module for module in base_model.modules() if hasattr(module, "gradient_checkpointing")]
-        self._hooks = [base_model.register_forward_pre_hook(self._route, with_kwargs=True)]
-        if getattr(getattr(base_model, "config", None), "is_encoder_decoder", False):
-            # generate calls the encoder by itself, before the first forward of the whole
-            self._hooks.append(base_model.register_forward_hook(self._leave, always_call=True))
-            self._hooks.append(base_model.get_encoder().register_forward_pre_hook(self._route_alone, with_kwargs=True))
-        self._in_forward = False
+        self._entered = [base_model]
+        self._entries = [_Entry(self, base_model)]
+        two = getattr(getattr(base_model, "config", None), "is_encoder_decoder", False)
+        self._encoder_and_decoder = [base_model.get_encoder(), base_model.get_decoder()] if two else [None, None]
+        route_generation(base_model, self)
+
+    @property
+    def configs(self) -> dict[str, MoLAConfig]:
+        """Adapter name -> its configuration."""
+        return self.routing.configs
 
     def forward(self, x: Any) -> Any:
         """The identity: in a base model that is an `nn.Sequential`, this module is its last member."""
@@ -135,7 +105,19 @@ class RoutingModule(nn.Module, TunerLayer):
             for module in base_model.modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained and id(module) not in own
         ]
+        self._find_entries(base_model)
         self.train(base_model.training)
+
+    def _find_entries(self, base_model: nn.Module) -> None:
+        """Hook the parts that hold adapted layers and take inputs of a model: their calls need not come from above."""
+        for part in base_model.modules():
+            if any(part is other for other in self._entered) or not (
+                hasattr(part, "main_input_name") or set(_parameter_names(part)) & set(_MAIN_INPUTS)
+            ):
+                continue
+            if any(getattr(layer, "routing", None) is self.routing for layer in part.modules()):
+                self._entered.append(part)
+                self._entries.append(_Entry(self, part))
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
@@ -144,12 +126,14 @@ class RoutingModule(nn.Module, TunerLayer):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         for modules in (self.mola_router, self.mola_projection):
             if adapter_name in modules and not any(value.is_meta for value in modules[adapter_name].parameters()):
-                modules[adapter_name].to(device or self._base_parameter[0].device)
+                modules[adapter_name].to(device or next(self._base[0].parameters()).device)
 
     def remove(self) -> None:
         """Take the hooks off the base model again."""
-        for hook in self._hooks:
-            hook.remove()
+        for entry in self._entries:
+            for handle in entry.handles:
+                handle.remove()
+        unroute_generation(self._base[0])
 
     def unmerge(self) -> None:
         """Nothing is ever merged here."""
@@ -162,80 +146,168 @@ class RoutingModule(nn.Module, TunerLayer):
             norm.training = False
         return self
 
-    # ---------------------------------------------------------------------------------------------- the hooks
-    def _leave(self, *_: Any) -> None:
-        self._in_forward = False
-
-    def _route_alone(self, encoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        if self._in_forward:
-            return None
-        routed = self._route(encoder, args, kwargs)
-        self._in_forward = False
-        return routed
-
-    def _route(self, base_model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        self._in_forward = True
-        given: TaskIds | None = kwargs.pop("mola_task_ids", None)
-        if self.disable_adapters:
-            return args, kwargs
-        inputs = {**dict(zip(self._parameter_names, args, strict=False)), **kwargs}
-        main_input = self._main_input(inputs)
-        task_ids = self._checked_ids(given, main_input)
+    # ---------------------------------------------------------------------------------------------- calls
+    def enter(self, module: nn.Module, inputs: dict[str, Any], given: TaskIds | None) -> None:
+        """A call of the base model, or of a part of it, starts."""
+        now = self.routing.now
+        outer = now.frame
+        whole = module is self._base[0]
+        if whole and outer is not None and not outer.is_prompt:
+            outer = None  # left by a call that was interrupted: no call of the whole is part of another
+        if outer is not None and outer.weights and not whole:
+            now.frame = self._part(module, inputs, outer)
+            return
         if torch.is_grad_enabled():
             self._bind_checkpoints()
+        main_input = self._main_input(inputs)
+        if main_input is None:
+            raise ValueError(
+                f"inputs: found no tensor among {sorted(inputs)}, allowed is a model input with a batch axis"
+            )
+        if outer is not None and outer.weights and given is None:
+            frame = self._of_prompts(module, inputs, len(main_input), outer)
+        else:
+            frame = Frame(module, inputs, outer)
+            self._route(frame, inputs, main_input, given)
+        frame.batch = len(main_input)
+        if (kept := self._of_routers(frame)) and (cache := cache_in(inputs)) is not None:
+            keep(cache, kept)
+        self.routing.begin(frame)
 
-        routing = self.routing
-        previous, projected = routing.weights, {}
-        routing.weights, routing.heads, routing.logits = {}, {}, {}
-        for name, config in self._active_configs():
-            if task_ids is None and config.needs_task_ids:
+    def leave(self, module: nn.Module, outputs: Any) -> None:
+        """A call is over, or failed; what its sequences may be continued from keeps their routing."""
+        frame = self.routing.now.frame
+        if frame is None or frame.module is not module:
+            return
+        self.routing.now.frame = frame.parent
+        if outputs is None or not (kept := self._of_routers(frame)):
+            return
+        if module is self._encoder_and_decoder[0]:
+            keep_with_encoder_outputs(outputs, kept)
+        elif (cache := cache_in(outputs)) is not None:
+            keep(cache, kept)
+
+    @contextmanager
+    def generating(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """One `generate`, routed once, by its prompts, whatever its forwards bring."""
+        now = self.routing.now
+        before, now.frame = now.frame, None
+        try:
+            frame = Frame(None, inputs)
+            prompts = self._main_input(inputs, named=True)
+            prompts = encoder_states(inputs) if prompts is None else prompts
+            if prompts is not None and not self.disable_adapters:
+                with torch.no_grad():
+                    self._route(frame, inputs, prompts, None)
+            now.frame = frame
+            yield
+        finally:
+            now.frame = before
+
+    def check_one_routing(self) -> None:
+        """Refuse calls that join sequences to one row, unless all of them share one routing.
+
+        Raises:
+            ValueError: a router is active, or `set_task` gave no id, or one per sample.
+        """
+        for _, config in self._active_configs():
+            if config.routing == "router":
                 raise ValueError(
-                    f"mola_task_ids: found None, allowed is one task id in [0, {config.task_id_bound}) per sample; "
-                    "pass mola_task_ids=..., or call set_task(...) where a call cannot (generate, pipelines)"
+                    "routing: found 'router' with continuous batching, whose sequences share a row, allowed are "
+                    "generate without it, or routing='task' with set_task(id)"
                 )
-            if task_ids is not None and config.routing == "task":
-                routing.weights[name] = task_routing(task_ids, num_experts=config.num_experts)
-            elif _is_decoding(inputs) and name in previous:
-                routing.weights[name] = previous[name]  # one routing per sequence, made from the prompt
-            else:
-                routing.logits[name] = self._router_logits(name, base_model, inputs, main_input)
-                if self.training and torch.is_grad_enabled() and name in self.mola_projection:
-                    projected[name] = self._project(name)
-                routing.weights[name] = router_routing(routing.logits[name], kind=config.router_kind)
-            if task_ids is not None and config.task_heads:
-                routing.heads[name] = task_routing(task_ids, num_experts=config.num_tasks or config.num_experts)
-        if torch.is_grad_enabled():  # a look at the outputs between forward and loss must not take the TwD's features
-            routing.projected = projected
-        return args, kwargs
+            if self.routing.default_task_ids is None:
+                raise ValueError(ids_missing(config))
+            self.routing.default_ids(1)
 
+    def _part(self, part: nn.Module, inputs: dict[str, Any], outer: Frame) -> Frame:
+        """A call within another: every sample has one row again, or the k rows of a tensor `[B, k, ...]`."""
+        main = self._main_input(inputs)
+        rows = outer.rows if main is None else main.shape[0]
+        if outer.rows not in (1, rows) and not (main is not None and outer.flattens_to(main.shape)):
+            raise ValueError(
+                f"mola_task_ids: found a call of {type(part).__name__} with {rows} rows for {outer.rows} samples, "
+                "allowed is one row per sample; for others (several images in a sample, say) one id for all, "
+                "set_task(id), one sample a call, or target_modules without that part of the model"
+            )
+        return outer.call(part, inputs, rows)
+
+    def _of_prompts(self, module: nn.Module, inputs: dict[str, Any], batch: int, prompts: Frame) -> Frame:
+        """A forward of `generate`, which may hold several rows per prompt (beams)."""
+        if batch % prompts.rows:
+            raise ValueError(
+                f"generate: found a forward with {batch} rows for {prompts.rows} prompts, allowed is a multiple "
+                "(generation that drops or adds sequences: one prompt a call)"
+            )
+        self.routing.now.logits = {}
+        return prompts.call(module, inputs, batch)
+
+    def _main_input(self, inputs: dict[str, Any], *, named: bool = False) -> Tensor | None:
+        names = self._main_inputs if named else (*self._main_inputs, *inputs)
+        return next((inputs[name] for name in names if isinstance(inputs.get(name), Tensor)), None)
+
+    # ---------------------------------------------------------------------------------------------- routing
     def _active_configs(self) -> list[tuple[str, MoLAConfig]]:
         return [(name, self.configs[name]) for name in self.active_adapters if name in self.configs]
 
-    def _main_input(self, inputs: dict[str, Any]) -> Tensor:
-        for name in self._main_inputs:
-            if isinstance(value := inputs.get(name), Tensor):
-                return value
-        for value in inputs.values():
-            if isinstance(value, Tensor):
-                return value
-        raise ValueError(f"inputs: found no tensor among {sorted(inputs)}, allowed is a model input with a batch axis")
+    def _of_routers(self, frame: Frame) -> dict[str, Tensor]:
+        """Routers' weights of a call, one row per sequence."""
+        routed = [name for name in frame.weights if name in self.configs and self.configs[name].routing == "router"]
+        return {name: frame.weights[name].expand(frame.batch or -1, -1) for name in routed}
 
-    def _checked_ids(self, task_ids: TaskIds | None, main_input: Tensor) -> Tensor | None:
-        """Ids as int64 `[B]` or `[1]` on the input's device; `set_task`'s ids may be repeated (beams)."""
-        from_default = task_ids is None
-        if from_default:
-            task_ids = self.routing.default_task_ids
-            if task_ids is None:
-                return None
-        ids = _as_ids(task_ids)
-        is_scalar = ids.ndim == 0
-        ids = ids.reshape(1) if is_scalar else ids
-        batch = main_input.shape[0]
-        fits = is_scalar or ids.shape[0] == batch or (from_default and ids.shape[0] and batch % ids.shape[0] == 0)
-        if ids.ndim != 1 or not fits:
+    def _route(self, frame: Frame, inputs: dict[str, Any], main_input: Tensor, given: TaskIds | None) -> None:
+        """Fill a frame with the routing of all active adapters."""
+        now = self.routing.now
+        task_ids = self._checked_ids(given, main_input)
+        now.logits, projected = {}, {}
+        for name, config in self._active_configs():
+            if task_ids is None and config.needs_task_ids:
+                raise ValueError(ids_missing(config))
+            if task_ids is not None and config.routing == "task":
+                frame.weights[name] = task_routing(task_ids, num_experts=config.num_experts)
+            else:
+                kept = self._kept_weights(name, frame, inputs, main_input)
+                if kept is None:
+                    now.logits[name] = self._router_logits(name, frame.module, inputs, main_input)
+                    if self.training and torch.is_grad_enabled() and name in self.mola_projection:
+                        projected[name] = self._project(name)
+                    kept = router_routing(now.logits[name], kind=config.router_kind)
+                frame.weights[name] = kept
+            if task_ids is not None and config.task_heads:
+                frame.heads[name] = task_routing(task_ids, num_experts=config.num_tasks or config.num_experts)
+        if torch.is_grad_enabled():  # a look at the outputs between forward and loss must not take the TwD's features
+            now.projected = projected
+
+    def _kept_weights(self, name: str, frame: Frame, inputs: dict[str, Any], main_input: Tensor) -> Tensor | None:
+        """A router's weights of the prompts that `generate` began with, or of the sequences that a call continues."""
+        if frame.parent is not None and name in frame.parent.weights:  # of a call with ids of its own
+            return self._of_prompts(self._base[0], inputs, len(main_input), frame.parent).weights[name]
+        if frame.module is not None and frame.module is self._encoder_and_decoder[1]:
+            inputs = {**inputs, "encoder_outputs": inputs.get("encoder_hidden_states", ())}
+        kept = kept_routing(inputs, name)
+        if kept is not None and len(kept) != len(main_input):
             raise ValueError(
-                f"mola_task_ids: found ids of shape {tuple(ids.shape)} for {batch} samples, allowed is one per sample"
+                f"cache: found one of {len(kept)} sequences in a call with {len(main_input)} rows, allowed is the "
+                "cache of the sequences that are continued"
             )
+        return kept
+
+    def _checked_ids(self, given: TaskIds | None, main_input: Tensor) -> Tensor | None:
+        """Ids as int64 `[B]` or `[1]` on the input's device."""
+        needed = any(config.needs_task_ids for _, config in self._active_configs())
+        if given is None and (self.routing.default_task_ids is None or not needed):
+            return None
+        batch = main_input.shape[0]
+        if given is None:
+            ids = self.routing.default_ids(batch)
+        else:
+            ids = as_ids(given)
+            if ids.ndim != 0 and ids.shape != (batch,):
+                raise ValueError(
+                    f"mola_task_ids: found ids of shape {tuple(ids.shape)} for {batch} samples, allowed is one per "
+                    "sample"
+                )
+            ids = ids.reshape(-1)
         self._check_range(ids)
         return ids.to(main_input.device, non_blocking=True)
 
@@ -247,9 +319,14 @@ class RoutingModule(nn.Module, TunerLayer):
         if bound is not None and bool(((ids < 0) | (ids >= bound)).any()):
             raise ValueError(f"mola_task_ids: found {ids.unique().tolist()}, allowed are 0 to {bound - 1}")
 
-    def _router_logits(self, name: str, base_model: nn.Module, inputs: dict[str, Any], main_input: Tensor) -> Tensor:
-        router = self.mola_router[name]
+    def _router_logits(self, name: str, part: nn.Module | None, inputs: dict[str, Any], main_input: Tensor) -> Tensor:
+        router, base_model = self.mola_router[name], self._base[0]
         embedding = getattr(router, "uses_embeddings", False)
+        if part is not None and part is not base_model:
+            # by itself a part is routed like the whole if it gets the very input
+            read = "input_ids" if embedding else self._main_inputs[0]
+            if not isinstance(inputs.get(read), Tensor) or read not in _parameter_names(base_model):
+                raise ValueError(no_router_input(type(part).__name__, sorted(inputs)))
         # the router is small and its softmax delicate: float32 whatever the autocast
         with torch.autocast(main_input.device.type, enabled=False):
             value = mean_embedding(base_model, inputs) if embedding else main_input
@@ -260,11 +337,11 @@ class RoutingModule(nn.Module, TunerLayer):
         return logits
 
     def _project(self, name: str) -> Tensor:
-        logits = self.routing.logits[name]
+        logits = self.routing.now.logits[name]
         with torch.autocast(logits.device.type, enabled=False):
             projected = self.mola_projection[name](logits.float())
         # keeps the projection in the graph when nobody adds the TwD loss: DDP demands a gradient for every parameter
-        self.routing.logits[name] = logits + 0.0 * projected.sum()
+        self.routing.now.logits[name] = logits + 0.0 * projected.sum()
         return projected
 
     def _bind_checkpoints(self) -> None:
@@ -294,24 +371,6 @@ class _BoundCheckpoint:
         return self.checkpoint(self.routing.bind(function), *args, **kwargs)
 
 
-def _is_decoding(inputs: dict[str, Any]) -> bool:
-    if inputs.get("encoder_outputs") is not None:
-        return True
-    cache = inputs.get("cache", inputs.get("past_key_values"))  # its name since transformers 5.24, and before
-    length = getattr(cache, "get_seq_length", None)
-    return length is not None and int(length()) > 0
-
-
-def _as_ids(task_ids: Any) -> Tensor:
-    try:
-        ids = task_ids if isinstance(task_ids, Tensor) else torch.as_tensor(task_ids)
-    except (TypeError, ValueError, RuntimeError) as error:  # text, None, lists of different lengths
-        raise ValueError(f"mola_task_ids: found {task_ids!r}, allowed are integers") from error
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"mola_task_ids: found {ids.dtype}, allowed are integers")
-    return ids
-
-
 # ------------------------------------------------------------------------------------------------ set_task
 class TaskSetting(AbstractContextManager["TaskSetting"]):
     """What `set_task` returns: the setting holds at once, and until the end of a `with` statement if used in one."""
@@ -333,12 +392,13 @@ def find_routing(model: nn.Module) -> RoutingModule | None:
 
 
 def set_task(model: nn.Module, task_ids: TaskIds | None) -> TaskSetting:
-    """Give the ids of calls that cannot pass `mola_task_ids`, such as `generate` and pipelines.
+    """Give the ids of calls that cannot pass `mola_task_ids`, such as `generate`, pipelines, calls of a part.
 
     Args:
         model: any model with a MoLA adapter.
-        task_ids: one id for all samples, or one per sample of the coming batches (repeated for beams); `None` takes
-            the setting back.
+        task_ids: one id for all samples, which holds for every call whatever its path; or one per sample `[B]`, for
+            calls whose batch is those samples (`generate` repeats them for beams), while others are refused; `None`
+            takes the setting back. It holds in all threads.
 
     Returns:
         A context manager. The setting holds at once; a `with` statement undoes it at its end.
@@ -350,5 +410,5 @@ def set_task(model: nn.Module, task_ids: TaskIds | None) -> TaskSetting:
     if module is None:
         raise ValueError(f"model: found a {type(model).__name__} without MoLA adapter, allowed is one with")
     if task_ids is not None:
-        module._check_range(_as_ids(task_ids).reshape(-1).cpu())
+        module._check_range(as_ids(task_ids).reshape(-1).cpu())
     return TaskSetting(module.routing, task_ids)
