@@ -13,8 +13,17 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import trainer as trainer_module
 
-from hf_ext.trainers import MethodMixin
+from hf_ext.trainers import (
+    DISAMConfig,
+    DISAMTrainer,
+    DivBSConfig,
+    DivBSTrainer,
+    MethodMixin,
+    TARFConfig,
+    TARFTrainer,
+)
 from hf_ext.trainers.checkpoints import fault_of
 from hf_ext.trainers.manifest import MANIFEST, UNFINISHED, files_of, write_manifest
 
@@ -282,7 +291,7 @@ def _dies_in(name: str) -> type[Own]:
     return kind
 
 
-@pytest.mark.parametrize("place", ["save_model", "_save_scaler", "_save_rng_state", "store_flos", "_complete_saving"])
+@pytest.mark.parametrize("place", ["save_model", "_save_scaler", "_save_rng_state", "_complete_saving"])
 def test_whenever_saving_is_killed(
     place: str, whole: nn.Module, classifier: Classifiers, data: Dataset, tmp_path: Path
 ) -> None:
@@ -356,3 +365,57 @@ def test_a_broken_best_checkpoint(classifier: Classifiers, data: Dataset, tmp_pa
     shutil.rmtree(tmp_path / "checkpoint-2")
     Worse.breaks = False
     assert make().train(resume_from_checkpoint=str(tmp_path / "checkpoint-4")).global_step == 6
+
+
+# ------------------------------------------------------------------------------------------------ Trainer's own state
+class Dies(TrainerCallback):
+    """In the update after step 4, of which there is a checkpoint."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            raise Killed
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Without what Trainer takes from the clock, and without the name of the output folder."""
+    state: dict[str, Any] = json.loads((folder / "trainer_state.json").read_text().replace(str(folder.parent), ""))
+    for entry in state["log_history"]:
+        for name in [name for name in entry if name.endswith(("_runtime", "_per_second"))]:
+            del entry[name]
+    return state
+
+
+METHODS: dict[str, tuple[type[Trainer], type[TrainingArguments], dict[str, Any]]] = {
+    "divbs": (DivBSTrainer, DivBSConfig, {"divbs_ratio": 0.5, "divbs_draw": "sample"}),
+    "disam": (DISAMTrainer, DISAMConfig, {"disam_domain_weights": "running", "disam_domain_column": "task_ids"}),
+    "tarf": (TARFTrainer, TARFConfig, {"tarf_k": 0.01, "tarf_t1": 0.0}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_state_of_a_resumed_run_is_that_of_a_whole_one(
+    method: str, vit: Callable[..., Any], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with all callbacks' states restored, about which Trainer has nothing to say."""
+    warned: list[str] = []
+    monkeypatch.setattr(trainer_module.logger, "warning", lambda text, *rest: warned.append(text))
+    kind, config, options = METHODS[method]
+    evaluates = {"eval_strategy": "steps", "eval_steps": 2, "restore_callback_states_from_checkpoint": True}
+    parts: dict[str, Any] = {"train_dataset": data, "eval_dataset": data.select(range(8))}
+    if method == "tarf":
+        parts["forget_dataset"] = data.select(range(8))
+    metrics = []
+    for name, resume, callbacks in (("whole", None, []), ("out", None, [Dies()]), ("out", True, [])):
+        saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 2, "max_steps": 6}
+        quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "per_device_train_batch_size": 4}
+        args: Any = config(output_dir=str(tmp_path / name), **{**saving, **quiet, **evaluates, **options})
+        trainer = kind(vit(), args, callbacks=callbacks, **parts)
+        if callbacks:
+            with pytest.raises(Killed):
+                trainer.train()
+        else:
+            metrics.append(trainer.train(resume_from_checkpoint=resume).metrics)
+    assert _state(tmp_path / "whole" / "checkpoint-6") == _state(tmp_path / "out" / "checkpoint-6")
+    assert not [text for text in warned if "callback" in text]
+    counted = [[run[name] for name in ("train_candidates", "train_kept") if name in run] for run in metrics]
+    assert counted[0] == counted[1] == ([48, 24] if method == "divbs" else [])

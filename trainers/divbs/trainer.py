@@ -70,6 +70,7 @@ class DivBSMixin(MethodMixin):
             seed=self.args.seed,
         )
         self._rows = {"candidates": 0, "kept": 0}  # of this call of `train`, in this process
+        self._rows_before = dict(self._rows)  # of the run before it was resumed, in all of its processes
         self._finite: Tensor | None = (
             None  # whether all scores since the last log were; on a device, which is not asked
         )
@@ -126,13 +127,32 @@ class DivBSMixin(MethodMixin):
             )
         self._finite = None
         if self._selects and "train_runtime" in logs:
-            everyones = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
-            for name in self._rows:
-                rows = sum(counts[name] for counts in everyones)
-                logs |= {f"train_{name}": rows, f"train_{name}_per_second": round(rows / logs["train_runtime"], 3)}
+            for name, rows in self._rows_of_all_processes().items():
+                logs[f"train_{name}"] = rows + self._rows_before[name]  # as `total_flos` is of the whole run
+                logs[f"train_{name}_per_second"] = round(rows / logs["train_runtime"], 3)
             # Trainer's number takes all of the data set for trained on
             logs["train_samples_per_second"] = logs["train_kept_per_second"]
         super().log(logs, *args, **kwargs)
+
+    def _rows_of_all_processes(self) -> dict[str, int]:
+        everyones = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
+        return {name: sum(counts[name] for counts in everyones) for name in self._rows}
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a new run counts its rows from the start, a resumed one goes on."""
+        self._rows = dict.fromkeys(self._rows, 0)
+        self._rows_before = dict(self._rows)
+        return super().train(*args, **kwargs)
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        rows = self._rows_of_all_processes()
+        total = {name: count + self._rows_before[name] for name, count in rows.items()}
+        return super().checkpoint_state() | ({"divbs_rows": total} if self._selects else {})
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super().load_checkpoint_state(state)
+        self._rows_before |= state.get("divbs_rows", {})
 
     # ---------------------------------------------------------------------------------------------- selection
     def _selected(self, batch: Any, micro_step: int) -> Any:
