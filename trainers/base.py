@@ -11,11 +11,12 @@ from torch import Tensor
 from hf_ext.data.collators import KeepColumns
 from hf_ext.data.columns import holds_text, text_values, with_ids
 from hf_ext.trainers.cards import CardMixin
+from hf_ext.trainers.finite import FiniteMixin
 from hf_ext.trainers.groups import GroupMetricsMixin
 from hf_ext.trainers.resuming import ResumingMixin
 
 
-class MethodMixin(ResumingMixin, CardMixin, GroupMetricsMixin):
+class MethodMixin(ResumingMixin, FiniteMixin, CardMixin, GroupMetricsMixin):
     """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
 
     A method's mixin derives from this one, overrides as few methods as it can and always calls `super()`. It gets:
@@ -28,6 +29,7 @@ class MethodMixin(ResumingMixin, CardMixin, GroupMetricsMixin):
       batch, at the right scale under gradient accumulation and in N processes.
     - `checkpoint_state` / `load_checkpoint_state`: the method's own state, a part of every checkpoint, which its
       manifest proves to be complete, and restored by `train(resume_from_checkpoint=...)`.
+    - `expect(name, finite)`: training stops before the optimizer steps where that, a loss or the gradient is not.
     - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, from what `card` has collected during the
       run and what `card_facts` adds, and neither `push_to_hub` nor `push_to_hub=True` sends pickles.
     - `groups`: columns by the name of the groups that their values make (`{"task": "task_ids"}`); evaluation calls

@@ -388,7 +388,7 @@ def _state(folder: Path) -> dict[str, Any]:
 METHODS: dict[str, tuple[type[Trainer], type[TrainingArguments], dict[str, Any]]] = {
     "divbs": (DivBSTrainer, DivBSConfig, {"divbs_ratio": 0.5, "divbs_draw": "sample"}),
     "disam": (DISAMTrainer, DISAMConfig, {"disam_domain_weights": "running", "disam_domain_column": "task_ids"}),
-    "tarf": (TARFTrainer, TARFConfig, {"tarf_k": 0.01, "tarf_t1": 0.0}),
+    "tarf": (TARFTrainer, TARFConfig, {"tarf_k": 0.01, "tarf_t1": 0.0, "tarf_selection": "none"}),
 }
 
 

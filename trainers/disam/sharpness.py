@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from hf_ext.functional import gsam_descent, sagm_descent, sagm_perturbation, sam_perturbation
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.finite import batch_statistics
 from hf_ext.trainers.processes import average_over_processes
 
 
@@ -145,7 +145,7 @@ class SharpnessMixin(MethodMixin):
         micro_batches = self._update_batches
         model.train()
         losses_first = self.begin_ascent(micro_batches)
-        norms = [buffer for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()]
+        norms = batch_statistics(model)
         try:
             # the gradients are averaged over processes in the end, whichever micro-batch Trainer would do it for
             with same_randomness(self.args.device), self.accelerator.no_sync(model):

@@ -54,7 +54,8 @@ class DivBSMixin(MethodMixin):
 
     Raises:
         ValueError: at construction, for a model whose last linear layer is not found, packed sequences, sharded
-            models; in training, for batches whose rows are not samples, or scores that are not finite.
+            models; in training, for batches whose rows are not samples.
+        NonFiniteError: the scores, the loss or the gradient are not finite; the weights are those before that step.
     """
 
     args: Any  # TrainingArguments with DivBSArguments mixed in
@@ -71,9 +72,6 @@ class DivBSMixin(MethodMixin):
         )
         self._rows = {"candidates": 0, "kept": 0}  # of this call of `train`, in this process
         self._rows_before = dict(self._rows)  # of the run before it was resumed, in all of its processes
-        self._finite: Tensor | None = (
-            None  # whether all scores since the last log were; on a device, which is not asked
-        )
 
     # ---------------------------------------------------------------------------------------------- arguments
     @property
@@ -120,12 +118,6 @@ class DivBSMixin(MethodMixin):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; the metrics at the end of the training say how many rows were candidates, and how many were kept."""
-        if self._finite is not None and not bool(self._finite):
-            raise ValueError(
-                f"residuals, features: found scores that are NaN or infinite up to step {self.state.global_step}, "
-                "allowed are finite ones"
-            )
-        self._finite = None
         if self._selects and "train_runtime" in logs:
             for name, rows in self._rows_of_all_processes().items():
                 logs[f"train_{name}"] = rows + self._rows_before[name]  # as `total_flos` is of the whole run
@@ -192,9 +184,11 @@ class DivBSMixin(MethodMixin):
     def _choose(self, scores: Scores, count: int, generator: torch.Generator) -> Tensor:
         if self.args.divbs_strategy == "divbs":
             rule, draw = self.args.divbs_rule, self.args.divbs_draw
-            if scores.features.device.type != "cpu":  # where the selection itself does not look
-                finite = all_finite(scores.residuals) & all_finite(scores.features)
-                self._finite = finite if self._finite is None else self._finite & finite
+            finite = all_finite(scores.residuals) & all_finite(scores.features)
+            self.expect("scores of candidates", finite)
+            if finite.device.type == "cpu" and not finite:  # else the selection would end this process alone
+                broken = ~torch.cat([scores.residuals, scores.features], dim=1).isfinite().all(dim=1)
+                return broken.int().argsort(descending=True, stable=True)[:count]
             rows, info = divbs_select_with_info(*scores[:2], count, rule=rule, draw=draw, generator=generator)
             fractions = {"captured_fraction": info.captured_fraction, "greedy_fraction": info.num_greedy / count}
             self.record(diagnostics=fractions)

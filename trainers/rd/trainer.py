@@ -24,7 +24,7 @@ from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.processes import gather_rows
 from hf_ext.trainers.rd.arguments import Coefficients, RDArguments, coefficients_of
-from hf_ext.trainers.rd.teacher_cache import COLUMN, features_of
+from hf_ext.trainers.rd.teacher_cache import COLUMN, check_features, features_of
 from hf_ext.trainers.rd.teacher_comparison import TeacherComparison, compare, count_parameters
 
 
@@ -91,6 +91,8 @@ class RDMixin(MethodMixin):
             )
         check_train_labels(self, int(model.config.num_labels or 0))
         coefficients = self._first_coefficients()
+        if coefficients.teach:
+            check_features(self.train_dataset)
         if not coefficients.train_phi:
             model.phi.requires_grad_(False)  # DDP waits for the gradients of all that has one
         rows = self._train_batch_size * (self.accelerator.num_processes if self._is_global else 1)
@@ -140,7 +142,9 @@ class RDMixin(MethodMixin):
             return gathered
 
         features = features_of(lambda: self.get_test_dataloader(rows), compute, names[0])
-        return WithColumns(rows, **{COLUMN: features})
+        cached = WithColumns(rows, **{COLUMN: features})
+        check_features(cached)
+        return cached
 
     # ---------------------------------------------------------------------------------------------- losses
     def compute_loss(
