@@ -13,10 +13,11 @@ from hf_ext.data.columns import holds_text, text_values, with_ids
 from hf_ext.trainers.cards import CardMixin
 from hf_ext.trainers.finite import FiniteMixin
 from hf_ext.trainers.groups import GroupMetricsMixin
+from hf_ext.trainers.loss_scale import LossScaleMixin
 from hf_ext.trainers.resuming import ResumingMixin
 
 
-class MethodMixin(ResumingMixin, FiniteMixin, CardMixin, GroupMetricsMixin):
+class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMetricsMixin):
     """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
 
     A method's mixin derives from this one, overrides as few methods as it can and always calls `super()`. It gets:
@@ -165,31 +166,3 @@ class MethodMixin(ResumingMixin, FiniteMixin, CardMixin, GroupMetricsMixin):
         names = sorted({name for recorded, _ in everyones for name in recorded})
         sums = {name: np.sum([one[name] for one, _ in everyones if name in one], axis=0) for name in names}
         return {name: float(total / count) for name, (total, count) in sums.items()}
-
-    def add_mean_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """`loss + term` where `term` is a mean over the micro-batch and `loss` is what `super().compute_loss` made.
-
-        Trainer divides the sum by the accumulation steps unless the loss was normalised by `num_items_in_batch`; the
-        term has to be divided either way.
-        """
-        steps = self.current_gradient_accumulation_steps
-        return loss + (term / steps if self._is_normalised(num_items_in_batch) else term)
-
-    def add_sum_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """`loss + term` where the update's loss is to contain the sum of the terms of all micro-batches and processes.
-
-        Neither the accumulation steps nor DDP's averaging over processes divide the term.
-        """
-        return loss + term * self.sum_scale(num_items_in_batch)
-
-    def sum_scale(self, num_items_in_batch: Tensor | int | None) -> int:
-        """Factor of a part of a sum over the update, of which Trainer and DDP take means; see `add_sum_term`."""
-        steps = 1 if self._is_normalised(num_items_in_batch) else self.current_gradient_accumulation_steps
-        return steps * self.accelerator.num_processes
-
-    def _is_normalised(self, num_items_in_batch: Tensor | int | None) -> bool:
-        """Whether what `super().compute_loss` makes is meant for the whole update, as Trainer sees it."""
-        if self.loss_is_scaled_for_ga is not None:
-            return self.loss_is_scaled_for_ga
-        by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        return by_model or self.compute_loss_func is not None

@@ -63,3 +63,8 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     if decision[1] is not None:
         raise ValueError(decision[1])
     return decision[0]
+
+
+def model_of(trainer: Any) -> Any:
+    """The model to pass rows through besides training: bare, unless it is sharded."""
+    return trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model

@@ -19,6 +19,7 @@ from hf_ext.functional import (
 )
 from hf_ext.trainers.finite import NonFiniteError
 from hf_ext.trainers.losses import logits_of, shifts_labels
+from hf_ext.trainers.processes import model_of
 from hf_ext.trainers.tarf.paired import ROW, load, numbered
 from hf_ext.trainers.tarf.plan import Plan
 
@@ -47,11 +48,6 @@ def row_batches(trainer: Any, data: Any) -> Iterator[tuple[bool, dict[str, Any]]
             yield place < len(batches), trainer._prepare_inputs(batch)
     finally:
         model.train(was_training)
-
-
-def model_of(trainer: Any) -> Any:
-    """The model to pass rows through besides training: bare, unless it is sharded."""
-    return trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model
 
 
 def all_losses(trainer: Any, data: Any, group_column: str | None = None) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,8 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
     if step := options.get("kill_at"):
         trainer.add_callback(KillAtStep(step))
     try:
-        trainer.train(resume_from_checkpoint=options.get("resume", False))
+        with warnings.catch_warnings(record=True) as caught:
+            trainer.train(resume_from_checkpoint=options.get("resume", False))
     except ValueError as error:
         if not options.get("refused"):
             raise
@@ -104,8 +106,14 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         save_file({name: value.clone() for name, value in model.state_dict().items()}, options["weights"])
+    said = [str(each.message) for each in caught]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"num_processes": trainer.accelerator.num_processes, "history": history, "metrics": metrics}
+    return {
+        "num_processes": trainer.accelerator.num_processes,
+        "history": history,
+        "metrics": metrics,
+        "warnings": said,
+    }
 
 
 def main() -> None:
