@@ -2,25 +2,31 @@
 
 import copy
 import dataclasses
+import json
 import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modelcard import extract_hyperparameters_from_trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_ext._environment import hardware, versions
+from hf_ext._files import read_json, write_atomically
 from hf_ext._models import unwrapped
 from hf_ext.hub_cards.card import MethodCard, Result, training_entries
 from hf_ext.hub_cards.create import create_card
 from hf_ext.hub_cards.methods import METHODS
 from hf_ext.hub_cards.tasks import base_options
 
-#: where the facts lie in `trainer_state.json`, so that a resumed run goes on with them
-_KEY = "hf_ext_card"
+#: where the facts lie in a checkpoint, so that a resumed run goes on with them
+FACTS_IN_CHECKPOINT = "card_facts.json"
+#: where earlier versions put them in `trainer_state.json`
+_EARLIER_KEY = "hf_ext_card"
 _NO_RESULTS = ("runtime", "per_second", "epoch", "preparation_time", "num_input_tokens_seen")
 
 
@@ -31,6 +37,9 @@ class CardCallback(TrainerCallback):
     every data set (with the parts that `add_groups` names), training time over all resumptions, hardware, versions.
     With `load_best_model_at_end` the evaluation is the best model's. A run that only evaluates says nothing of the
     training. Trainers with a `MethodMixin` bring one along, as `trainer.card`.
+
+    The facts are saved in checkpoints, as `card_facts.json`. Trainer does not tell a callback what is resumed from: a
+    plain one's goes on with the facts if that is `args.resume_from_checkpoint` or lies in `args.output_dir`.
 
     Args:
         method: a key of `METHODS`.
@@ -51,6 +60,8 @@ class CardCallback(TrainerCallback):
         self._loss_terms: dict[str, None] = {}  # names, in order
         self._log_history: list[dict[str, float]] = []
         self._started = 0.0
+        #: the checkpoint that training resumes from, where a Trainer says so
+        self.resumed_from: str | None = None
 
     @property
     def step(self) -> int:
@@ -79,10 +90,7 @@ class CardCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # transformers' ExportableState would fail to resume from checkpoints made without this callback
-        saved: Any = state.stateful_callbacks  # a dict once the state is made
-        self._facts = _no_facts() | saved.get(_KEY, {})
-        saved[_KEY] = self._facts
+        self._facts = _no_facts() | self._saved_facts(args, state)
         self.add_loss_terms(())  # those that were named before
         dataset = _dataset_of(kwargs.get("train_dataloader"))
         name = _name_of(dataset)
@@ -121,6 +129,31 @@ class CardCallback(TrainerCallback):
         seen = {name: copy.deepcopy(self._facts[name]) for name in ("evaluations", "method")}
         self._facts["seen"] = best | {str(state.global_step): seen}
 
+    # ---------------------------------------------------------------------------------------------- checkpoints
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save the facts in a checkpoint, of which `trainer_state.json` then is the same for every way to it."""
+        os.makedirs(folder, exist_ok=True)
+        write_atomically(Path(folder) / FACTS_IN_CHECKPOINT, json.dumps(self._facts, indent=1))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = _checkpoint_of(args, state)
+        if args.should_save and folder.is_dir():  # trials have folders of their own, which a plain Trainer keeps quiet
+            self.save(folder)
+
+    def _saved_facts(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        """Those of the checkpoint that is resumed from, if any."""
+        saved: Any = state.stateful_callbacks  # a dict once the state is made
+        earlier: dict[str, Any] = saved.pop(_EARLIER_KEY, {})
+        if not state.global_step:
+            return {}
+        guesses = (args.resume_from_checkpoint, _checkpoint_of(args, state))
+        for folder in (self.resumed_from,) if self.resumed_from else guesses:
+            path = Path(str(folder)) / FACTS_IN_CHECKPOINT
+            if path.is_file():
+                return read_json(path, "resume_from_checkpoint")
+        return earlier
+
+    # ---------------------------------------------------------------------------------------------- the end
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -164,6 +197,10 @@ class CardCallback(TrainerCallback):
                 group = ", ".join(filter(None, (_part_of(prefix), group)))
                 results.append(Result(title, metric, value, is_method=True, group=group, step=step))
         return results
+
+
+def _checkpoint_of(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def _no_facts() -> dict[str, Any]:

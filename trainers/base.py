@@ -1,6 +1,5 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
-import os
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Mapping
@@ -10,27 +9,22 @@ from typing import Any
 import numpy as np
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_ext._models import unwrapped
 from hf_ext.data.collators import KeepColumns
 from hf_ext.data.columns import holds_text, text_values, with_ids
 from hf_ext.trainers.arguments import MethodArguments
 from hf_ext.trainers.cards import CardMixin
-from hf_ext.trainers.checkpoints import (
-    is_complete,
-    newest_complete_checkpoint,
-    read_state,
-    restore_weights,
-    write_state,
-)
+from hf_ext.trainers.finite import FiniteMixin
 from hf_ext.trainers.groups import GroupMetricsMixin
+from hf_ext.trainers.loss_scale import LossScaleMixin
+from hf_ext.trainers.resuming import ResumingMixin
 
 #: packages whose Trainers make the usual losses
 _ECOSYSTEM = ("transformers", "trl", "hf_ext")
 
 
-class MethodMixin(CardMixin, GroupMetricsMixin):
+class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMetricsMixin):
     """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
 
     A method's mixin derives from this one, overrides as few methods as it can and always calls `super()`. It gets:
@@ -41,8 +35,9 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
       two logs, and logged next to Trainer's "loss"; a card shows the terms of the loss.
     - `add_mean_term(loss, term, ...)`, `add_sum_term`: add a batch mean, or a part of a sum over the update's whole
       batch, at the right scale under gradient accumulation and in N processes.
-    - `checkpoint_state` / `load_checkpoint_state`: the method's own state, saved before Trainer's files and restored
-      by `train(resume_from_checkpoint=...)`, which takes the newest checkpoint that is complete.
+    - `checkpoint_state` / `load_checkpoint_state`: the method's own state, a part of every checkpoint, which its
+      manifest proves to be complete, and restored by `train(resume_from_checkpoint=...)`.
+    - `expect(name, finite)`: training stops before the optimizer steps where that, a loss or the gradient is not.
     - `method`: its key in `hub_cards.METHODS`; Trainer's card is then ours, from what `card` has collected during the
       run and what `card_facts` adds, and neither `push_to_hub` nor `push_to_hub=True` sends pickles.
     - `groups`: columns by the name of the groups that their values make (`{"task": "task_ids"}`); evaluation calls
@@ -204,85 +199,8 @@ class MethodMixin(CardMixin, GroupMetricsMixin):
         sums = {name: np.sum([one[name] for one, _ in gathered if name in one], axis=0) for name in names}
         return {name: float(total / count) for name, (total, count) in sums.items()}
 
-    def add_mean_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """`loss + term` where `term` is a mean over the micro-batch and `loss` is what `super().compute_loss` made.
-
-        Trainer divides the sum by the accumulation steps unless the loss was normalised by `num_items_in_batch`; the
-        term has to be divided either way.
-        """
-        steps = self.current_gradient_accumulation_steps
-        return loss + (term / steps if self._is_normalised(num_items_in_batch) else term)
-
-    def add_sum_term(self, loss: Tensor, term: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-        """`loss + term` where the update's loss is to contain the sum of the terms of all micro-batches and processes.
-
-        Neither the accumulation steps nor DDP's averaging over processes divide the term.
-        """
-        return loss + term * self.sum_scale(num_items_in_batch)
-
-    def sum_scale(self, num_items_in_batch: Tensor | int | None) -> int:
-        """Factor of a part of a sum over the update, of which Trainer and DDP take means; see `add_sum_term`."""
-        steps = 1 if self._is_normalised(num_items_in_batch) else self.current_gradient_accumulation_steps
-        return steps * self.accelerator.num_processes
-
-    def _is_normalised(self, num_items_in_batch: Tensor | int | None) -> bool:
-        """Whether what `super().compute_loss` makes is meant for the whole update, as Trainer sees it."""
-        if self.loss_is_scaled_for_ga is not None:
-            return self.loss_is_scaled_for_ga
-        by_model = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        return by_model or self.compute_loss_func is not None
-
-    # ---------------------------------------------------------------------------------------------- checkpoints
-    def checkpoint_state(self) -> dict[str, Any]:
-        """Tensors and JSON values that a resumed run needs. Cooperative: `super().checkpoint_state() | {...}`."""
-        return {}
-
-    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
-        """Take back what `checkpoint_state` gave (tensors on the CPU). Cooperative: call `super()`."""
-
     def _hp_search_setup(self, trial: Any) -> None:
         """Set a trial's arguments of a hyper-parameter search, and check them as those of a constructor."""
         super()._hp_search_setup(trial)
         if isinstance(self.args, MethodArguments):
             self.args.check_options()
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; `resume_from_checkpoint=True` resumes from the newest complete checkpoint in `output_dir`.
-
-        Raises:
-            ValueError: the checkpoint is not complete, or there is none.
-        """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete_checkpoint(str(self.args.output_dir))
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"resume_from_checkpoint: found no complete checkpoint in {self.args.output_dir!r}, allowed is a "
-                    "folder with one"
-                )
-        if resume_from_checkpoint:
-            if not is_complete(resume_from_checkpoint):
-                raise ValueError(
-                    f"resume_from_checkpoint: found {resume_from_checkpoint!r} without a readable trainer_state.json "
-                    "(saving was interrupted?), allowed is a complete checkpoint"
-                )
-            self.load_checkpoint_state(read_state(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        state = self.checkpoint_state()
-        if state and self.args.should_save:
-            # before Trainer's own files: it writes the one that marks a checkpoint complete, then rotates old ones out
-            write_state(os.path.join(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"), state)
-        super()._save_checkpoint(model, trial)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._restore_weights(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._restore_weights(str(self.state.best_model_checkpoint))
-
-    def _restore_weights(self, folder: str) -> None:
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            restore_weights(unwrapped(self.model), folder)

@@ -1,10 +1,15 @@
-"""What the processes of a training share: rows with their gradients, and averages."""
+"""What the processes of a training share: rows with their gradients, averages, and decisions."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class _GatherRows(torch.autograd.Function):
@@ -40,3 +45,26 @@ def average_over_processes(tensors: list[Tensor]) -> None:
         flat /= dist.get_world_size()
         for tensor, part in zip(same_dtype, flat.split([tensor.numel() for tensor in same_dtype]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What the main process decides, in all processes.
+
+    Raises:
+        ValueError: in all of them, where the main one meets it.
+    """
+    decision: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            decision[0] = decide()
+        except ValueError as error:
+            decision[1] = str(error)
+    broadcast_object_list(decision)
+    if decision[1] is not None:
+        raise ValueError(decision[1])
+    return decision[0]
+
+
+def model_of(trainer: Any) -> Any:
+    """The model to pass rows through besides training: bare, unless it is sharded."""
+    return trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model

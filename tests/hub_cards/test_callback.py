@@ -1,5 +1,6 @@
 """What a card knows of a run, with any Trainer, over interruptions too."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,6 +161,33 @@ def test_a_resumed_run_goes_on_with_the_facts(
     assert (before["environment"]["training time"], after["environment"]["training time"]) == ("20 s", "40 s")
     assert [entry["step"] for entry in after["log_history"]] == [1, 2, 3, 4]
     assert {result.group for result in after["results"]} == {"", "domain 0", "domain 1"}
+
+
+@pytest.mark.parametrize("kept", ["in a file", "in the state"])
+def test_a_plain_trainer_goes_on_with_the_facts_too(
+    kept: str, toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
+    """Of the checkpoint in its folder; earlier versions kept them in Trainer's state. A new run starts without."""
+    card = CardCallback("toy")
+    arguments = _arguments(tmp_path, save_strategy="steps", save_steps=2)
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[card])
+    trainer.train()
+    file, state = (tmp_path / "checkpoint-2" / name for name in ("card_facts.json", "trainer_state.json"))
+    facts = json.loads(file.read_text()) | {"method": {"seen": 2}}
+    if kept == "in a file":
+        file.write_text(json.dumps(facts))
+    else:
+        file.unlink()
+        saved = json.loads(state.read_text())
+        saved["stateful_callbacks"]["hf_ext_card"] = facts
+        state.write_text(json.dumps(saved))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert card.card_facts()["facts"] == {"seen": 2}
+    assert set(json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["stateful_callbacks"]) == {
+        "TrainerControl"
+    }
+    trainer.train()
+    assert card.card_facts()["facts"] == {}
 
 
 def test_a_checkpoint_without_facts_can_be_resumed(

@@ -1,5 +1,7 @@
 """Every method in real processes: two train like one, and a killed run resumes bit for bit."""
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from hf_ext.trainers.manifest import MANIFEST
 
 SCRIPT = Path(__file__).parent / "scripts" / "train.py"
 
@@ -137,3 +141,22 @@ def test_a_killed_run_resumes_bit_for_bit(run_script: Any, tmp_path: Path) -> No
         assert first.keys() == second.keys()
         assert [key for key in first if not torch.equal(first[key], second[key])] == [], (name, kill)
         assert [entry["loss"] for entry in run["history"]] == [entry["loss"] for entry in expected[name]["history"]]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together(run_script: Any, tmp_path: Path) -> None:
+    """Where one of them meets a loss that is not finite, and where a checkpoint lacks what one of them has saved."""
+    training = {"train_sampling_strategy": "sequential", "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    cases = {"mola": (Case("mola", training), 12), "divbs": (Case("divbs", {**training, "divbs_ratio": 0.5}), 24)}
+    whole = _run(cases["mola"][0], tmp_path, "whole")
+    runs = [_run(case, tmp_path, name, bad_row=row, refused=True) for name, (case, row) in cases.items()]
+    for result in run_script(SCRIPT, {"runs": [*runs, whole]}, processes=2)["runs"][:2]:
+        first, second = result["errors"]
+        assert first == second
+        assert re.search(r"the loss and .*gradient are not finite in step 2\b.*of micro-batch 0 of process 1", first)
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(json.loads((checkpoint / MANIFEST).read_text())["files"])
+    (checkpoint / "rng_state_1.pth").unlink()
+    refused = run_script(SCRIPT, {"runs": [{**whole, "resume": str(checkpoint), "refused": True}]}, processes=2)
+    first, second = refused["runs"][0]["errors"]
+    assert first == second and "found no 'rng_state_1.pth', which was saved" in first

@@ -3,19 +3,17 @@
 Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization" (ICLR 2021, arXiv:2010.01412).
 """
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from hf_ext.functional import gsam_descent, sagm_descent, sagm_perturbation, sam_perturbation
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.finite import batch_statistics
+from hf_ext.trainers.passes import same_randomness
 from hf_ext.trainers.processes import average_over_processes
 
 
@@ -145,7 +143,7 @@ class SharpnessMixin(MethodMixin):
         micro_batches = self._update_batches
         model.train()
         losses_first = self.begin_ascent(micro_batches)
-        norms = [buffer for module in model.modules() if isinstance(module, _NormBase) for buffer in module.buffers()]
+        norms = batch_statistics(model)
         try:
             # the gradients are averaged over processes in the end, whichever micro-batch Trainer would do it for
             with same_randomness(self.args.device), self.accelerator.no_sync(model):
@@ -218,16 +216,3 @@ class SharpnessMixin(MethodMixin):
             self._unperturbed = []
             for tensor, saved in zip(changed, values, strict=True):
                 tensor.copy_(saved)
-
-
-@contextmanager
-def same_randomness(device: torch.device) -> Iterator[None]:
-    """What is drawn inside is drawn again afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [] if device.type == "cpu" else [device]
-    try:
-        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

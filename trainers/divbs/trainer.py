@@ -54,7 +54,8 @@ class DivBSMixin(MethodMixin):
 
     Raises:
         ValueError: at construction, for a model whose last linear layer is not found, packed sequences, sharded
-            models; in training, for batches whose rows are not samples, or scores that are not finite.
+            models; in training, for batches whose rows are not samples.
+        NonFiniteError: the scores, the loss or the gradient are not finite; the weights are those before that step.
     """
 
     args: Any  # TrainingArguments with DivBSArguments mixed in
@@ -70,9 +71,7 @@ class DivBSMixin(MethodMixin):
             seed=self.args.seed,
         )
         self._rows = {"candidates": 0, "kept": 0}  # of this call of `train`, in this process
-        self._finite: Tensor | None = (
-            None  # whether all scores since the last log were; on a device, which is not asked
-        )
+        self._rows_before = dict(self._rows)  # of the run before it was resumed, in all of its processes
 
     # ---------------------------------------------------------------------------------------------- arguments
     @property
@@ -119,20 +118,33 @@ class DivBSMixin(MethodMixin):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; the metrics at the end of the training say how many rows were candidates, and how many were kept."""
-        if self._finite is not None and not bool(self._finite):
-            raise ValueError(
-                f"residuals, features: found scores that are NaN or infinite up to step {self.state.global_step}, "
-                "allowed are finite ones"
-            )
-        self._finite = None
         if self._selects and "train_runtime" in logs:
-            gathered = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
-            for name in self._rows:
-                rows = sum(counts[name] for counts in gathered)
-                logs |= {f"train_{name}": rows, f"train_{name}_per_second": round(rows / logs["train_runtime"], 3)}
+            for name, rows in self._rows_of_all_processes().items():
+                logs[f"train_{name}"] = rows + self._rows_before[name]  # as `total_flos` is of the whole run
+                logs[f"train_{name}_per_second"] = round(rows / logs["train_runtime"], 3)
             # Trainer's number takes all of the data set for trained on
             logs["train_samples_per_second"] = logs["train_kept_per_second"]
         super().log(logs, *args, **kwargs)
+
+    def _rows_of_all_processes(self) -> dict[str, int]:
+        gathered = gather_object([self._rows]) if self.accelerator.num_processes > 1 else [self._rows]
+        return {name: sum(counts[name] for counts in gathered) for name in self._rows}
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a new run counts its rows from the start, a resumed one goes on."""
+        self._rows = dict.fromkeys(self._rows, 0)
+        self._rows_before = dict(self._rows)
+        return super().train(*args, **kwargs)
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        rows = self._rows_of_all_processes()
+        total = {name: count + self._rows_before[name] for name, count in rows.items()}
+        return super().checkpoint_state() | ({"divbs_rows": total} if self._selects else {})
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super().load_checkpoint_state(state)
+        self._rows_before |= state.get("divbs_rows", {})
 
     # ---------------------------------------------------------------------------------------------- selection
     def _selected(self, batch: Any, micro_step: int) -> Any:
@@ -172,9 +184,11 @@ class DivBSMixin(MethodMixin):
     def _choose(self, scores: Scores, count: int, generator: torch.Generator) -> Tensor:
         if self.args.divbs_strategy == "divbs":
             rule, draw = self.args.divbs_rule, self.args.divbs_draw
-            if scores.features.device.type != "cpu":  # where the selection itself does not look
-                finite = all_finite(scores.residuals) & all_finite(scores.features)
-                self._finite = finite if self._finite is None else self._finite & finite
+            finite = all_finite(scores.residuals) & all_finite(scores.features)
+            self.expect("scores of candidates", finite)
+            if finite.device.type == "cpu" and not finite:  # else the selection would end this process alone
+                broken = ~torch.cat([scores.residuals, scores.features], dim=1).isfinite().all(dim=1)
+                return broken.int().argsort(descending=True, stable=True)[:count]
             rows, info = divbs_select_with_info(*scores[:2], count, rule=rule, draw=draw, generator=generator)
             fractions = {"captured_fraction": info.captured_fraction, "greedy_fraction": info.num_greedy / count}
             self.record(diagnostics=fractions)

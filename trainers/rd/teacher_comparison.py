@@ -3,8 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_ext._environment import hardware
 from hf_ext.hub_cards.card import Result
 from hf_ext.models.rd.portable import check_labels
+from hf_ext.trainers.passes import evaluation_mode
 
 _NOT_THE_STUDENTS = ("labels", "teacher_features", "teacher_pixel_values")
 
@@ -91,7 +92,7 @@ def compare(
     device, autocast = trainer.args.device, trainer.accelerator.autocast
     size, times, hits = 0, dict[str, list[float]](), dict[str, list[Tensor]]()
     with (
-        _in_evaluation_mode(trainer.model),
+        evaluation_mode(trainer.model),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),  # loaders draw a seed
         torch.no_grad(),
     ):
@@ -170,14 +171,3 @@ def _wait(device: torch.device) -> None:
 def _described(device: torch.device) -> str:
     threads = f", torch threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     return hardware(device.type) + threads
-
-
-@contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}  # parts of one in training may be in evaluation
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -23,7 +23,7 @@ from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.labels import LabelsByNameMixin, check_train_labels
 from hf_ext.trainers.processes import gather_rows
 from hf_ext.trainers.rd.arguments import Coefficients, RDArguments, coefficients_of
-from hf_ext.trainers.rd.teacher_cache import COLUMN, features_of
+from hf_ext.trainers.rd.teacher_cache import COLUMN, check_features, features_of
 from hf_ext.trainers.rd.teacher_comparison import TeacherComparison, compare, count_parameters
 
 
@@ -93,6 +93,8 @@ class RDMixin(LabelsByNameMixin):
         self.warn_of_other_loss(RDMixin)
         coefficients = self._first_coefficients()
         self._set_trained()
+        if coefficients.teach:
+            check_features(self.train_dataset)
         rows = self._train_batch_size * (self.accelerator.num_processes if self._is_global else 1)
         if coefficients.gamma and rows < 4:
             warnings.warn(
@@ -149,7 +151,9 @@ class RDMixin(LabelsByNameMixin):
             return gathered
 
         features = features_of(lambda: self.get_test_dataloader(rows), compute, names[0])
-        return WithColumns(rows, **{COLUMN: features})
+        cached = WithColumns(rows, **{COLUMN: features})
+        check_features(cached)
+        return cached
 
     # ---------------------------------------------------------------------------------------------- losses
     def compute_loss(

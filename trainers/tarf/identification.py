@@ -18,7 +18,9 @@ from hf_ext.functional import (
     retain_mask,
     retain_mask_by_label,
 )
+from hf_ext.trainers.finite import NonFiniteError
 from hf_ext.trainers.losses import logits_of, shifts_labels
+from hf_ext.trainers.processes import model_of
 from hf_ext.trainers.tarf.paired import ROW, load, numbered
 from hf_ext.trainers.tarf.plan import Plan
 
@@ -49,11 +51,6 @@ def row_batches(trainer: Any, data: Any) -> Iterator[tuple[bool, dict[str, Any]]
         model.train(was_training)
 
 
-def model_of(trainer: Any) -> Any:
-    """The model to pass rows through besides training: bare, unless it is sharded."""
-    return trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model
-
-
 def all_losses(trainer: Any, data: Any, group_column: str | None = None) -> tuple[Tensor, Tensor | None]:
     """Loss of every row, `[N]`, and its group, `[N]`: by row number, the same in all processes, which share the work.
 
@@ -63,6 +60,9 @@ def all_losses(trainer: Any, data: Any, group_column: str | None = None) -> tupl
         trainer: as for `row_batches`, with `group_column` among its own columns, if given.
         data: with a length.
         group_column: by default the labels are the groups; None is returned where these are not one class a sample.
+
+    Raises:
+        NonFiniteError: in all processes, for rows whose losses are NaN or infinite.
     """
     device, model = trainer.args.device, model_of(trainer)
     losses = torch.zeros(len(data), device=device)
@@ -78,7 +78,14 @@ def all_losses(trainer: Any, data: Any, group_column: str | None = None) -> tupl
             losses[rows] = batch_losses.to(losses.dtype)
             if grouped:
                 groups[rows] = ids
-    return trainer.accelerator.reduce(losses), trainer.accelerator.reduce(groups) if grouped else None
+    losses = trainer.accelerator.reduce(losses)
+    if not bool(losses.isfinite().all()):
+        broken = ", ".join(map(str, (~losses.isfinite()).nonzero().flatten().tolist()[:5]))
+        raise NonFiniteError(
+            f"the losses of rows {broken} of {len(losses)} are not finite before {trainer.step_in_words()}, so that "
+            "what an ascent moves cannot be told; mend or leave out these rows, or lower tarf_k if there was one"
+        )
+    return losses, trainer.accelerator.reduce(groups) if grouped else None
 
 
 def identify(

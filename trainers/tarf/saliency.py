@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hf_ext.functional import per_sample_losses, saliency_masks
 from hf_ext.trainers.losses import logits_of, shifts_labels
-from hf_ext.trainers.processes import average_over_processes
-from hf_ext.trainers.tarf.identification import model_of, row_batches
+from hf_ext.trainers.processes import average_over_processes, model_of
+from hf_ext.trainers.tarf.identification import row_batches
 from hf_ext.trainers.tarf.paired import PairedMixin
 
 _PREFIX = "tarf_salient_"

@@ -3,7 +3,6 @@
 TARF (Zhu et al., ICLR 2026, arXiv:2406.08288). Written from the equations; the authors' code was not available.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +60,7 @@ class TARFMixin(SaliencyMixin):
 
     Raises:
         ValueError: at construction or before the first step, for settings and data that cannot work.
-        FloatingPointError: the gradient is not finite; the weights are those before that step.
+        NonFiniteError: the loss or the gradient is not finite; the weights are those before that step.
     """
 
     args: Any  # TrainingArguments with TARFArguments mixed in
@@ -137,6 +136,7 @@ class TARFMixin(SaliencyMixin):
         counts = [sum(find_batch_size(batch) for batch in batches), 0]
         if plan.weight(t) > 0:
             batches = self.paired(batches, self.forget_dataset, self._forget_batch_size)
+            self._micro_batches_of_update = batches
             counts[1] = sum(len(batch[PAIRED][ROW]) for batch in batches)
         rows = counts
         if self.accelerator.num_processes > 1:
@@ -194,15 +194,12 @@ class TARFMixin(SaliencyMixin):
         loss = objective["total"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)
-        # a loss scaler takes such gradients for its own business
-        if self._update is not None and self.accelerator.scaler is None and not math.isfinite(float(norm)):
-            raise FloatingPointError(
-                f"the gradient is not finite in step {self.state.global_step + 1} (phase {self._update.phase}); the "
-                "weights are those before it. Lower tarf_k or the learning rate, or set tarf_max_forget_loss"
-            )
-        return norm
+    def step_in_words(self) -> str:
+        step = super().step_in_words()
+        return step if self._update is None else f"{step} (phase {self._update.phase})"
+
+    def non_finite_advice(self) -> str:
+        return f"{super().non_finite_advice()}; lower tarf_k, or set tarf_max_forget_loss"
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; with k(t), the phase (1 to 3) and the share of remaining rows left out."""

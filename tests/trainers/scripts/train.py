@@ -8,11 +8,13 @@ import json
 import os
 import signal
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
@@ -36,8 +38,8 @@ def vit(options: dict[str, Any]) -> ViTForImageClassification:
     )
 
 
-def dataset() -> Dataset:
-    """48 random images of ten classes, three tasks, three domains."""
+def dataset(bad_row: int | None = None) -> Dataset:
+    """48 random images of ten classes, three tasks, three domains; one row may have a pixel that is no number."""
     rng = np.random.default_rng(0)
     columns = {
         "pixel_values": rng.normal(size=(48, 1, 8, 8)).astype("float32"),
@@ -45,6 +47,8 @@ def dataset() -> Dataset:
         "task_ids": rng.integers(0, 3, 48),
     }
     columns["domain_ids"] = columns["task_ids"]
+    if bad_row is not None:
+        columns["pixel_values"][bad_row, 0, 0, 0] = np.nan
     return Dataset.from_dict(columns).with_format("torch")
 
 
@@ -86,18 +90,30 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
             **options["training"],
         }
     )
-    data = dataset()
+    data = dataset(bad_row=options.get("bad_row"))
     parts = {"train_dataset": data, "eval_dataset": data.select(range(20)), **parts}
     trainer: Trainer = trainer_class(args=args, **parts)
     if step := options.get("kill_at"):
         trainer.add_callback(KillAtStep(step))
-    trainer.train(resume_from_checkpoint=options.get("resume", False))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            trainer.train(resume_from_checkpoint=options.get("resume", False))
+    except ValueError as error:
+        if not options.get("refused"):
+            raise
+        return {"num_processes": trainer.accelerator.num_processes, "errors": gather_object([str(error)])}
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         save_file({name: value.clone() for name, value in model.state_dict().items()}, options["weights"])
+    said = [str(each.message) for each in caught]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"num_processes": trainer.accelerator.num_processes, "history": history, "metrics": metrics}
+    return {
+        "num_processes": trainer.accelerator.num_processes,
+        "history": history,
+        "metrics": metrics,
+        "warnings": said,
+    }
 
 
 def main() -> None:
