@@ -1,13 +1,17 @@
 """Files that are written whole or not at all, and JSON files with errors that say what was found."""
 
+import hashlib
 import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: JSON that is nested deeper than this is broken: whoever walks through it would run out of stack
+_DEEPEST = 100
 
 
 @contextmanager
@@ -44,6 +48,22 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         new.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def is_regular(path: str | os.PathLike[str]) -> bool:
+    """Whether a file, or what a link leads to, can be read to its end: no folder, pipe, socket or device."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def sha256_of(content: bytes | Path) -> str:
+    """SHA-256 of some bytes or of a file's."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: str | os.PathLike[str], name: str = "path") -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -53,13 +73,30 @@ def read_json(path: str | os.PathLike[str], name: str = "path") -> dict[str, Any
 
     Raises:
         OSError: no such file, or one that cannot be read.
-        ValueError: a file that is no JSON, or JSON of something else.
+        ValueError: a file that is no JSON, JSON of something else or of more than 100 levels, or a pipe or device,
+            which is not opened.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir() and not is_regular(path):
+        raise ValueError(f"{name}: found {str(path)!r}, a pipe, socket or device, allowed is a file")
     try:
         values = json.loads(path.read_bytes())
+        if _is_deeper(values, _DEEPEST):
+            raise ValueError(f"nested deeper than {_DEEPEST} levels")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: found a broken {str(path)!r} ({error}), allowed is JSON") from None
     if not isinstance(values, dict):
         raise ValueError(f"{name}: found a {type(values).__name__} in {str(path)!r}, allowed is a JSON object")
     return values
+
+
+def _is_deeper(values: Any, levels: int) -> bool:
+    """Whether there are lists or objects within each other, more than so many; without recursion."""
+    inner = [values]
+    for _ in range(levels + 1):
+        inner = [item for value in inner if isinstance(value, list | dict) for item in _items(value)]
+    return any(isinstance(value, list | dict) for value in inner)
+
+
+def _items(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value

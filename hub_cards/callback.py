@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_ext._environment import hardware, versions
 from hf_ext._files import read_json, write_atomically
 from hf_ext._models import unwrapped
-from hf_ext.hub_cards.card import MethodCard, Result, training_entries
+from hf_ext.hub_cards.card import MethodCard, Result, names_of, training_entries
 from hf_ext.hub_cards.create import create_card
 from hf_ext.hub_cards.methods import METHODS
 from hf_ext.hub_cards.tasks import base_options
@@ -50,11 +50,11 @@ class CardCallback(TrainerCallback):
     """
 
     def __init__(self, method: str, further_methods: Iterable[str] = ()) -> None:
-        for name in (method, *further_methods):
+        self.method = method
+        self.further_methods = tuple(names_of("further_methods", further_methods))
+        for name in (method, *self.further_methods):
             if name not in METHODS:
                 raise ValueError(f"method: found {name!r}, allowed are {sorted(METHODS)}")
-        self.method = method
-        self.further_methods = tuple(further_methods)
         self._facts: dict[str, Any] = _no_facts()
         self._run: dict[str, Any] = {}
         self._loss_terms: dict[str, None] = {}  # names, in order
@@ -79,13 +79,13 @@ class CardCallback(TrainerCallback):
         The card shows these and no other value that is logged. They hold for every training of this Trainer, and a
         checkpoint has them.
         """
-        self._loss_terms |= dict.fromkeys(names)
+        self._loss_terms |= dict.fromkeys(names_of("names", names))
         self._facts["loss_terms"] = list(dict.fromkeys([*self._facts["loss_terms"], *self._loss_terms]))
 
     def add_fact(self, name: str, value: Any, metrics: Iterable[str] = ()) -> None:
         """Add to `MethodCard.facts`, from which the method's pictures are drawn, instead of showing these metrics."""
         self._facts["method"][name] = value
-        self._facts["hidden"] = sorted({*self._facts["hidden"], *metrics})
+        self._facts["hidden"] = sorted({*self._facts["hidden"], *names_of("metrics", metrics)})
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -224,9 +224,15 @@ def _dataset_of(dataloader: Any) -> Any:
 
 
 def _describe(dataset: Any) -> dict[str, Any]:
-    """Number of rows and fingerprint of a data set, as far as it has them."""
-    rows = len(dataset) if hasattr(dataset, "__len__") else None
-    return {"rows": rows, "fingerprint": getattr(dataset, "_fingerprint", None)}
+    """What kind of data set it is, its number of rows, columns and fingerprint, as far as it has them."""
+    kind = type(dataset)
+    columns = getattr(dataset, "column_names", None)
+    return {
+        "kind": None if dataset is None else f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
+        "rows": len(dataset) if hasattr(dataset, "__len__") else None,
+        "columns": columns if isinstance(columns, list) else None,
+        "fingerprint": getattr(dataset, "_fingerprint", None),
+    }
 
 
 def _name_of(dataset: Any) -> str | None:

@@ -4,20 +4,29 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_ext._files import write_atomically
+from hf_ext._files import is_regular, write_atomically
 from hf_ext.hub_cards import text
 from hf_ext.hub_cards.methods import METHODS, USAGES, Method, usage_of
 from hf_ext.hub_cards.tasks import auto_class_for
 
 CARD_FILE = "README.md"
+#: the data of a card that nobody has named
+UNKNOWN = "unknown"
+#: what stands in a snippet for a base model that only its owner can name
+BASE_MODEL = "BASE_MODEL"
+#: how many digits a number has before its decimals are of no use
+_LARGE = 10_000
+#: fields that are lists of names, and those that are mappings
+_NAMES = ("further_methods", "files", "loss_terms", "tags")
+_MAPPINGS = ("base_options", "data", "hyper_parameters", "facts", "environment")
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,11 @@ class MethodCard:
         command: what made the results.
         tags: added to the methods' own.
 
+    Text is shown without control characters and marks that turn or hide text. Of names, one alone may be given as it
+    is: `tags="digits"`.
+
     Raises:
-        ValueError: an unknown method, or results for the metadata without a `model_name`.
+        ValueError: an unknown method, or a list or mapping that is something else.
     """
 
     method: str
@@ -105,7 +117,7 @@ class MethodCard:
     base_folder: str | None = None
     files: Sequence[str] = ()
     place: str = "."
-    dataset: str = "unknown"
+    dataset: str = UNKNOWN
     dataset_description: str = ""
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     task: str | None = None
@@ -127,6 +139,8 @@ class MethodCard:
     tags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        for name, value in checked_facts({option.name: getattr(self, option.name) for option in fields(self)}).items():
+            setattr(self, name, value)
         for name in (self.method, *self.further_methods):
             if name not in METHODS:
                 raise ValueError(f"method: found {name!r}, allowed are {sorted(METHODS)}")
@@ -139,11 +153,19 @@ class MethodCard:
     @property
     def code(self) -> str:
         """The snippet: loads the model and goes on with the example; empty if there is nothing to load onto."""
-        usage = self.usage
-        if not usage:
-            auto_class = self.auto_class or auto_class_for(self.task)
-            usage = usage_of(self._usage, auto_class, self.place, self.base_model, self.base_options, self.base_folder)
-        return "\n\n".join(part.rstrip() for part in (usage, self.example) if part)
+        return self._with_example(self.usage or self._loading(self.base_model))
+
+    @property
+    def code_to_complete(self) -> str:
+        """For an adapter whose base model has no public name: the snippet, with `BASE_MODEL` in the name's place."""
+        return "" if self.code else self._with_example(self._loading(BASE_MODEL))
+
+    def _with_example(self, usage: str) -> str:
+        return "\n\n".join(part.rstrip() for part in (usage, usage and self.example) if part)
+
+    def _loading(self, base: str | None) -> str:
+        auto_class = self.auto_class or auto_class_for(self.task)
+        return usage_of(self._usage, auto_class, self.place, base, self.base_options, self.base_folder)
 
     @property
     def _usage(self) -> str:
@@ -170,6 +192,17 @@ class MethodCard:
         return [result for result in self.results if not result.group]
 
     @property
+    def tables(self) -> list[list[Result]]:
+        """These, a table for every metric that several systems have, since metrics differ in unit and in size."""
+        systems: dict[str, set[str]] = {}
+        for row in self.overall:
+            systems.setdefault(row.metric, set()).add(row.system)
+        tables: dict[str, list[Result]] = {}
+        for row in self.overall:
+            tables.setdefault(row.metric if len(systems[row.metric]) > 1 else "", []).append(row)
+        return list(tables.values())
+
+    @property
     def by_group(self) -> tuple[list[str], list[list[Result | None]]]:
         """Results per task or domain: names of the columns, and rows with the group's results under them."""
         grouped = [result for result in self.results if result.group]
@@ -186,6 +219,12 @@ class MethodCard:
         return columns, [[cells.get((group, name)) for name in columns] for group in groups]
 
     @property
+    def data_columns(self) -> list[str]:
+        """What is known of the data's splits, besides their names."""
+        further = [name for name in ("kind", "columns") if any(facts.get(name) for facts in self.data.values())]
+        return ["rows", *further, "fingerprint"]
+
+    @property
     def losses(self) -> dict[str, tuple[float, float]]:
         """First and last logged value of the training loss and of its terms."""
         curves = loss_curves(self.log_history, self.loss_terms)
@@ -197,9 +236,9 @@ class MethodCard:
         several = len({result.system for result in own}) > 1
         evaluations = [
             EvalResult(
-                task_type=self.task or "",
-                dataset_type=text.yaml(self.dataset),
-                dataset_name=text.yaml(self.dataset),
+                task_type=text.yaml(self.task) or "",
+                dataset_type=text.yaml(self.dataset) or UNKNOWN,
+                dataset_name=text.yaml(self.dataset) or UNKNOWN,
                 dataset_config=text.yaml(result.group) or None,
                 metric_type=text.yaml(result.metric),
                 metric_value=round(result.mean, 6),
@@ -209,12 +248,12 @@ class MethodCard:
         ]
         tags = [tag for method in self.about for tag in method.tags]
         return ModelCardData(
-            model_name=text.yaml(self.model_name),
+            model_name=text.yaml(self.model_name) or "model",
             base_model=text.yaml(self.base_model),
-            library_name=self.library_name,
+            library_name=text.yaml(self.library_name),
             license=text.yaml(self.license),
-            pipeline_tag=self.task,
-            tags=list(dict.fromkeys([*tags, *map(text.yaml, self.tags)])),
+            pipeline_tag=text.yaml(self.task),
+            tags=list(dict.fromkeys(filter(None, [*tags, *map(text.yaml, self.tags)]))),
             datasets=[self.dataset] if re.fullmatch(r"[\w.-]+/[\w.-]+", self.dataset) else None,
             eval_results=evaluations if evaluations and self.task else None,  # the Hub refuses some without a task
         )
@@ -235,7 +274,8 @@ class MethodCard:
             "block": text.block,
             "code": text.code,
             "span": text.span,
-            "file": quote,
+            "file": _address,
+            "number": _number,
         }
         # user text is passed as values and never parsed as a template
         body = environment.get_template("method.md.j2").render(card=self)
@@ -245,12 +285,73 @@ class MethodCard:
         """The card as a file holds it."""
         return self.render().encode(errors="replace")  # lone surrogates
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `README.md` into a folder, complete or not at all."""
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write `README.md` into a folder, complete or not at all; `create_card` does that and more.
+
+        Raises:
+            ValueError: one that somebody wrote, which this card is to take the place of only with `overwrite=True`.
+        """
+        from hf_ext.hub_cards.create import refuse_handwritten  # makes cards of this class
+
         path = Path(folder) / CARD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not overwrite and not (is_regular(path) and path.read_bytes() == self.content()):
+            refuse_handwritten(folder)
         write_atomically(path, self.content())
         return path
+
+
+# ------------------------------------------------------------------------------------------------ facts
+def checked_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `MethodCard`: a name alone as a list of one, None as an empty list or mapping.
+
+    Raises:
+        ValueError: a value that is no list or mapping where one is due, or items that are not what they should be.
+    """
+    checked = dict(facts)
+    for name in facts.keys() & {*_NAMES}:
+        checked[name] = names_of(name, facts[name])
+    for name in facts.keys() & {*_MAPPINGS}:
+        checked[name] = _checked(name, {} if facts[name] is None else facts[name], Mapping, "names with values")
+    for name, kind, items in (
+        ("results", Result, "results"),
+        ("log_history", Mapping, "entries of a Trainer's log_history"),
+        ("plots", tuple | list, "pairs of a file in the card's folder and its caption"),
+    ):
+        if name in facts:
+            values = _checked(name, () if facts[name] is None else facts[name], tuple | list, f"a list of {items}")
+            checked[name] = [_checked(name, value, kind, items) for value in values]
+    checked |= {"plots": [_plot(pair) for pair in checked["plots"]]} if "plots" in checked else {}
+    return checked
+
+
+def names_of(name: str, value: Any) -> list[str]:
+    """A list of names; one name is a list of one.
+
+    Raises:
+        ValueError: anything else, in the name of the argument `name`.
+    """
+    names = (value,) if isinstance(value, str) else () if value is None else value
+    names = tuple(names) if isinstance(names, Iterable) else (names,)
+    return [_checked(name, item, str, "a list of text") for item in names]
+
+
+def _checked(name: str, value: Any, kind: Any, allowed: str) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: found {value!r}, allowed is {allowed}")
+    return value
+
+
+def _plot(pair: Sequence[Any]) -> tuple[str, str]:
+    """A picture that lies in the card's folder, and nowhere else on this machine."""
+    file, caption = map(str, pair) if len(pair) == 2 else ("", "")
+    place = PurePosixPath(file)
+    if not file or place.is_absolute() or ".." in place.parts or PureWindowsPath(file).is_absolute():
+        raise ValueError(f"plots: found {pair!r}, allowed are pairs of a file in the card's folder and its caption")
+    return file, caption
+
+
+# ------------------------------------------------------------------------------------------------ the log
 
 
 def training_entries(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -279,3 +380,12 @@ def _metric_name(result: Result, *, with_system: bool) -> str:
     if result.std is not None:
         notes.append(f"std {result.std:.2g}")
     return f"{result.metric} ({', '.join(notes)})" if notes else result.metric
+
+
+def _number(value: float) -> str:
+    """A result: three decimals, or of a large one none."""
+    return f"{value:,.0f}" if math.isfinite(value) and abs(value) >= _LARGE else f"{value:.3f}"
+
+
+def _address(file: str) -> str:
+    return quote(text.visible(file))

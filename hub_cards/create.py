@@ -1,25 +1,19 @@
 """The card of a trained folder, from what lies in it, what a run showed and what was said."""
 
 import dataclasses
-import hashlib
 import os
-import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
-
-from hf_ext.hub_cards.card import CARD_FILE, MethodCard
+from hf_ext._files import is_regular, sha256_of, write_atomically
+from hf_ext.hub_cards.card import CARD_FILE, MethodCard, checked_facts
 from hf_ext.hub_cards.folder import method_of, model_facts, read_config, settings_of, without_local_paths
+from hf_ext.hub_cards.forms import facts_of_form
 from hf_ext.hub_cards.methods import METHODS
-from hf_ext.hub_cards.pictures import draw_pictures, show_pictures
+from hf_ext.hub_cards.pictures import captions_of, drawn_pictures
 from hf_ext.hub_cards.saved import CARD_FIELDS, FACTS_FILE, SavedFacts
-
-#: in cards that Trainer generates, until somebody has completed them
-_TRAINERS_WORDS = "This model card has been generated automatically"
-#: what peft adds to the form that it saves with an adapter
-_PEFTS_LINE = re.compile(r"### Framework versions|- PEFT \S+")
 
 
 def create_card(
@@ -36,17 +30,21 @@ def create_card(
     these from the last run, and over those from the `facts` of this call and of earlier ones. Paths of this machine
     are not named: of data and in hyper-parameters the last part, of a base model nothing.
 
+    What was written is known by its SHA-256, also after a kill in the middle. A picture's file that somebody else has
+    put there or changed stays as it is, with a warning, and is shown only if `plots` names it. The unfilled form that
+    peft or Trainer leaves is replaced; a licence and tags in its header are kept.
+
     Args:
         folder: of the trained model.
         method: a key of `METHODS`; by default what was said earlier or the adapter's type says.
         run: what a run has shown, as arguments of `MethodCard` (`CardCallback.card_facts()`). It takes the place of
             what an earlier run showed; one without `log_history` has not trained and leaves the facts of training.
-        overwrite: whether to write over a `README.md` that somebody wrote or changed.
+        overwrite: whether to write over a `README.md` that somebody wrote or changed. Pictures stay even then.
         **facts: arguments of `MethodCard`.
 
     Raises:
-        ValueError: an unknown method or fact, files in the folder that cannot be read, or a `README.md` with words
-            that are neither ours nor the unfilled form of peft or Trainer.
+        ValueError: an unknown method or fact, a fact of another type, files in the folder that cannot be read, or a
+            `README.md` that is neither ours nor the unfilled form of peft or Trainer.
     """
     folder = Path(folder)
     if unknown := sorted(({*facts} | {*(run or {})}) - CARD_FIELDS):
@@ -55,30 +53,31 @@ def create_card(
         refuse_handwritten(folder)
     saved = SavedFacts.read(folder)
     saved.method = method or saved.method
-    saved.said |= without_local_paths(facts, folder)
+    saved.said |= (_form_in(folder) or {}) | without_local_paths(checked_facts(facts), folder)
     if run is not None:
-        saved.run = _joined(saved.run, without_local_paths(run, folder))
+        saved.run = _joined(saved.run, without_local_paths(checked_facts(run), folder))
     saved = saved.as_read_back()
     card = _card(folder, saved)
+    pictures = drawn_pictures(card)
     folder.mkdir(parents=True, exist_ok=True)
-    draw_pictures(card, folder)
-    show_pictures(card, folder)
-    saved.sha256 = hashlib.sha256(card.content()).hexdigest()
-    saved.write(folder)
-    card.save(folder)
+    for file in [file for file, content in pictures.items() if _is_somebodys(folder, file, content, saved)]:
+        warnings.warn(f"{folder / file} is not as create_card left it: it is kept, and not shown", stacklevel=2)
+        del pictures[file]
+    own = {file: caption for file, caption in captions_of(card).items() if file in pictures}
+    card.plots = _shown(own | dict(card.plots), folder, pictures)
+    files = {**pictures, CARD_FILE: card.content()}
+    with saved.recording(folder, {file: sha256_of(content) for file, content in files.items()}):
+        for file, content in files.items():
+            write_atomically(folder / file, content)
     return card
 
 
 def is_handwritten(folder: str | os.PathLike[str]) -> bool:
-    """Whether `README.md` holds somebody's words: it is not as `create_card` left it, nor peft's or Trainer's form."""
-    path = Path(folder) / CARD_FILE
-    if not path.is_file() or SavedFacts.read(Path(folder)).are_of_the_card_in(Path(folder)):
+    """Whether `README.md` is somebody's: not as `create_card` left it, nor peft's or Trainer's unfilled form."""
+    folder = Path(folder)
+    if not os.path.lexists(folder / CARD_FILE) or SavedFacts.read(folder).are_ours(folder, CARD_FILE):
         return False
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if _TRAINERS_WORDS in text:
-        return False
-    lines, form = _lines(text), _lines(str(ModelCard.from_template(ModelCardData())))
-    return lines[: len(form)] != form or not all(map(_PEFTS_LINE.fullmatch, lines[len(form) :]))
+    return _form_in(folder) is None
 
 
 def refuse_handwritten(folder: str | os.PathLike[str]) -> None:
@@ -88,15 +87,42 @@ def refuse_handwritten(folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"folder: found {path!r} with text of somebody's, allowed is to move it or overwrite=True")
 
 
-def card_at(folder: Path, repo_id: str) -> dict[str, bytes]:
-    """The card's files as a repo of the Hub has them, from where it loads; none if it is not (or no longer) ours."""
+def _form_in(folder: Path) -> dict[str, Any] | None:
+    """What the unfilled form in a folder says; None if `README.md` is something else: a link is somebody's."""
+    path = folder / CARD_FILE
+    if path.is_symlink() or not is_regular(path):
+        return None
+    base = read_config(folder).get("base_model_name_or_path")
+    return facts_of_form(path.read_text(encoding="utf-8", errors="replace"), base)
+
+
+def _is_somebodys(folder: Path, file: str, content: bytes, saved: SavedFacts) -> bool:
+    """Whether a file is there that is neither ours nor the same as what would take its place."""
+    path = folder / file
+    if not os.path.lexists(path) or saved.are_ours(folder, file):
+        return False
+    return path.is_symlink() or not is_regular(path) or path.read_bytes() != content
+
+
+def _shown(captions: Mapping[str, str], folder: Path, pictures: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Pictures that are there, or will be."""
+    return [(file, caption) for file, caption in captions.items() if file in pictures or (folder / file).is_file()]
+
+
+def card_at(folder: Path, repo_id: str, license: str | None = None) -> dict[str, bytes]:
+    """The card's files as a repo of the Hub has them, from where it loads; none if it is not (or no longer) ours.
+
+    `license` is the repo's, for a card that names none.
+    """
     saved = SavedFacts.read(folder)
-    if not saved.are_of_the_card_in(folder):
+    if not saved.are_ours(folder, CARD_FILE):
         return {}
     card = dataclasses.replace(_card(folder, saved, repo_id.rpartition("/")[2]), place=repo_id)
-    show_pictures(card, folder)
+    card.license = card.license or license
+    own = {file: caption for file, caption in captions_of(card).items() if saved.are_ours(folder, file)}
+    card.plots = _shown(own | dict(card.plots), folder, {})
     content = card.content()
-    saved.sha256 = hashlib.sha256(content).hexdigest()
+    saved.written[CARD_FILE] = [sha256_of(content)]
     return {CARD_FILE: content, FACTS_FILE: saved.content()}
 
 
@@ -123,9 +149,3 @@ def _joined(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any
     if "log_history" in run:
         return dict(run)
     return {**earlier, **run, "data": {**earlier.get("data", {}), **run.get("data", {})}}
-
-
-def _lines(card: str) -> list[str]:
-    """The lines of a card's text, without its header and without the empty ones."""
-    body = ModelCard(card, ignore_metadata_errors=True).text
-    return [line.rstrip() for line in body.splitlines() if line.strip()]

@@ -1,7 +1,6 @@
 """What the configuration in a trained folder says of the model, without paths of this machine."""
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from hf_ext._files import read_json
 from hf_ext.hub_cards.methods import METHODS, Method
 from hf_ext.hub_cards.tasks import TASKS, auto_class_of
-from hf_ext.hub_cards.text import without_path
+from hf_ext.hub_cards.text import is_place, without_path, without_paths
 
 _CONFIGS = ("adapter_config.json", "config.json")
 _NOT_SETTINGS = {"architectures", "base_model_name_or_path", "inference_mode", "peft_version", "transformers_version"}
@@ -60,7 +59,7 @@ def settings_of(config: Mapping[str, Any], methods: Iterable[Method]) -> dict[st
         shown = _of_adapter(config)
     for method in methods:
         shown |= method.settings(config) if method.settings else {}
-    return _without_paths(shown)
+    return dict(without_paths(shown))
 
 
 def _of_adapter(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def is_hub_id(name: str, folder: Path) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not Path(name).exists() and not (folder / name).exists()
+    return not is_place(name) and not Path(name).exists() and not (folder / name).exists()
 
 
 def without_local_paths(facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -100,13 +99,7 @@ def without_local_paths(facts: Mapping[str, Any], folder: Path) -> dict[str, Any
         public["base_model"] = None
     if public.get("dataset"):
         public["dataset"] = ", ".join(map(without_path, str(public["dataset"]).split(", ")))
-    if public.get("hyper_parameters"):
-        public["hyper_parameters"] = _without_paths(public["hyper_parameters"])
+    for name in ("hyper_parameters", "environment", "base_options", "data"):
+        if public.get(name):
+            public[name] = without_paths(public[name])
     return public
-
-
-def _without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: without_path(str(value)) if isinstance(value, str | os.PathLike) else value
-        for name, value in settings.items()
-    }

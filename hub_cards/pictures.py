@@ -1,25 +1,30 @@
 """Which pictures a card has: of its results, of its methods' facts, of the terms of the training loss."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hf_ext.hub_cards.card import MethodCard
+from hf_ext.hub_cards.card import MethodCard, loss_curves
 
 #: draws a picture into the file of that name
 _Draw = Callable[[str], None]
 
 
-def draw_pictures(card: MethodCard, folder: Path) -> None:
-    """Write all that the card's facts allow to draw."""
-    for file, (_, draw) in _pictures(card).items():
-        draw(str(folder / file))
+def drawn_pictures(card: MethodCard) -> dict[str, bytes]:
+    """All that the card's facts allow to draw, as PNG, by file; drawn where nobody else's files or links can lie."""
+    drawn = {}
+    with tempfile.TemporaryDirectory() as made:
+        for file, (_, draw) in _pictures(card).items():
+            draw(os.path.join(made, file))
+            drawn[file] = Path(made, file).read_bytes()
+    return drawn
 
 
-def show_pictures(card: MethodCard, folder: Path) -> None:
-    """Put into the card those that were drawn and those that were given, as far as they are in the folder."""
-    captions = {file: caption for file, (caption, _) in _pictures(card).items()} | dict(card.plots)
-    card.plots = [(file, caption) for file, caption in captions.items() if (folder / file).is_file()]
+def captions_of(card: MethodCard) -> dict[str, str]:
+    """What these pictures show, by file."""
+    return {file: caption for file, (caption, _) in _pictures(card).items()}
 
 
 def _pictures(card: MethodCard) -> dict[str, tuple[str, _Draw]]:
@@ -38,7 +43,7 @@ def _pictures(card: MethodCard) -> dict[str, tuple[str, _Draw]]:
         for picture in method.pictures:
             if picture.fact in card.facts:
                 pictures[picture.file] = (picture.caption, partial(picture.draw, card.facts[picture.fact]))
-    if card.losses:
+    if any(len(points) > 1 for points in loss_curves(card.log_history, card.loss_terms).values()):
         draw = partial(plot_losses, card.log_history, terms=card.loss_terms)
         pictures["losses.png"] = ("Terms of the training loss", draw)
     return pictures

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hf_ext._files import replaced_file
 from hf_ext.hub_cards.card import Result, loss_curves
+from hf_ext.hub_cards.text import visible
 
 METHOD, BASELINE, WARNING = "#0072B2", "#B8B8B8", "#D55E00"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -51,12 +52,12 @@ def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> Non
             va="center",
             weight="bold" if row.is_method else "normal",
         )
-    axes.set_yticks(range(len(results)), [row.system for row in results])
+    axes.set_yticks(range(len(results)), [visible(row.system) for row in results])
     _plain_text(axes.get_yticklabels())
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.15)
-    axes.set_xlabel(textwrap.fill(metrics[0], 80), parse_math=False)
+    axes.set_xlabel(textwrap.fill(visible(metrics[0]), 80), parse_math=False)
     save_figure(figure, path)
 
 
@@ -78,7 +79,9 @@ def plot_losses(
         raise ValueError(f"log_history: found {len(log_history)} entries without 'loss', allowed are training logs")
     figure, (axes,) = new_figure(7, 3.5)
     for (name, points), (dash, colour) in zip(curves.items(), cycle(product(_DASHES, _LINES)), strict=False):
-        axes.plot(*zip(*points, strict=True), dash, color=colour, label=name, marker="." if len(points) == 1 else "")
+        axes.plot(
+            *zip(*points, strict=True), dash, color=colour, label=visible(name), marker="." if len(points) == 1 else ""
+        )
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     _plain_text(axes.legend(frameon=False).get_texts())
@@ -120,8 +123,8 @@ def _heat_map(
     figure, (axes,) = new_figure(1.2 + 0.8 * values.shape[1], 1.2 + 0.5 * values.shape[0])
     axes.spines[:].set_visible(False)
     picture = axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(values.shape[1]), columns)
-    axes.set_yticks(range(values.shape[0]), rows)
+    axes.set_xticks(range(values.shape[1]), list(map(visible, columns)))
+    axes.set_yticks(range(values.shape[0]), list(map(visible, rows)))
     _plain_text([*axes.get_xticklabels(), *axes.get_yticklabels()])
     axes.tick_params(length=0)
     for (row, column), value in np.ndenumerate(values):
@@ -146,7 +149,8 @@ def plot_gravity(identified: Mapping[str, Any], path: str | os.PathLike[str]) ->
         axes.barh(position, identified["gravity"][group], color=WARNING if dropped else BASELINE)
     names = [identified["groups"][group] for group in order]
     axes.set_yticks(
-        range(len(order)), [f"{name} (left out)" * (name in identified["dropped"]) or name for name in names]
+        range(len(order)),
+        [visible(name) + " (left out)" * (name in identified["dropped"]) for name in names],
     )
     _plain_text(axes.get_yticklabels())
     axes.invert_yaxis()

@@ -1,22 +1,21 @@
-"""What a card was made from: `hf_ext_card.json` in the same folder, from which the next card goes on."""
+"""What a card was made from and which files are ours: `hf_ext_card.json`, from which the next card goes on."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_ext._files import read_json, write_atomically
-from hf_ext.hub_cards.card import CARD_FILE, MethodCard, Result
+from hf_ext._files import is_regular, read_json, sha256_of, write_atomically
+from hf_ext.hub_cards.card import CARD_FILE, MethodCard, Result, checked_facts
 from hf_ext.hub_cards.folder import without_local_paths
 
 FACTS_FILE = "hf_ext_card.json"
 CARD_FIELDS = {field.name for field in dataclasses.fields(MethodCard)}
-_MAPPINGS = ("base_options", "data", "environment", "facts", "hyper_parameters")
 
 
 @dataclass
@@ -27,13 +26,14 @@ class SavedFacts:
         method: the card's.
         said: arguments of `MethodCard` that a caller gave. They win.
         run: those that the last run showed. They win over the folder's configuration, which is read anew each time.
-        sha256: of the `README.md` that was written, by which one is known that somebody has changed.
+        written: SHA-256 of what was written into the folder, by name, by which it is known what somebody has changed.
+            Of a file that is being replaced there are two.
     """
 
     method: str | None = None
     said: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
-    sha256: str | None = None
+    written: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> "SavedFacts":
@@ -54,8 +54,11 @@ class SavedFacts:
 
     @classmethod
     def _parse(cls, values: Mapping[str, Any]) -> "SavedFacts":
-        saved = cls(**{name: values[name] for name in ("method", "said", "run", "sha256") if name in values})
+        saved = cls(**{name: values[name] for name in ("method", "said", "run") if name in values})
         saved.said, saved.run = _parse_facts(saved.said), _parse_facts(saved.run)
+        saved.written = {str(name): list(map(str, sums)) for name, sums in dict(values.get("written", {})).items()}
+        if values.get("sha256"):  # of the card alone, as earlier versions left it
+            saved.written.setdefault(CARD_FILE, [str(values["sha256"])])
         return saved
 
     def as_read_back(self) -> "SavedFacts":
@@ -70,17 +73,33 @@ class SavedFacts:
         """Write the file in one step."""
         write_atomically(folder / FACTS_FILE, self.content())
 
-    def are_of_the_card_in(self, folder: Path) -> bool:
-        """Whether `README.md` is still the one that was written with these facts."""
-        path = folder / CARD_FILE
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == self.sha256
+    def are_ours(self, folder: Path, *names: str) -> bool:
+        """Whether these files of the folder are as they were written with these facts; a link never is."""
+        paths = {name: folder / name for name in names}
+        return all(
+            not path.is_symlink() and is_regular(path) and sha256_of(path) in self.written.get(name, ())
+            for name, path in paths.items()
+        )
+
+    @contextmanager
+    def recording(self, folder: Path, sums: Mapping[str, str]) -> Iterator[None]:
+        """While files with these SHA-256 are written, the old ones and the new ones are known as ours.
+
+        So whoever is interrupted in between leaves no file that is taken for somebody's.
+        """
+        both = {name: list(dict.fromkeys([*self.written.get(name, ()), new])) for name, new in sums.items()}
+        self.written |= both
+        self.write(folder)
+        yield
+        self.written |= {name: [new] for name, new in sums.items()}
+        self.write(folder)
 
 
 def save_facts(folder: str | os.PathLike[str], method: str, **facts: Any) -> None:
     """Save facts for the card of a folder that is not made yet; they take the place of those that were saved."""
     folder = Path(folder)
     earlier = SavedFacts.read(folder)
-    SavedFacts(method, without_local_paths(facts, folder), sha256=earlier.sha256).write(folder)
+    SavedFacts(method, without_local_paths(facts, folder), written=earlier.written).write(folder)
 
 
 def is_ours(folder: str | os.PathLike[str]) -> bool:
@@ -90,14 +109,9 @@ def is_ours(folder: str | os.PathLike[str]) -> bool:
 
 def _parse_facts(values: Mapping[str, Any]) -> dict[str, Any]:
     facts = {name: value for name, value in dict(values).items() if name in CARD_FIELDS}
-    for name in _MAPPINGS & facts.keys():
-        facts[name] = dict(facts[name] or {})
     if "results" in facts:
         facts["results"] = [Result(**row) for row in facts["results"]]
-    if "plots" in facts:
-        facts["plots"] = [(str(file), str(caption)) for file, caption in facts["plots"]]
-    if "loss_terms" in facts:
-        facts["loss_terms"] = [str(name) for name in facts["loss_terms"]]
+    facts = checked_facts(facts)
     if "log_history" in facts:
         facts["log_history"] = [{name: _number(dict(row)[name]) for name in row} for row in facts["log_history"]]
     if "data" in facts:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import tempfile
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_ext._files import read_json, replaced_file, write_atomically
+from hf_ext._files import read_json
 from hf_ext.adapters.mola.config import MoLAConfig
+from hf_ext.adapters.mola.exports import BASE_MODEL, refuse_other_models, swap_in, written_aside
 from hf_ext.adapters.mola.layer import MoLAConv2d, MoLAHead, MoLALayer
-from hf_ext.hub_cards.saved import save_facts
 from hf_ext.hub_cards.tasks import base_options
 
 if TYPE_CHECKING:
@@ -92,10 +91,12 @@ def export_lora(
 ) -> None:
     """Write expert `task_id` as an ordinary LoRA adapter: any PEFT user loads it, without hf_ext, with equal outputs.
 
-    Writes `adapter_config.json` and `adapter_model.safetensors`, each complete or not at all, and facts from which
-    `hub_cards.create_card(folder)` makes the card of what was exported. Trained modules
-    (`modules_to_save`, the task's heads) go along; with `train_backbone=True` the trained base model is written to
-    `folder/base_model` and named as the adapter's base.
+    Writes `adapter_config.json` and `adapter_model.safetensors`, and facts from which `hub_cards.create_card(folder)`
+    makes the card of what was exported. Trained modules (`modules_to_save`, the task's heads) go along; with
+    `train_backbone=True` the trained base model is written to `folder/base_model` and named as the adapter's base.
+
+    A folder with an earlier export is written anew. The configuration is taken away first and written last, so that
+    nobody, after a kill either, loads new weights with an old configuration.
 
     Args:
         tuner: the MoLA model (or call `peft_model.export_lora`).
@@ -104,9 +105,12 @@ def export_lora(
         adapter_name: which adapter; the active one by default.
 
     Raises:
-        ValueError: the adapter routes by a router, there is no such task, or a layer has no LoRA form in peft (a k x k
-            convolution in the loralib form, or with dilation).
+        ValueError: the adapter routes by a router, there is no such task, a layer has no LoRA form in peft (a k x k
+            convolution in the loralib form, or with dilation), or the folder, by whatever path, holds an adapter or a
+            model that is no earlier export, such as the mixture itself.
     """
+    folder = Path(folder)
+    refuse_other_models(folder)
     adapter_name, config = _check_task(tuner, task_id, adapter_name, "export an expert")
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -145,21 +149,18 @@ def export_lora(
         modules_to_save=sorted(saved_modules) or None,
         fan_in_fan_out=transposed,
     )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if config.train_backbone:
-        lora.base_model_name_or_path = str(_save_backbone(tuner, folder / "base_model"))
-    contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    with replaced_file(folder / SAFETENSORS_WEIGHTS_NAME) as file:
-        save_file(contiguous, file, metadata={"format": "pt"})
-    with tempfile.TemporaryDirectory() as made:
-        lora.save_pretrained(made)
-        write_atomically(folder / "adapter_config.json", (Path(made) / "adapter_config.json").read_bytes())
     note = (
         f"This is expert {task_id} of a mixture, exported as an ordinary LoRA for the samples of task {task_id}. It "
         "loads without hf_ext and is told no task ids; what follows is of the mixture it was trained in."
     )
-    save_facts(folder, "mola", note=note, base_options=base_options(tuner.model))
+    contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    with written_aside(folder) as aside:
+        if config.train_backbone:
+            _save_backbone(tuner, aside / BASE_MODEL)
+            lora.base_model_name_or_path = str(folder / BASE_MODEL)
+        lora.save_pretrained(str(aside))
+        save_file(contiguous, aside / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        swap_in(aside, folder, note=note, base_options=base_options(tuner.model))
 
 
 def _lora_pair(layer: MoLALayer, adapter_name: str, task_id: int, name: str) -> tuple[Tensor, Tensor]:
@@ -181,7 +182,7 @@ def _lora_pair(layer: MoLALayer, adapter_name: str, task_id: int, name: str) -> 
     return lora_A.reshape(rank, conv.in_channels, *conv.kernel_size), lora_B[:, :, None, None]
 
 
-def _save_backbone(tuner: "MoLAModel", folder: Path) -> Path:
+def _save_backbone(tuner: "MoLAModel", folder: Path) -> None:
     base: Any = copy.deepcopy(tuner).unload()
     if not hasattr(base, "save_pretrained"):
         raise ValueError(
@@ -189,7 +190,6 @@ def _save_backbone(tuner: "MoLAModel", folder: Path) -> Path:
             "can write themselves to a folder"
         )
     base.save_pretrained(folder)
-    return folder
 
 
 def from_loras(

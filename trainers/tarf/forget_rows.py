@@ -49,6 +49,24 @@ def split_rows(data: Any, forget: Any, *, column: str | None = None, values: Any
     return _select(data, others), _select(data, rows)
 
 
+def rows_outside(data: Any, column: str, values: Any = None) -> NDArray[np.int64] | None:
+    """Places of the rows that a column does not say are to be forgotten, as for `split_rows`; of other data.
+
+    None if these data do not have the column. A value that does not occur in them is in no row.
+    """
+    if column not in (getattr(data, "column_names", None) or ()):
+        return None
+    wanted = list(values) if isinstance(values, list | tuple | set) else [values]
+    outside = np.arange(len(data))
+    for value in wanted:
+        try:
+            rows = _marked_rows(data, column) if value is None else _rows_with(data, column, [value])
+        except ValueError:
+            continue
+        outside = np.setdiff1d(outside, rows)
+    return outside
+
+
 def check_column(data: Any, argument: str, column: str | None) -> None:
     """Refuse a column that the data, as far as they can be asked, do not have."""
     columns = getattr(data, "column_names", None)

@@ -23,6 +23,7 @@ from hf_ext.trainers.tarf.paired import PAIRED, ROW, updates_per_epoch
 from hf_ext.trainers.tarf.plan import PHASES, Plan, Update, plan_of
 from hf_ext.trainers.tarf.retention import Retention
 from hf_ext.trainers.tarf.saliency import SaliencyMixin
+from hf_ext.trainers.tarf.unlearned import UnlearningScoresMixin
 
 
 @dataclass
@@ -30,7 +31,7 @@ class TARFConfig(TARFArguments, TrainingArguments):
     """`TrainingArguments` with the arguments of TARF."""
 
 
-class TARFMixin(SaliencyMixin):
+class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
     """Unlearns the forget data while training on the remaining data, `train_dataset`.
 
     Loss of an update: `k(t) * mean of (-loss) over forget rows + sum of (tau * loss) over remaining rows / their
@@ -48,7 +49,7 @@ class TARFMixin(SaliencyMixin):
     nothing to leave out, and for the baseline `ft`, training is the wrapped Trainer's own.
 
     The accuracy on some retained rows before the first step and after the last is logged; where much of it is lost
-    there is a warning.
+    there is a warning. With an evaluation set, UA, RA, TA and MIA are measured after training, for log and card.
 
     Args:
         forget_dataset: the data to forget, a mask of `train_dataset`, or the indices of their rows there; by default

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -119,4 +120,8 @@ def _save_timm(student: Any, folder: Path) -> None:
     written.pop("model_args", None)
     if arguments:
         written["model_args"] = arguments
-    path.write_text(json.dumps(written, indent=2))
+    # into a new file: a link that lies there is replaced and not followed
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".config.", suffix=".json", delete=False) as file:
+        json.dump(written, file, indent=2)
+    os.chmod(file.name, path.stat().st_mode & 0o777)
+    os.replace(file.name, path)
