@@ -54,17 +54,20 @@ class RemoteCard:
         return cls(repo, card.decode(errors="replace"), sha256_of(card) in written)
 
     @property
+    def is_bare(self) -> bool:
+        """Whether it says nothing but a licence, as the Hub makes it with a repo."""
+        text = self.text or ""
+        return not _body(text) and _header(text).keys() == {"license"}
+
+    @property
     def license(self) -> str | None:
-        """Of a card that is nothing but a licence, as the Hub makes it with a repo."""
-        if self.text is None or self.is_ours:
-            return None
-        header = _header(self.text)
-        named: Any = header.get("license")
-        return named if header.keys() == {"license"} and isinstance(named, str) and not _body(self.text) else None
+        """That of a card which is replaced, so that it stays where the new one names none."""
+        named = _header(self.text or "").get("license") if self.is_ours or self.is_bare else None
+        return named if isinstance(named, str) else None
 
     def stays(self, folder: Path) -> bool:
         """Whether this one is somebody's and the folder's is nobody's; says so."""
-        nobodys = not self.text or not self.text.strip() or self.is_ours or self.license is not None
+        nobodys = not self.text or not self.text.strip() or self.is_ours or self.is_bare
         if nobodys or is_handwritten(folder):
             return False
         if facts_of_form(str(self.text), _header(str(self.text)).get("base_model")) == {}:
@@ -84,32 +87,25 @@ def without_local_base(folder: Path) -> bytes:
     content = (folder / CARD_FILE).read_bytes()
     card = content.decode(errors="replace")
     header = _header(card)
-    local = [name for name in _listed(header.get("base_model")) if not is_hub_id(str(name), folder)]
-    public = {key: _public(value, local) for key, value in header.items()}
+
+    def is_public(key: str, name: Any) -> bool:
+        """Whether others can make something of a value; those of all other keys are its writer's business."""
+        if key == "base_model":
+            return is_hub_id(str(name), folder)
+        if key == "tags" and str(name).startswith("base_model:"):  # such as base_model:adapter:NAME
+            return is_hub_id(str(name).split(":", 2)[-1], folder)
+        return key != "datasets" or not is_place(str(name))
+
+    public = {}
+    for key, value in header.items():
+        names = value if isinstance(value, list) else [value]
+        if kept := [name for name in names if name is None or is_public(key, name)]:
+            public[key] = kept if isinstance(value, list) else kept[0]
+        elif not names:
+            public[key] = value
     if public == header:
         return content
-    kept = {key: value for key, value in public.items() if value not in (None, []) or header[key] == value}
-    return f"---\n{yaml_dump(kept) if kept else ''}---\n{_HEADER.sub('', card, count=1)}".encode()
-
-
-def _public(value: Any, local: list[Any]) -> Any:
-    """A value of a header without these names, without paths, and without tags that end in either."""
-
-    def is_private(item: Any) -> bool:
-        ends = item.split(":") if isinstance(item, str) else [item]
-        return item in local or ends[-1] in local or any(isinstance(end, str) and _is_absolute(end) for end in ends)
-
-    if isinstance(value, list):
-        return [item for item in value if not is_private(item)]
-    return None if is_private(value) else value
-
-
-def _is_absolute(name: str) -> bool:
-    return is_place(name) and not re.search(r"\s", name) and len(name) > 1
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return f"---\n{yaml_dump(public) if public else ''}---\n{_HEADER.sub('', card, count=1)}".encode()
 
 
 def _header(card: str) -> dict[str, Any]:

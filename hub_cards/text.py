@@ -13,6 +13,8 @@ _LONG, _TOLD = 10, 5
 _ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -/]*[0-~]")
 #: Unicode's categories of what has no glyph: control and format characters, which turn or hide text, and surrogates
 _UNSEEN = {"Cc", "Cf", "Cs"}
+#: and what has none though its category does not say so: joiners, fillers, tags
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u2065\u3164\uffa0\U000e0000-\U000e0fff]")
 
 
 def visible(value: Any) -> str:
@@ -20,7 +22,7 @@ def visible(value: Any) -> str:
 
     Line separators of other sorts than `\\n` become spaces; `\\n` and tabs stay. Where nothing is left, that is shown.
     """
-    text = _ESCAPES.sub("", str(value).replace("\r\n", "\n"))
+    text = _BLANK.sub("", _ESCAPES.sub("", str(value).replace("\r\n", "\n")))
     seen = "".join(map(_seen, text))
     return seen if seen.strip() or not str(value).strip() else "\ufffd"
 

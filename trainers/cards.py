@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
+from hf_ext._files import replaced_file
 from hf_ext.hub_cards.callback import CardCallback
 from hf_ext.hub_cards.create import create_card, is_handwritten
 from hf_ext.hub_cards.push import push_folder
@@ -67,7 +68,7 @@ class CardMixin(_Base):
         """Write the method's card into `output_dir`, or Trainer's own for a mixin without `method`.
 
         Of Trainer's arguments the method's card has no use for `language`, `tasks`, `dataset_tags` and `dataset_args`.
-        A `README.md` that somebody wrote or changed is kept, with a warning.
+        A `README.md` that somebody wrote or changed is kept, with a warning, and so are their pictures.
         """
         if self.card is None:
             super().create_model_card(
@@ -138,7 +139,8 @@ class CardMixin(_Base):
         folder = str(self.args.output_dir)
         for pattern in _MODEL_FILES:
             for file in Path(checkpoint_folder).glob(pattern):
-                shutil.copy(file, folder)
+                with replaced_file(Path(folder) / file.name) as new:
+                    shutil.copyfile(file, new)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         by_steps = self.args.save_strategy == SaveStrategy.STEPS

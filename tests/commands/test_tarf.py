@@ -31,6 +31,7 @@ def test_train_leaves_a_folder_that_loads(options: list[str], tmp_path: Path) ->
     card = ModelCard.load(out / "README.md")
     assert card.data.library_name == "transformers" and "machine-unlearning" in card.data.tags
     assert "tarf_forget_value" in card.text and "rows to forget" in card.text
+    assert all(f"| **TARF** | {name} |" in card.text for name in ("UA", "RA", "TA", "MIA"))
     assert "eval_forgotten_accuracy" in json.loads((out / "forgotten_results.json").read_text())
 
 

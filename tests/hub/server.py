@@ -28,6 +28,7 @@ class Hub:
         self.log: list[str] = []
         self.lock = threading.RLock()
         self.failures: list[tuple[str | int, str]] = []  # what no request has met yet
+        self.ended = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -38,6 +39,7 @@ class Hub:
         try:
             yield self
         finally:
+            self.ended.set()
             self._server.shutdown()
             self._server.server_close()
             thread.join()
@@ -54,7 +56,8 @@ class Hub:
 
         Kinds: a status, such as 503 (429 asks to retry after 0 seconds); "drop_upload" reads half of the body and
         hangs up; "drop_download" sends half and hangs up; "wrong_bytes" sends other bytes of the same length;
-        "lost_answer" does what was asked and hangs up.
+        "lost_answer" does what was asked and hangs up; "silence" never answers; "wait N" answers 503 and asks to retry
+        after N seconds, "limit N" the same as a rate limit.
         """
         self.failures += [(kind, pattern)] * times
 
@@ -101,7 +104,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(int(self.headers["Content-Length"]) // 2)
             return self._hang_up()
         self.body = self._read()
+        if kind == "silence":
+            self.hub.ended.wait()
+            return self._hang_up()
         try:
+            if isinstance(kind, str) and kind.startswith("wait "):
+                raise _Answer(503, {"error": "on command"}, Retry_After=kind.removeprefix("wait "))
+            if isinstance(kind, str) and kind.startswith("limit "):
+                raise _Answer(429, {"error": "on command"}, RateLimit=f'"api";r=0;t={kind.removeprefix("limit ")}')
             if isinstance(kind, int):
                 if kind >= 500:  # what stands in front of a server speaks no JSON
                     raise _Answer(kind, b"<html>on command</html>", Content_Type="text/html")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from safetensors.numpy import save
 from server import Hub
 
-from hf_ext.hub_cards import push_folder
+from hf_ext.hub_cards import create_card, push_folder
 
 SENT = {"README.md", "adapter_config.json", "adapter_model.safetensors", "losses.png", "trainer_state.json"}
 HOME = (
@@ -35,13 +37,19 @@ PUSHES = """
 import json, sys, time
 pauses = []
 time.sleep = pauses.append
+import hf_ext.hub_cards.retries
+hf_ext.hub_cards.retries.SILENCE = 0.5
 from huggingface_hub.errors import HfHubHTTPError
 from hf_ext.hub_cards.push import push_folder
+import warnings
 result = []
 for job in json.loads({jobs!r}):
     try:
-        info = push_folder(**job)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            info = push_folder(**job)
         done = dict(error=None, oid=info.oid, url=str(info), pull=info.pr_url)
+        done |= dict(said=[str(one.message) for one in said if "README" in str(one.message)])
     except Exception as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         text = " ".join([str(error), *getattr(error, "__notes__", [])])
@@ -295,6 +303,15 @@ def cut(path: Path, by: int = 10) -> None:
     path.write_bytes(path.read_bytes()[:-by])
 
 
+def as_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def deep(levels: int) -> str:
+    return '{"a": ' * levels + "1" + "}" * levels
+
+
 #: what is done to a good folder, and the words of the refusal
 REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "neither of adapter_config.json, config.json"),
@@ -319,14 +336,52 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "link out": (lambda f: (f / "notes.txt").symlink_to("/etc/hostname"), "a link 'notes.txt' to '/etc/hostname'"),
     "link up": (lambda f: (f / "data").symlink_to(".."), "a link 'data'"),
     "dead link": (lambda f: (f / "gone.txt").symlink_to("nothing"), "a link 'gone.txt'"),
+    "pipe": (lambda f: os.mkfifo(f / "notes.txt"), "'notes.txt', a pipe"),
+    "pipe below": (lambda f: (f / "x").mkdir() or os.mkfifo(f / "x" / "y"), "'x/y', a pipe"),
+    "pipe as weights": (lambda f: as_pipe(f / "adapter_model.safetensors"), "'adapter_model.safetensors', a pipe"),
+    "pipe as more weights": (lambda f: os.mkfifo(f / "model.safetensors"), "'model.safetensors', a pipe"),
+    "pipe as card": (lambda f: as_pipe(f / "README.md"), "'README.md', a pipe"),
+    "pipe as config": (lambda f: as_pipe(f / "adapter_config.json"), "'adapter_config.json', a pipe"),
+    "link to a pipe": (lambda f: os.mkfifo(f / ".x") or (f / "y").symlink_to(".x"), "a link 'y'"),
+    "socket": (lambda f: socket.socket(socket.AF_UNIX).bind(str(f / "s")), "'s', a pipe, socket or device"),
+    **{
+        f"name {name!r}": (lambda f, name=name: (f / name).write_text("x"), "the name .*rename it")
+        for name in ("a\nb", "-rf", "a\\b", "a\x1b[31mb", "a\u202eb", "a\u2028b", " a", "a ", "a\udcffb")
+    },
+    "name of a folder": (lambda f: (f / "-x").mkdir(), "the name '-x'"),
+    **{
+        f"deep {name}": (lambda f, name=name: (f / name).write_text(deep(500)), "broken .* levels")
+        for name in ("adapter_config.json", "hf_ext_card.json", "model.safetensors.index.json")
+    },
+    "deeper config": (lambda f: (f / "adapter_config.json").write_text(deep(100_000)), "broken"),
+    "index of nothing": (
+        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        "no map of weights to files",
+    ),
+    "index of numbers": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}'),
+        "no map of weights to files",
+    ),
+    "index of lists": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
+        "no map of weights to files",
+    ),
+    "index of elsewhere": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "/etc/hostname"}}'),
+        "no '/etc/hostname'",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refused_folders(case: str, make_folder: Callable[..., Path]) -> None:
+def test_refused_folders(
+    case: str, make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """This process is offline: a request would be another error."""
     change, words = REFUSALS[case]
-    folder = make_folder()
+    folder = make_folder("f")
+    monkeypatch.chdir(tmp_path)  # the path of a socket has to be short
+    folder = folder.relative_to(tmp_path)
     change(folder)
     with pytest.raises(ValueError, match=f"^folder: found .*{words}"):
         push_folder(folder, "me/x")
@@ -357,3 +412,141 @@ def test_no_path_of_this_machine_is_sent(
     config = json.loads(hub.repos["me/x"].files()["adapter_config.json"])
     assert config == {"r": 4, "base_model_name_or_path": sent}
     assert (folder / "adapter_config.json").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------ ends
+#: what would last for ever, at a push's steps; the words of the error
+ENDLESS: dict[str, tuple[str, str, str]] = {
+    "years": (
+        "wait 99999999",
+        "POST /api/models/me/years/commit/*",
+        "wait for 99999999 s, allowed are up to 300",
+    ),
+    "digits": (f"wait {'9' * 400}", "POST /api/models/me/digits/commit/*", "asks to wait for 9999999999"),
+    "limit": ("limit 86400", "POST /api/models/me/limit/commit/*", "asks to wait for 86400 s"),
+    "upload": ("wait 86400", "{weights}", "asks to wait for 86400 s"),
+    "modes": ("wait 86400", "POST /api/models/me/modes/preupload/*", "asks to wait for 86400 s"),
+    "commit": ("silence", "POST /api/models/me/commit/commit/*", "answered nothing"),
+}
+
+
+def test_a_push_ends(hub: Hub, make_folder: Callable[..., Path], push: Callable[..., Any]) -> None:
+    jobs: list[dict[str, Any]] = []
+    for seed, (name, (kind, pattern, _)) in enumerate(ENDLESS.items()):
+        hub.fail(kind, pattern.replace("{weights}", put(weights(seed))), 2 if kind == "silence" else 1)
+        jobs.append({"folder": make_folder(name, seed), "repo_id": f"me/{name}", "retries": 1})
+    done = push(*jobs, {"folder": jobs[0]["folder"], "repo_id": "me/again"})
+    for (name, (kind, _, words)), was in zip(ENDLESS.items(), done, strict=False):
+        assert was["error"] is not None and words in was["text"], (name, was)
+        assert was["pauses"] == ([1] if kind == "silence" else []), name
+        assert set(hub.repos[f"me/{name}"].files()) == set(), name
+    assert done[-1]["error"] is None
+
+
+# ------------------------------------------------------------------------------------------------ the branch's card
+TRAINERS = """---
+library_name: transformers
+tags:
+- generated_from_trainer
+model-index:
+- name: x
+  results: []
+---
+
+<!-- This model card has been generated automatically according to the information the Trainer had access to. You
+should probably proofread and complete it, then remove this comment. -->
+
+# x
+
+This model was trained from scratch on an unknown dataset.
+
+## Model description
+
+More information needed
+
+## Intended uses & limitations
+
+More information needed
+
+## Training and evaluation data
+
+More information needed
+
+## Training procedure
+
+### Training hyperparameters
+
+More information needed
+
+### Framework versions
+
+- Transformers 5.24.0
+"""
+#: what lies on the branch, and whether it stays where the folder's card is ours
+REMOTE: dict[str, tuple[str, bool]] = {
+    "words": ("---\nlicense: mit\n---\n# Mine\n", True),
+    "header": ("---\nlicense: mit\nlanguage: de\n---\n", True),
+    "plain": ("# Mine\n", True),
+    "licence": ("---\nlicense: cc0-1.0\n---\n", False),
+    "empty": ("\n", False),
+    "trainers": (TRAINERS, False),
+    "completed": (f"{TRAINERS}- My words\n", True),
+}
+
+
+def test_a_card_that_somebody_wrote_on_the_hub_stays(
+    hub: Hub, make_folder: Callable[..., Path], push: Callable[..., Any]
+) -> None:
+    ours, theirs = make_folder("ours"), make_folder("theirs", 1)
+    (ours / "README.md").unlink()
+    create_card(ours, "mola", license=None)
+    for name, (text, _) in REMOTE.items():
+        hub.add(f"me/{name}", {"README.md": text.encode()})
+    done = push(*({"folder": ours, "repo_id": f"me/{name}"} for name in REMOTE))
+    for (name, (text, stays)), was in zip(REMOTE.items(), done, strict=True):
+        files = hub.repos[f"me/{name}"].files()
+        assert was["error"] is None and files["adapter_model.safetensors"] == weights(0), name
+        assert (files["README.md"] == text.encode()) == stays, name
+        assert bool(was["said"]) == stays, name
+    assert "README.md of 'me/words' was written or changed by somebody: it is kept" in done[0]["said"][0]
+    assert b"license: cc0-1.0" in hub.repos["me/licence"].files()["README.md"]
+
+    # ours is replaced by ours, until somebody edits it there; what somebody wrote here goes there
+    repo = hub.repos["me/licence"]
+    create_card(ours, dataset="me/data")
+    (again,) = push({"folder": ours, "repo_id": "me/licence"})
+    card = repo.files()["README.md"]
+    assert again["said"] == [] and b"me/data" in card and b"license: cc0-1.0" in card
+    edited = repo.files() | {"README.md": repo.files()["README.md"] + b"My words."}
+    repo.commit("main", edited, "on the site")
+    create_card(ours, dataset="me/other")
+    kept, sent = push({"folder": ours, "repo_id": "me/licence"}, {"folder": theirs, "repo_id": "me/words"})
+    assert kept["said"] and repo.files()["README.md"] == edited["README.md"]
+    assert sent["said"] == [] and hub.repos["me/words"].files()["README.md"] == (theirs / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("header", "sent"),
+    [
+        ("base_model: /root/base\nlicense: mit", "license: mit"),
+        ("base_model:\n- ../base\n- me/base", "base_model:\n- me/base"),
+        ("tags:\n- base_model:adapter:/root/base\n- lora\nbase_model: /root/base", "tags:\n- lora"),
+        ("base_model: me/base\nlicense:   mit # as it is", "base_model: me/base\nlicense:   mit # as it is"),
+        ("base_model: C:\\\\Users\\\\me\\\\base", ""),
+        ("base_model: local/base", ""),
+        ("datasets:\n- /root/data\n- me/data", "datasets:\n- me/data"),
+        *[(kept, kept) for kept in ("license_link: https://me.org/x", "license_link: ./LICENSE", "tags: [en, 'a:b']")],
+    ],
+)
+def test_no_header_names_a_path_of_this_machine(
+    header: str, sent: str, hub: Hub, make_folder: Callable[..., Path], push: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = make_folder()
+    (tmp_path / "local" / "base").mkdir(parents=True)  # where the push runs
+    before = f"---\n{header}\n---\n# Mine, on me/base\n"
+    (folder / "README.md").write_text(before)
+    (done,) = push({"folder": folder, "repo_id": "me/x"})
+    assert done["error"] is None
+    text = hub.repos["me/x"].files()["README.md"].decode()
+    assert text == f"---\n{sent}{chr(10) * bool(sent)}---\n# Mine, on me/base\n"
+    assert (folder / "README.md").read_text() == before

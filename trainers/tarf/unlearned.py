@@ -26,10 +26,11 @@ _MOST = 2000
 _SHOWN = ("UA", "RA", "TA", "MIA")
 #: what the numbers on the card mean
 _MEANING = (
-    "In percent, of {forget} rows to forget, {retain} remaining rows and {test} evaluation rows{outside}. UA: "
-    "accuracy on the rows to forget, the lower the more is forgotten; RA: on the remaining rows; TA: on the evaluation "
-    "rows; MIA: share of the rows to forget that an attack by confidence takes for never trained on. What these should "
-    "be, a model shows that was trained anew without the rows to forget; none was compared with."
+    "In percent, of {forget} rows to forget, {retain} remaining rows and {test} evaluation rows{outside}. "
+    "UA: accuracy on the rows to forget, the lower the more is forgotten; RA: on the remaining rows; "
+    "TA: on the evaluation rows; MIA: share of the rows to forget that an attack by confidence takes for never "
+    "trained on. What these should be, a model shows that was trained anew without the rows to forget; none was "
+    "compared with."
 )
 
 
