@@ -93,7 +93,7 @@ def read_json(path: str | os.PathLike[str], name: str = "path") -> dict[str, Any
 def _is_deeper(values: Any, levels: int) -> bool:
     """Whether there are lists or objects within each other, more than so many; without recursion."""
     inner = [values]
-    for _ in range(levels + 1):
+    for _ in range(levels):
         inner = [item for value in inner if isinstance(value, list | dict) for item in _items(value)]
     return any(isinstance(value, list | dict) for value in inner)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from hf_ext._files import is_regular, read_json, sha256_of, write_atomically
 from hf_ext.hub_cards.card import CARD_FILE, MethodCard, Result, checked_facts
-from hf_ext.hub_cards.folder import without_local_paths
 
 FACTS_FILE = "hf_ext_card.json"
 CARD_FIELDS = {field.name for field in dataclasses.fields(MethodCard)}
@@ -93,13 +92,6 @@ class SavedFacts:
         yield
         self.written |= {name: [new] for name, new in sums.items()}
         self.write(folder)
-
-
-def save_facts(folder: str | os.PathLike[str], method: str, **facts: Any) -> None:
-    """Save facts for the card of a folder that is not made yet; they take the place of those that were saved."""
-    folder = Path(folder)
-    earlier = SavedFacts.read(folder)
-    SavedFacts(method, without_local_paths(facts, folder), written=earlier.written).write(folder)
 
 
 def is_ours(folder: str | os.PathLike[str]) -> bool:

@@ -35,6 +35,17 @@ def _seen(char: str) -> str:
     return "" if unicodedata.category(char) in _UNSEEN else char
 
 
+def _visible_within(value: Any) -> Any:
+    """What is seen of the texts in lists and mappings, before Python writes down what is not."""
+    if isinstance(value, Mapping):
+        return {
+            visible(name) if isinstance(name, str) else name: _visible_within(item) for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return list(map(_visible_within, value))
+    return visible(value) if isinstance(value, str) else value
+
+
 def yaml(value: Any) -> Any:
     """Text as a value of YAML's; the characters that its writers and readers treat differently are not in it."""
     return visible(value) if isinstance(value, str) else value
@@ -56,10 +67,10 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         value = f"{value:.4g}"
     if isinstance(value, list | tuple | set):
-        items = [str(item) for item in value]
+        items = [str(_visible_within(item)) for item in value]
         more = len(items) - _TOLD if len(items) > _LONG else 0
         value = ", ".join(items[: len(items) - more]) + (f" and {more} more" if more else "")
-    return line(value) or " "
+    return line(_visible_within(value)) or " "
 
 
 def code(value: str) -> str:
@@ -100,7 +111,9 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, str | os.PathLike):
         return without_path(os.fsdecode(value) if isinstance(value, os.PathLike) else value)
     if isinstance(value, Mapping):
-        return {without_paths(name): without_paths(item) for name, item in value.items()}
+        return {
+            without_path(name) if isinstance(name, str) else name: without_paths(item) for name, item in value.items()
+        }
     if isinstance(value, set | frozenset):
         return sorted(str(without_paths(item)) for item in value)
     if isinstance(value, list | tuple):

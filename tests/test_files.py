@@ -169,13 +169,30 @@ def test_json_is_read(tmp_path: Path, text: str) -> None:
         (json.dumps([1]).encode(), r"folder: found a list in '.*x\.json', allowed is a JSON object"),
         (b"null", r"folder: found a NoneType in"),
         (b"[" * 100_000, r"folder: found a broken"),
+        (b'{"a": ' * 200 + b"1" + b"}" * 200, r"folder: found a broken '.*' \(nested deeper than 100 levels\)"),
+        (b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", r"folder: found a broken"),
     ],
-    ids=["half", "empty", "no UTF-8", "list", "null", "deep"],
+    ids=["half", "empty", "no UTF-8", "list", "null", "unclosed", "deep", "one too deep"],
 )
 def test_json_that_is_none_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "x.json", "folder")
+
+
+def test_json_may_be_as_deep_as_it_says(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a":' + "[" * 99 + "]" * 99 + "}")
+    assert list(read_json(tmp_path / "x.json")) == ["a"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "x.json")
+    for name in ("x.json", "link.json"):
+        with pytest.raises(
+            ValueError, match=rf"folder: found '.*{name}', a pipe, socket or device, allowed is a file"
+        ):
+            read_json(tmp_path / name, "folder")
 
 
 def test_a_json_file_that_is_not_there(tmp_path: Path) -> None:

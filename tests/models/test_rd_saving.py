@@ -162,7 +162,12 @@ def test_a_timm_student_loads_in_both_libraries(
     tmp_path: Path,
 ) -> None:
     model = _make(make_student("timm", architecture=architecture, model_args=arguments)).eval()
+    elsewhere = tmp_path.parent / "elsewhere"
+    elsewhere.write_text("theirs")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(elsewhere)
     model.save_student(tmp_path)
+    assert elsewhere.read_text() == "theirs" and not any(path.name.startswith(".") for path in tmp_path.iterdir())
     expected = model(batch["pixel_values"]).logits
     here = AutoModelForImageClassification.from_pretrained(tmp_path)
     there = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()

@@ -17,6 +17,7 @@ def test_no_link_is_followed(
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     args = DivBSConfig(str(out), use_cpu=True, report_to="none", hub_strategy="every_save")
     trainer = DivBSTrainer(vit(), args, train_dataset=data)
+    trainer.push_in_progress = None  # as where the repo was made
     trainer.model.save_pretrained(tmp_path / "checkpoint-1")
     elsewhere.write_text("theirs")
     out.mkdir(exist_ok=True)

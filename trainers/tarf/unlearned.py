@@ -96,7 +96,7 @@ def _scores(trainer: Any) -> tuple[dict[str, float], dict[str, Any]]:
         logits.append(predicted[0])
         labels.append(predicted[1])
         parts += [name] * len(predicted[1])
-    about = {name: parts.count(name) for name in rows}
+    about: dict[str, Any] = {name: parts.count(name) for name in rows}
     about["outside"] = "" if outside is None else f" whose {column} is none that is to be forgotten"
     return unlearning_metrics(np.concatenate(logits), np.concatenate(labels), parts), about
 

@@ -111,17 +111,15 @@ def _save_timm(student: Any, folder: Path) -> None:
     names = [student.config.id2label[label] for label in range(student.config.num_labels)]
     labels = {"num_classes": len(names), "label_names": names}
     arguments = dict(student.config.model_args or {})
-    timm.models.save_for_hf(
-        student.timm_model, str(folder), {**labels, "model_args": arguments}, safe_serialization=True
-    )
-    path = folder / "config.json"
-    written = json.loads(path.read_text())
-    # transformers builds the model with the number of classes and these arguments: it must not be in both
-    written.pop("model_args", None)
-    if arguments:
-        written["model_args"] = arguments
-    # into a new file: a link that lies there is replaced and not followed
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".config.", suffix=".json", delete=False) as file:
-        json.dump(written, file, indent=2)
-    os.chmod(file.name, path.stat().st_mode & 0o777)
-    os.replace(file.name, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as made:  # no link that lies in the folder is followed
+        timm.models.save_for_hf(student.timm_model, made, {**labels, "model_args": arguments}, safe_serialization=True)
+        path = Path(made) / "config.json"
+        written = json.loads(path.read_text())
+        # transformers builds the model with the number of classes and these arguments: it must not be in both
+        written.pop("model_args", None)
+        if arguments:
+            written["model_args"] = arguments
+        path.write_text(json.dumps(written, indent=2))
+        for name in os.listdir(made):
+            os.replace(Path(made) / name, folder / name)
