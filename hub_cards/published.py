@@ -105,7 +105,12 @@ def without_local_base(folder: Path) -> bytes:
             public[key] = value
     if public == header:
         return content
-    return f"---\n{yaml_dump(public) if public else ''}---\n{_HEADER.sub('', card, count=1)}".encode()
+    text = _HEADER.sub("", card, count=1)
+    bases = header.get("base_model")
+    for name in bases if isinstance(bases, list) else [bases]:
+        if isinstance(name, str) and name in text and not is_public("base_model", name):
+            warnings.warn(f"README.md names {name!r} in its text, which is published as you wrote it", stacklevel=3)
+    return (f"---\n{yaml_dump(public)}---\n" if public else "").encode() + text.encode()
 
 
 def _header(card: str) -> dict[str, Any]:

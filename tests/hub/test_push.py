@@ -546,7 +546,17 @@ def test_no_header_names_a_path_of_this_machine(
     before = f"---\n{header}\n---\n# Mine, on me/base\n"
     (folder / "README.md").write_text(before)
     (done,) = push({"folder": folder, "repo_id": "me/x"})
-    assert done["error"] is None
+    assert done["error"] is None and done["said"] == []
     text = hub.repos["me/x"].files()["README.md"].decode()
-    assert text == f"---\n{sent}{chr(10) * bool(sent)}---\n# Mine, on me/base\n"
+    assert text == (f"---\n{sent}\n---\n" if sent else "") + "# Mine, on me/base\n"
     assert (folder / "README.md").read_text() == before
+
+
+def test_a_path_in_the_words_of_a_card_is_said(
+    hub: Hub, make_folder: Callable[..., Path], push: Callable[..., Any]
+) -> None:
+    folder = make_folder()
+    (folder / "README.md").write_text("---\nbase_model: /root/base\n---\n# On /root/base\n")
+    (done,) = push({"folder": folder, "repo_id": "me/x"})
+    assert done["said"] == ["README.md names '/root/base' in its text, which is published as you wrote it"]
+    assert hub.repos["me/x"].files()["README.md"] == b"# On /root/base\n"
