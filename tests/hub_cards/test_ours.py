@@ -111,7 +111,6 @@ def test_a_completed_form_is_somebodys(forms: dict[str, Path], kind: str, how: s
     assert _content(folder) == before
 
 
-@pytest.mark.parametrize("kind", ["trainer", "sgd", "both"])
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -125,13 +124,10 @@ def test_a_completed_form_is_somebodys(forms: dict[str, Path], kind: str, how: s
         ("metrics:\n", "metrics:\n- wer\n"),
     ],
 )
-def test_a_form_with_other_values_is_somebodys(
-    forms: dict[str, Path], kind: str, old: str, new: str, tmp_path: Path
-) -> None:
-    folder = _copied(forms[kind], tmp_path)
+def test_a_form_with_other_values_is_somebodys(forms: dict[str, Path], old: str, new: str, tmp_path: Path) -> None:
+    folder = _copied(forms["sgd"], tmp_path)
     text = (folder / "README.md").read_text()
-    if old not in text:
-        pytest.skip("not in this form")
+    assert old in text
     (folder / "README.md").write_text(text.replace(old, new, 1))
     assert is_handwritten(folder)
 
