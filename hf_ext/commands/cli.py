@@ -22,10 +22,11 @@ def guarded(command: Callable[[], None], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         print("hf-ext: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if debug:
             raise
-        print(f"hf-ext: error: {error}\n(--debug shows where)", file=sys.stderr)
+        message = " ".join(str(error).split()) or type(error).__name__  # other libraries' have many lines
+        print(f"hf-ext: error: {message}\n(--debug shows where)", file=sys.stderr)
         return 2
     return 0
 

@@ -2,13 +2,13 @@
 
 import argparse
 import dataclasses
-import difflib
+import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
+
+from hf_ext.commands.config_file import nearest, read_config
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -45,21 +45,37 @@ def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description:
         ValueError: an unknown option or key, or a value of the wrong type; it names them.
         SystemExit: after `--help` (the dataclasses without TrainingArguments' many options) or `--help-all`.
     """
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(())
     _add_common_options(common)
     options, rest = common.parse_known_args(list(argv))
     if options.help or options.help_all:
         _print_help(types, prog, description, everything=options.help_all)
         raise SystemExit(0)
     parser = _Parser(types)
-    names = {action.dest for action in parser._actions}
-    if options.config:
-        parser.set_defaults(**_read_config(options.config, names))
+    if options.config is not None:
+        parser.set_defaults(**read_config(options.config, _annotations(types)))
+    names = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
     for word in rest:
         name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and name not in names and name.replace("-", "_") not in names:
-            raise ValueError(f"{word}: unknown option{_nearest(name, names)}")
-    return parser.parse_args_into_dataclasses(args=rest)
+        if word.startswith("--") and name not in names:
+            raise ValueError(f"{word}: unknown option{nearest(name, names)}")
+    try:
+        return parser.parse_args_into_dataclasses(args=rest)
+    except json.JSONDecodeError as error:  # of options that are mappings
+        raise ValueError(f"options: found {error.doc[:100]!r} ({error}), allowed is JSON") from error
+    except (AttributeError, KeyError, TypeError) as error:  # of TrainingArguments, which takes much on trust
+        raise ValueError(f"options: found values that do not work ({type(error).__name__}: {error})") from error
+
+
+def _annotations(types: Sequence[Any]) -> dict[str, Any]:
+    """The types of all options, by name."""
+    annotations: dict[str, Any] = {}
+    for kind in types:
+        hints = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            choices: Any = field.metadata.get("choices")
+            annotations[field.name] = Literal[tuple(choices)] if choices else hints[field.name]
+    return annotations
 
 
 def _add_common_options(parser: argparse._ActionsContainer) -> None:
@@ -67,24 +83,6 @@ def _add_common_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     parser.add_argument("--help-all", action="store_true", help="show the options of TrainingArguments too")
-
-
-def _read_config(file: str, names: set[str]) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(file).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: found {file!r}, which is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"--config: found {type(values).__name__} in {file!r}, allowed is a mapping of option names")
-    for name in values:
-        if name not in names:
-            raise ValueError(f"--config: found {name!r} in {file!r}, an unknown option{_nearest(str(name), names)}")
-    return values
-
-
-def _nearest(name: str, names: set[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _print_help(types: Sequence[type], prog: str, description: str, *, everything: bool) -> None:
