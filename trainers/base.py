@@ -17,6 +17,7 @@ from hf_ext.trainers.arguments import MethodArguments
 from hf_ext.trainers.cards import CardMixin
 from hf_ext.trainers.finite import FiniteMixin
 from hf_ext.trainers.groups import GroupMetricsMixin
+from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.loss_scale import LossScaleMixin
 from hf_ext.trainers.resuming import ResumingMixin
 
@@ -66,6 +67,7 @@ class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMe
 
     def check_arguments(self) -> None:
         """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
+        check_train_labels(self)
 
     def warn_of_other_loss(self, after: type) -> None:
         """Say that the `compute_loss` of a user's class behind the mixin `after` has no part in training."""

@@ -1,108 +1,82 @@
-"""Labels of data: looked at before the first step, and those of named classes counted as the model counts them."""
+"""Labels of training data that are no classes, refused before the first step."""
 
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import ClassLabel, Dataset
-from transformers import default_data_collator
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, default_data_collator
 
 from hf_ext._models import base_model
-from hf_ext.data.rows import WithColumns
+from hf_ext.data.collators import KeepColumns
 from hf_ext.functional.losses import IGNORED_LABEL
-from hf_ext.trainers.base import MethodMixin
 
-#: where the default collator finds labels, the first of these that is there
-_COLUMNS = ("labels", "label", "label_ids")
+#: where these collators find labels, the first of these that is there
+LABEL_COLUMNS = ("labels", "label", "label_ids")
+_CLASSIFIERS = tuple(f"For{what}Classification" for what in ("Image", "Sequence", "Audio", "Video"))
 
 
-def check_train_labels(trainer: Any, classes: int) -> None:
+def check_train_labels(trainer: Any, classes: int | None = None, *, rows: Any = None) -> None:
     """Refuse training data whose labels are no classes of the model, where that is cheap to see.
 
-    That is where labels reach the model as they lie there: in a column of a `Dataset` without a transform, with the
-    default collator.
+    That is where labels reach the model as they lie there: in a column of a `Dataset` without a transform, with a
+    collator that only stacks them.
 
     Args:
         trainer: a Trainer.
-        classes: number of the model's.
+        classes: number of the model's. By default that of a classifier of transformers which makes its own loss of
+            one class a sample; for another model, or without a column of labels, nothing is looked at.
+        rows: other data than `train_dataset`.
 
     Raises:
         ValueError: no column of labels, or labels that are not integers from 0 to `classes` - 1 (or -100).
     """
-    rows = trainer.train_dataset
-    if not isinstance(rows, Dataset) or rows.format["type"] == "custom":
+    required = classes is not None
+    classes = _classes_of(trainer) if classes is None else classes
+    rows = trainer.train_dataset if rows is None else rows
+    if classes is None or not isinstance(rows, Dataset) or rows.format["type"] == "custom" or not _stacks(trainer):
         return
-    if trainer.data_collator is not default_data_collator:
-        return
-    column = next((name for name in _COLUMNS if name in rows.column_names), None)
+    column = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
     if column is None:
+        if not required:
+            return
         raise ValueError(
             f"labels: found none among the columns {', '.join(rows.column_names)} of the training data, allowed is "
             "one called labels or label (or a data_collator that makes them)"
         )
+    if not len(rows):
+        return
     labels = np.asarray(rows.select_columns(column).with_format("numpy")[:][column])
     allowed = f"allowed are 0 to {classes - 1}, the model's classes"
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{column}: found {rows.features[column]} with values such as {rows[column][0]!r}, {allowed}")
+    if labels.ndim != 1 or labels.dtype.kind not in ("iu" if required else "iub"):
+        values = rows.with_format(None)[column][:]
+        example = next((value for value in values if not isinstance(value, int)), values[0])
+        raise ValueError(f"{column}: found {rows.features[column]} with values such as {example!r}, {allowed}")
     wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
     if len(wrong):
         raise ValueError(f"{column}: found {wrong[0]} in the training data, {allowed}")
 
 
-class LabelsByNameMixin(MethodMixin):
-    """The model's classes have names: data whose classes have the same ones in another order are counted anew."""
-
-    def align_train_labels(self) -> None:
-        """To be called in `check_arguments`, once the labels have been checked."""
-        self.train_dataset: Any = labels_by_name(self.train_dataset, self._class_names, "train_dataset")
-
-    @property
-    def _class_names(self) -> list[str]:
-        labels = base_model(self.model).config.id2label
-        return [labels[label] for label in range(len(labels))]
-
-    def _get_dataloader(self, dataset: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        dataset = labels_by_name(dataset, self._class_names, f"{description.lower()} data")
-        return super()._get_dataloader(dataset, description, *args, **kwargs)
+def _stacks(trainer: Any) -> bool:
+    """Whether the collator hands labels over as they are."""
+    collator = trainer.data_collator
+    while isinstance(collator, KeepColumns):
+        collator = collator.collator
+    return collator is default_data_collator or type(collator) is DataCollatorWithPadding
 
 
-def labels_by_name(rows: Any, names: Sequence[str], argument: str) -> Any:
-    """The same rows with the labels that a model means by the names of their classes.
+def _classes_of(trainer: Any) -> int | None:
+    """Of a model that makes the loss itself, of one class a sample; None for others, whose labels may be anything."""
+    model = base_model(trainer.model)
+    config = getattr(model, "config", None)
+    if trainer.compute_loss_func is not None or not type(model).__name__.endswith(_CLASSIFIERS):
+        return None
+    if any("compute_loss" in vars(kind) for kind in type(trainer).__mro__ if not _is_known(kind)):
+        return None
+    number = int(getattr(config, "num_labels", None) or 0)
+    single = getattr(config, "problem_type", None) in (None, "single_label_classification")
+    return number if single and number > 1 else None
 
-    Names that differ in the case of letters alone are the same. Where nothing is known of the names, and where none is
-    known to both, ids stay as they are; the second is said.
 
-    Args:
-        rows: any data; looked at is a `Dataset` with a column of class labels.
-        names: the model's, in the order of their ids.
-        argument: what the rows are called in errors.
-
-    Raises:
-        ValueError: some names are known to both and some are not, or a transform makes the labels that are counted
-            otherwise.
-    """
-    column = next((name for name in _COLUMNS if isinstance(rows, Dataset) and name in rows.column_names), None)
-    feature: Any = None if column is None else rows.features[column]
-    if not isinstance(feature, ClassLabel) or column is None or all(name.startswith("LABEL_") for name in names):
-        return rows
-    known = {name.casefold(): label for label, name in enumerate(names)}
-    found = [name.casefold() for name in feature.names]
-    if found == list(known)[: len(found)] or len(known) < len(names):
-        return rows
-    said = f"{column}: found the classes {', '.join(feature.names)} in {argument}"
-    if not known.keys() & set(found):
-        warnings.warn(f"{said}, of the model {', '.join(names)}: they are taken by their ids", stacklevel=2)
-        return rows
-    if not set(found) <= known.keys():
-        raise ValueError(f"{said}, allowed are those of the model, {', '.join(names)}, in any order")
-    if rows.format["type"] == "custom":
-        raise ValueError(
-            f"{said} with a transform, allowed is the model's order with one: {', '.join(names)} "
-            "(align_labels_with_mapping before set_transform)"
-        )
-    ids = torch.as_tensor(np.asarray(rows.select_columns(column).with_format("numpy")[:][column]))
-    labels = torch.tensor([known[name] for name in found])
-    is_class = (ids >= 0) & (ids < len(labels))
-    return WithColumns(rows, **{column: torch.where(is_class, labels[ids.clamp(0, len(labels) - 1)], ids)})
+def _is_known(kind: type) -> bool:
+    """Whether a class is one whose loss is the model's own, or of its labels."""
+    return kind.__module__.partition(".")[0] in ("transformers", "trl", "hf_ext")

@@ -3,7 +3,36 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset, Value
+
+#: ids are places in tables, of losses or of routing weights; larger ones are numbers of something else
+MOST_GROUPS = 2**20
+
+
+def ids_of_rows(
+    dataset: Any, column: str, *, bound: int | None = None, argument: str = "train_dataset", hint: str = ""
+) -> np.ndarray:
+    """The ids in a column, `[N]`.
+
+    Args:
+        dataset: with that column and a length.
+        column: its name.
+        bound: ids are in `[0, bound)`; by default in `[0, MOST_GROUPS)`.
+        argument: what the data set is called in errors.
+        hint: where the bound comes from, to be added to errors.
+
+    Raises:
+        ValueError: rows without the column, or values that are no integers, not one per sample, or out of bounds.
+    """
+    ids, bound = np.asarray(row_values(dataset, column, argument)), MOST_GROUPS if bound is None else bound
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{column}: found {ids.dtype} values in {argument}, allowed are integers, one per sample")
+    if ids.size and (ids.min() < 0 or ids.max() >= bound):
+        raise ValueError(
+            f"{column}: found ids from {ids.min()} to {ids.max()} in {argument}, allowed are 0 to {bound - 1}{hint}"
+        )
+    return ids
 
 
 def holds_text(dataset: Any, column: str) -> bool:

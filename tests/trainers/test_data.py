@@ -26,7 +26,7 @@ from hf_ext.trainers import (
     TARFConfig,
     TARFTrainer,
 )
-from hf_ext.trainers.labels import labels_by_name
+from hf_ext.trainers.labels_by_name import labels_by_name
 
 
 def _arguments(kind: type[Any], out: Path, **extra: Any) -> Any:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from hf_ext._arguments import Bounds, Count, NonNegative
-from hf_ext.data.columns import holds_text
+from hf_ext._arguments import Bounds, NonNegative
+from hf_ext.data.columns import MOST_GROUPS, holds_text
 from hf_ext.trainers.arguments import MethodArguments, option, refuse_packing
 from hf_ext.trainers.disam.sharpness import SharpnessRule
 
@@ -35,7 +35,7 @@ class DISAMArguments(MethodArguments):
     disam_running_decay: Annotated[float, Bounds(at_least=0, below=1)] = option(
         0.9, "Decay of the running mean of the domains' losses."
     )
-    disam_num_domains: Count | None = option(
+    disam_num_domains: Annotated[int, Bounds(at_least=1, at_most=MOST_GROUPS)] | None = option(
         None, "Number of domains; by default counted in the data, which a stream does not allow."
     )
     disam_sync_perturbation: bool = option(

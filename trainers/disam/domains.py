@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
-from hf_ext.data.columns import row_values
+from hf_ext.data.columns import ids_of_rows
 
 
 class Domains:
@@ -15,28 +13,31 @@ class Domains:
         column: the column.
         names: what the ids stand for, if the column holds names.
         number: of domains, where the data cannot tell.
+
+    Raises:
+        ValueError: no number and none to be counted, or ids that are no integers from 0 to below it.
     """
 
     def __init__(self, dataset: Any, column: str, names: list[str] | None, number: int | None) -> None:
         feature: Any = (getattr(dataset, "features", None) or {}).get(column)
         self.names: list[str] | None = names or getattr(feature, "names", None)
         self.number = number or (len(self.names) if self.names else _largest(dataset, column) + 1)
+        if not names and can_be_asked(dataset):
+            ids_of_rows(dataset, column, bound=self.number)
 
     def name(self, domain: int) -> str:
         return self.names[domain] if self.names else str(domain)
 
 
 def _largest(dataset: Any, column: str) -> int:
-    return int(domains_of_rows(dataset, column).max(initial=0))
+    if not can_be_asked(dataset):
+        raise ValueError(
+            f"disam_num_domains: found None and no class labels in {column!r} of train_dataset, allowed is the number "
+            "of domains"
+        )
+    return int(ids_of_rows(dataset, column).max(initial=0))
 
 
-def domains_of_rows(dataset: Any, column: str) -> np.ndarray:
-    """The domain of every row.
-
-    Raises:
-        ValueError: values that are no integers >= 0.
-    """
-    ids = np.asarray(row_values(dataset, column, "train_dataset"))
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or ids.min(initial=0) < 0:
-        raise ValueError(f"{column}: found {ids.dtype} values, allowed are names or integers >= 0, one per sample")
-    return ids
+def can_be_asked(dataset: Any) -> bool:
+    """Whether its columns can be looked at as a whole."""
+    return hasattr(dataset, "column_names") and hasattr(dataset, "__len__")

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from hf_ext.data.columns import holds_text
+from hf_ext.data.columns import holds_text, ids_of_rows
 from hf_ext.data.samplers import BalancedSampler
 from hf_ext.functional import disam_ascent_loss
 from hf_ext.trainers.disam.arguments import DISAMArguments, check_data, check_sample_losses, sharpness_rule
 from hf_ext.trainers.disam.domain_losses import DomainLosses
-from hf_ext.trainers.disam.domains import Domains, domains_of_rows
+from hf_ext.trainers.disam.domains import Domains
 from hf_ext.trainers.disam.sharpness import SharpnessMixin, SharpnessRule
 from hf_ext.trainers.losses import logits_of, sample_losses
 
@@ -101,7 +101,7 @@ class DISAMMixin(SharpnessMixin):
         if self.args.disam_domain_sampler != "balanced":
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        ids = domains_of_rows(dataset, self.args.disam_domain_column)
+        ids = ids_of_rows(dataset, self.args.disam_domain_column)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         # asked for its epoch, since `set_epoch` does not reach it when a resumed run skips batches
         return BalancedSampler(ids, seed=seed, epoch=lambda: int(self.state.epoch or 0))

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from accelerate import Accelerator
 from transformers import DataCollatorWithFlattening
 
-from hf_ext._arguments import Count, Share, ShareOrZero
+from hf_ext._arguments import Bounds, Count, Share, ShareOrZero
 from hf_ext.trainers.arguments import MethodArguments, option
+
+_MOST_CANDIDATES = 2**31
 
 
 @dataclass
@@ -48,7 +50,9 @@ class DivBSArguments(MethodArguments):
         "How the gradient of a sequence with token labels is represented: 'sketch', projected at random; 'pooled', "
         "the product of means; 'exact', for small vocabularies.",
     )
-    divbs_sketch_dim: Count = option(64, "Width of the random projections of divbs_features='sketch'.")
+    divbs_sketch_dim: Annotated[int, Bounds(at_least=1, at_most=2**16)] = option(
+        64, "Width of the random projections of divbs_features='sketch'."
+    )
     divbs_schedule: Literal["constant", "linear", "cosine"] = option(
         "constant", "How the share goes from divbs_ratio, the largest, to divbs_final_ratio over the steps."
     )
@@ -110,6 +114,16 @@ def check_data(args: Any, collator: Any) -> None:
         raise ValueError(
             "train_sampling_strategy: found 'batch_rebalance', which decides the size of batches itself, allowed are "
             "the others"
+        )
+
+
+def check_candidates(args: Any) -> None:
+    """Refuse batches of more candidates than there could be."""
+    candidates = args.train_batch_size / args.divbs_ratio
+    if candidates > _MOST_CANDIDATES:
+        raise ValueError(
+            f"divbs_ratio: found {args.divbs_ratio}, with batches of {candidates:.0f} candidates, allowed are "
+            f"{_MOST_CANDIDATES} at most"
         )
 
 

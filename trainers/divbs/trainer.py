@@ -19,7 +19,7 @@ from hf_ext.functional import divbs_select_with_info, gradient_norms
 from hf_ext.functional.divbs import all_finite
 from hf_ext.functional.losses import IGNORED_LABEL
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.divbs.arguments import DivBSArguments, check_data, check_processes
+from hf_ext.trainers.divbs.arguments import DivBSArguments, check_candidates, check_data, check_processes
 from hf_ext.trainers.divbs.rows import batch_size, exchange_rows, take_rows, without_padding
 from hf_ext.trainers.divbs.scoring import Scorer, Scores, find_head, state_preserved
 from hf_ext.trainers.losses import shifts_labels
@@ -83,6 +83,7 @@ class DivBSMixin(MethodMixin):
         if not self._selects:
             return
         check_data(self.args, self.data_collator)
+        check_candidates(self.args)
         check_processes(self.args, self.accelerator)
         if self.args.divbs_strategy != "uniform":
             self._head()

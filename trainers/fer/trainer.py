@@ -21,7 +21,8 @@ from hf_ext.hub_cards.methods.fer import losses_shown
 from hf_ext.models.fer.portable import check_labels
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.fer.arguments import FERArguments
-from hf_ext.trainers.labels import LabelsByNameMixin, check_train_labels
+from hf_ext.trainers.labels import check_train_labels
+from hf_ext.trainers.labels_by_name import LabelsByNameMixin
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.adapters.mola import MoLAConfig, find_routing
 from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
-from hf_ext.data.columns import group_label, holds_text, row_values
+from hf_ext.data.columns import MOST_GROUPS, group_label, holds_text, ids_of_rows
 from hf_ext.functional import combine_task_losses, twd_loss
 from hf_ext.trainers.arguments import refuse_packing
 from hf_ext.trainers.base import MethodMixin
@@ -68,13 +68,12 @@ class MoLAMixin(MethodMixin):
     @property
     def column_bounds(self) -> dict[str, int]:
         *_, config = self._adapter
-        bound = self._id_bound(config)
-        return super().column_bounds | ({} if bound is None else {self.args.mola_task_column: bound})
+        return super().column_bounds | {self.args.mola_task_column: self._id_bound(config)}
 
-    def _id_bound(self, config: MoLAConfig) -> int | None:
+    def _id_bound(self, config: MoLAConfig) -> int:
         if config.needs_task_ids:
             return config.task_id_bound
-        return self._num_tasks if self.args.mola_task_reduction == "sum" else None
+        return self._num_tasks if self.args.mola_task_reduction == "sum" else MOST_GROUPS
 
     @property
     def groups(self) -> dict[str, str]:
@@ -143,16 +142,8 @@ class MoLAMixin(MethodMixin):
             return
         if not len(dataset):  # data to train on are refused for that
             return
-        ids = np.asarray(row_values(dataset, column, argument))
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{column}: found {ids.dtype} values in {argument}, allowed are integers, one per sample")
-        bound = self._id_bound(config)
-        if ids.size and (ids.min() < 0 or (bound is not None and ids.max() >= bound)):
-            allowed = "ids >= 0" if bound is None else f"0 to {bound - 1}"
-            raise ValueError(
-                f"{column}: found ids from {ids.min()} to {ids.max()} in {argument}, allowed are {allowed} "
-                f"(num_experts={config.num_experts}, num_tasks={config.num_tasks})"
-            )
+        hint = f" (num_experts={config.num_experts}, num_tasks={config.num_tasks})"
+        ids_of_rows(dataset, column, bound=self._id_bound(config), argument=argument, hint=hint)
 
     # ---------------------------------------------------------------------------------------------- training
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.models.rd.modeling_rd import RDForImageClassification
 from hf_ext.models.rd.portable import check_labels
 from hf_ext.trainers.cards import with_hyper_parameters
-from hf_ext.trainers.labels import LabelsByNameMixin, check_train_labels
+from hf_ext.trainers.labels import check_train_labels
+from hf_ext.trainers.labels_by_name import LabelsByNameMixin
 from hf_ext.trainers.processes import gather_rows
 from hf_ext.trainers.rd.arguments import Coefficients, RDArguments, coefficients_of
 from hf_ext.trainers.rd.teacher_cache import COLUMN, check_features, features_of

@@ -135,6 +135,15 @@ def check_arguments(args: Any, *, own_loss: bool) -> None:
         )
 
 
+def check_batch_size(args: Any, num_rows: int) -> None:
+    """Refuse batches of more forget rows than there are, unless the remaining rows' batches are as large."""
+    most, found = max(num_rows, args.train_batch_size), args.tarf_forget_batch_size
+    if found is not None and found > most:
+        raise ValueError(
+            f"tarf_forget_batch_size: found {found} with {num_rows} rows to forget, allowed are 1 to {most}"
+        )
+
+
 def check_data(remaining: Any, forget: Any, identify: Any, selection: str, inputs: Sequence[str]) -> None:
     """Refuse data that cannot work.
 

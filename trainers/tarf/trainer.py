@@ -12,12 +12,14 @@ from accelerate.utils import find_batch_size
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from hf_ext.data.columns import ids_of_rows
 from hf_ext.functional import per_sample_losses, tarf_objective
 from hf_ext.trainers.cards import with_hyper_parameters
+from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.losses import logits_of, shifts_labels
 from hf_ext.trainers.tarf.arguments import TARFArguments
 from hf_ext.trainers.tarf.forget_rows import check_column, split_rows
-from hf_ext.trainers.tarf.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_data
+from hf_ext.trainers.tarf.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_batch_size, check_data
 from hf_ext.trainers.tarf.identification import Identification
 from hf_ext.trainers.tarf.paired import PAIRED, ROW, updates_per_epoch
 from hf_ext.trainers.tarf.plan import PHASES, Plan, Update, plan_of
@@ -99,6 +101,7 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
             parts = split_rows(self.train_dataset, self.forget_dataset, column=column, values=values)
             self.train_dataset, self.forget_dataset = parts
         super().check_arguments()
+        check_train_labels(self, rows=self.forget_dataset)
         plan = self._plan
         if plan.is_neutral or self.train_dataset is None:  # nothing to do, or made for evaluation only
             return
@@ -107,7 +110,10 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
         self.refuse_other_methods("each would train on a loss of its own")
         needed = (self.model.main_input_name, *self.label_names)
         check_data(self.train_dataset, self.forget_dataset, self.identify_dataset, plan.selection, needed)
-        check_column(self.train_dataset, "tarf_group_column", self.args.tarf_group_column)
+        check_batch_size(self.args, len(self.forget_dataset))
+        check_column(self.train_dataset, "tarf_group_column", group := self.args.tarf_group_column)
+        if group in (getattr(self.train_dataset, "column_names", None) or ()):
+            ids_of_rows(self.train_dataset, group)
 
     @property
     def _plan(self) -> Plan:
