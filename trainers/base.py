@@ -1,5 +1,7 @@
 """What all methods' trainers share: a cooperative mixin over any `transformers.Trainer`."""
 
+import dataclasses
+import sys
 import warnings
 import weakref
 from collections.abc import Collection, Iterable, Mapping
@@ -10,6 +12,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainingArguments
 
 from hf_ext.data.collators import KeepColumns
 from hf_ext.data.columns import holds_text, text_values, with_ids
@@ -45,13 +48,16 @@ class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMe
       `compute_metrics` for every value of such a column too, and reports the worst.
     - `text_columns`: own columns that may hold names in place of ids.
     - `replaces_loss`: whether its training loss is none that `super().compute_loss` makes.
+    - `arguments`: the dataclass of the method's arguments, which `args` has to have mixed in.
     - `evaluation_context`: around forward passes outside of training.
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.
     """
 
     replaces_loss: bool = False
+    arguments: type | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._check_kind_of(kwargs.get("args", args[1] if len(args) > 1 else None))
         super().__init__(*args, **kwargs)
         self.batch_columns: dict[str, Tensor] = {}
         self._prepared: list[weakref.ref[Tensor]] = []  # what is left of the batch that these were taken out of
@@ -64,6 +70,19 @@ class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMe
         if hasattr(rows, "__len__") and not len(rows):
             raise ValueError("train_dataset: found no rows, allowed are some")
         self.check_arguments()
+
+    def _check_kind_of(self, args: Any) -> None:
+        """Refuse arguments that lack those of a method, before anything asks for them."""
+        for kind in type(self).__mro__:
+            needed: Any = vars(kind).get("arguments")
+            if needed is None or all(hasattr(args, field.name) for field in dataclasses.fields(needed)):
+                continue
+            siblings = vars(sys.modules[kind.__module__]).values()
+            ready = (one.__name__ for one in siblings if _is_ready(one, needed))
+            raise ValueError(
+                f"args: found {'none' if args is None else type(args).__name__}, allowed is one with "
+                f"{needed.__name__} mixed in, such as {next(ready, f'class MyConfig({needed.__name__}, ...)')}"
+            )
 
     def check_arguments(self) -> None:
         """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
@@ -206,3 +225,8 @@ class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMe
         super()._hp_search_setup(trial)
         if isinstance(self.args, MethodArguments):
             self.args.check_options()
+
+
+def _is_ready(kind: Any, needed: type) -> bool:
+    """Whether a class is TrainingArguments with these mixed in."""
+    return isinstance(kind, type) and issubclass(kind, needed) and issubclass(kind, TrainingArguments)

@@ -37,6 +37,7 @@ class CardMixin(_Base):
     """Trainer's card and pushes become ours where `method` is a key of `hub_cards.METHODS`."""
 
     method: str | None = None
+    data_remark: str = ""  # how the data were used, for the card
     push_in_progress: Any  # of Trainer, which gives no type
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,7 +52,8 @@ class CardMixin(_Base):
     def card_facts(self) -> dict[str, Any]:
         """Arguments of `hub_cards.MethodCard` that this run knows. Cooperative: `super().card_facts() | {...}`."""
         assert self.card is not None  # asked for by create_model_card alone
-        return self.card.card_facts()
+        remark = {"dataset_description": self.data_remark} if self.data_remark else {}
+        return self.card.card_facts() | remark
 
     def create_model_card(
         self,

@@ -46,6 +46,8 @@ def check_train_labels(trainer: Any, classes: int | None = None, *, rows: Any = 
     if not len(rows):
         return
     labels = np.asarray(rows.select_columns(column).with_format("numpy")[:][column])
+    if labels.ndim != 1 and not required:  # several labels a sample
+        return
     allowed = f"allowed are 0 to {classes - 1}, the model's classes"
     if labels.ndim != 1 or labels.dtype.kind not in ("iu" if required else "iub"):
         values = rows.with_format(None)[column][:]

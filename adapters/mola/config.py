@@ -96,7 +96,8 @@ class MoLAConfig(PeftConfig):
     num_experts: Count = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Number of low-rank experts in every adapted layer (required); one per task with routing='task'."
+            "help": "Number of low-rank experts in every adapted layer (required, but `hf-ext train` counts the "
+            "tasks); one per task with routing='task'."
         },
     )
     r: Count = field(default=8, metadata={"help": "Rank of every expert."})

@@ -89,10 +89,7 @@ def _read(node: yaml.Node, kind: Any) -> Any:
             return None
         raise _Unfit
     reasons = []
-    # one of several texts is a text rather than a list
-    for one in sorted(
-        kinds, key=lambda one: (get_origin(one) is list and isinstance(node, yaml.ScalarNode), one is str)
-    ):
+    for one in sorted(kinds, key=lambda one: (_is_list(node) != _is_list_of(one), one is str)):
         try:
             return _read_as(node, one)
         except _Unfit as misfit:
@@ -101,7 +98,7 @@ def _read(node: yaml.Node, kind: Any) -> Any:
 
 
 def _read_as(node: yaml.Node, kind: Any) -> Any:
-    origin = get_origin(kind) or kind
+    origin: Any = get_origin(kind) or kind
     if origin is list:
         return [_read(item, *get_args(kind)) for item in (node.value if _is_list(node) else [node])]
     if origin is dict and isinstance(node, yaml.MappingNode):
@@ -174,6 +171,11 @@ def _choices(kind: Any) -> dict[str, Any] | None:
 
 def _is_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Enum)
+
+
+def _is_list_of(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is list
 
 
 def _is_list(node: yaml.Node) -> bool:

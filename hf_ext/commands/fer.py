@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, Trainer, T
 
 from hf_ext._runs import accuracy_on
 from hf_ext.commands.demo import DemoRun, Scored, classifier_example, run_demo
-from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy, check_place, naming_the_processor
+from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy
 from hf_ext.commands.lora import PartLora
+from hf_ext.commands.places import check_place, naming_the_processor
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.models import FERForImageClassification, FERProcessor

@@ -1,10 +1,8 @@
 """Model, data and collator for training from the command line."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,57 +20,12 @@ from transformers import (
 )
 
 from hf_ext._small_models import class_names
+from hf_ext.commands.places import check_place, naming_the_images, naming_the_models, naming_the_processor, shape_of
+from hf_ext.commands.splits import splits_of
 from hf_ext.data import load
 from hf_ext.trainers.arguments import option
 
 logger = logging.getLogger(__name__)
-
-
-def check_place(argument: str, place: str | None) -> None:
-    """Before a model is loaded from there, if anything is named.
-
-    Raises:
-        ValueError: what can only be a folder is none.
-    """
-    if place and (place.startswith((".", "/", "~")) or place.count("/") > 1) and not Path(place).is_dir():
-        raise ValueError(f"{argument}: found {place!r}, which is no folder, allowed is a folder or a Hub id")
-
-
-@contextmanager
-def naming_the_processor(argument: str, place: str) -> Iterator[None]:
-    """For errors of loading what prepares images, from a place that an argument names.
-
-    Raises:
-        ValueError: with both.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{argument}: found {place!r} without an image processor, allowed is a model with one "
-            "(preprocessor_config.json), or data with a column pixel_values"
-        ) from error
-
-
-@contextmanager
-def naming_the_images(argument: str, images: str) -> Iterator[None]:
-    """For errors of a model that an argument names, or of its processor, with images as described.
-
-    Raises:
-        ValueError: with both, and what went wrong.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{argument}: found a model that fails with images of {images} ({reason}), allowed is one that takes them"
-        ) from error
-
-
-def shape_of(pixel_values: Tensor) -> str:
-    """Of one image, to be read."""
-    return f"shape {tuple(pixel_values.shape[1:])}"
 
 
 @dataclass
@@ -143,7 +96,14 @@ class DataArguments:
         "parquet) or a file.",
     )
     train_split: str = option("train", "Split to train on.")
-    eval_split: str = option("test", "Split to evaluate on.")
+    eval_split: str | None = option(
+        "auto",
+        "Split to evaluate on; 'none' for no evaluation. 'auto': test, or else validation, or else eval_share of "
+        "train_split.",
+    )
+    eval_share: float = option(
+        0.2, "Share of every class that is kept from training to evaluate on, drawn by seed, where there is no split."
+    )
     image_column: str = option("image", "Column of images; not read where the data have a column pixel_values.")
     text_column: str = option("text", "Column of texts, for the task text-classification.")
     label_column: str = option("labels", "Column of classes; without it, the column 'label'.")
@@ -169,10 +129,15 @@ class Loaded:
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     processor: Any
     keeps_columns: bool  # the collator reads columns that the model does not know
+    remark: str = ""  # on the data, for output and card
 
 
-def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
-    """Load both; classes and their names come from the data.
+def load_model_and_data(model: ModelArguments, data: DataArguments, *, seed: int = 0) -> Loaded:
+    """Load both; classes and their names come from the data. Without `data["eval"]` there is nothing to evaluate on.
+
+    Args:
+        model, data: which.
+        seed: draws what is kept from training to evaluate on, where the data have no split for that.
 
     Raises:
         ValueError: no model or no data named, a split or column that the data does not have, or images
@@ -184,37 +149,39 @@ def load_model_and_data(model: ModelArguments, data: DataArguments) -> Loaded:
             "dataset: found nothing, allowed is a folder (of images with a folder for each class, of csv or parquet), "
             "a Hub id, a file or an embedded name (digits)"
         )
-    rows = load(data.dataset)
-    for name in (data.train_split, data.eval_split):
-        if name not in rows:
-            raise ValueError(f"split: found {name!r}, allowed are {sorted(rows)} of {data.dataset!r}")
-    splits = DatasetDict({"train": rows[data.train_split], "eval": rows[data.eval_split]})
+    splits, remark = splits_of(load(data.dataset), data, seed)
     splits, names = _with_labels(splits, data.label_column)
     columns = splits["train"].column_names
     if model.task == "text-classification":
         if data.text_column not in columns:
             raise ValueError(f"text_column: found {data.text_column!r}, allowed are {columns}")
-        tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
+        with naming_the_models(model):
+            tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
         splits = splits.map(
             lambda rows: tokenizer(rows[data.text_column], truncation=True, max_length=data.max_length),
             batched=True,
             remove_columns=[data.text_column],
             desc="Tokenizing",
         )
-        return Loaded(model.load(names), splits, DataCollatorWithPadding(tokenizer), tokenizer, keeps_columns=False)
+        padding = DataCollatorWithPadding(tokenizer)
+        with naming_the_models(model):
+            network = model.load(names)
+        return Loaded(network, splits, padding, tokenizer, keeps_columns=False, remark=remark)
 
-    network = model.load(names)
+    with naming_the_models(model):
+        network = model.load(names)
     if "pixel_values" in columns:
-        loaded = Loaded(network, splits, default_data_collator, None, keeps_columns=False)
+        loaded = Loaded(network, splits, default_data_collator, None, keeps_columns=False, remark=remark)
         pixels = torch.as_tensor(splits["train"][:1]["pixel_values"])
     else:
         if data.image_column not in columns:
             raise ValueError(f"image_column: found {data.image_column!r}, allowed are {columns}")
-        processor = model.processor()
+        with naming_the_models(model):
+            processor = model.processor()
         mode = "L" if _is_grey(network) else "RGB"
         splits = splits.cast_column(data.image_column, Image(mode=mode))
         collator = ImageCollator(processor, data.image_column)
-        loaded = Loaded(network, splits, collator, processor, keeps_columns=True)
+        loaded = Loaded(network, splits, collator, processor, keeps_columns=True, remark=remark)
         with naming_the_images(model.image_arguments, f"mode {mode}"):
             pixels = collator([splits["train"][0]])["pixel_values"]
     with torch.no_grad():
@@ -244,7 +211,7 @@ class ImageCollator:
 
 
 def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[str]]:
-    train, evaluated = splits["train"], splits["eval"]
+    train, evaluated = splits["train"], splits.get("eval", splits["train"])
     if column not in train.column_names:
         if "label" not in train.column_names:
             raise ValueError(
@@ -267,6 +234,12 @@ def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[st
         if not numbered or train.info.builder_name == "imagefolder":
             raise ValueError(message)
         logger.warning(message)
+    for part in (train, evaluated):
+        values = np.asarray(part[column][:], dtype=object)
+        numbers = range(len(part.features[column].names)) if isinstance(part.features[column], ClassLabel) else None
+        lacking = sum(value is None or (numbers is not None and value not in numbers) for value in values)
+        if lacking:
+            raise ValueError(f"{column}: found no class in {lacking} of {len(part)} rows, allowed is one in each")
     if len(known) < 2:
         raise ValueError(f"{column}: found the classes {known}, allowed are two or more; a folder of images for each")
     classes = train.features[column]
@@ -277,7 +250,7 @@ def _with_labels(splits: DatasetDict, column: str) -> tuple[DatasetDict, list[st
             f"{column}: found {evaluated.features[column]} in the split to evaluate on, allowed is {classes}, as in "
             "the other one"
         )
-    splits = DatasetDict(train=train, eval=evaluated)
+    splits = DatasetDict({"train": train, "eval": evaluated} if "eval" in splits else {"train": train})
     if column != "labels":
         splits = splits.rename_column(column, "labels")
     return splits, classes.names

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
@@ -18,6 +18,7 @@ from hf_ext.commands.loading import accuracy
 from hf_ext.commands.parsing import fields_for_cli
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
+from hf_ext.data.columns import holds_text, ids_of_rows, text_values
 from hf_ext.hub_cards import plot_routing
 from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
@@ -72,7 +73,26 @@ def train(argv: Sequence[str]) -> None:
         argv,
         description="Train a mixture of low-rank adapters (MoLA, Zhou et al. 2024) on several tasks or domains.",
         adapter=AdapterArguments,
+        look=_count_tasks,
     )
+
+
+def _count_tasks(options: Any, rows: Dataset, args: MoLATrainingConfig) -> None:
+    """One expert for every task that is found, unless their number is given."""
+    column = args.mola_task_column
+    if options.num_experts is not None:
+        return
+    if options.routing != "task" or column not in rows.column_names:
+        raise ValueError(
+            f"num_experts: found none with routing={options.routing!r} and "
+            f"{'a' if column in rows.column_names else 'no'} column {column!r}, allowed is a number; with "
+            "routing='task' and such a column it is counted"
+        )
+    if holds_text(rows, column):
+        options.num_experts = len(text_values(rows, column))
+    else:
+        classes = getattr(rows.features[column], "num_classes", None)
+        options.num_experts = classes or int(ids_of_rows(rows, column).max(initial=0)) + 1
 
 
 # ------------------------------------------------------------------------------------------------ demo

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -38,8 +39,21 @@ def fields_for_cli(source: type, types: Mapping[str, Any]) -> type:
     return dataclasses.make_dataclass(f"{source.__name__}Arguments", fields)
 
 
-def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description: str) -> tuple[Any, ...]:
+def parse(
+    types: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Any, ...]:
     """Parse `argv` (and the YAML file of `--config`) into one instance of every dataclass.
+
+    Args:
+        types: the dataclasses.
+        argv: words of the command line.
+        prog, description: for `--help`.
+        defaults: of options, in place of the dataclasses' own.
 
     Raises:
         ValueError: an unknown option or key, or a value of the wrong type; it names them.
@@ -49,9 +63,10 @@ def parse(types: Sequence[type], argv: Sequence[str], *, prog: str, description:
     _add_common_options(common)
     options, rest = common.parse_known_args(list(argv))
     if options.help or options.help_all:
-        _print_help(types, prog, description, everything=options.help_all)
+        _print_help(types, prog, description, defaults, everything=options.help_all)
         raise SystemExit(0)
     parser = _Parser(types)
+    parser.set_defaults(**defaults)
     if options.config is not None:
         parser.set_defaults(**read_config(options.config, _annotations(types)))
     names = {option.removeprefix("--") for action in parser._actions for option in action.option_strings}
@@ -85,7 +100,9 @@ def _add_common_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--help-all", action="store_true", help="show the options of TrainingArguments too")
 
 
-def _print_help(types: Sequence[type], prog: str, description: str, *, everything: bool) -> None:
+def _print_help(
+    types: Sequence[type], prog: str, description: str, defaults: Mapping[str, Any], *, everything: bool
+) -> None:
     shown = [kind if everything else _without_training_arguments(kind) for kind in types]
     epilog = None
     if not everything:
@@ -93,8 +110,10 @@ def _print_help(types: Sequence[type], prog: str, description: str, *, everythin
             "All of transformers' TrainingArguments are options too, such as --output_dir, --num_train_epochs, "
             "--learning_rate, --per_device_train_batch_size, --eval_strategy, --push_to_hub; --help-all lists them."
         )
+        epilog += "".join(f" By default --{name} is {value} here." for name, value in defaults.items())
     parser = _Parser(shown, prog=prog, description=description, epilog=epilog, conflict_handler="resolve")
     _add_common_options(parser.add_argument_group("of every method"))  # its --debug wins over TrainingArguments'
+    parser.set_defaults(**{name: value for name, value in defaults.items() if everything})
     parser.print_help()
 
 

@@ -30,15 +30,9 @@ from hf_ext._models import unwrapped
 from hf_ext._runs import accuracy_on
 from hf_ext._small_models import class_names
 from hf_ext.commands.demo import DemoRun, Scored, classifier_example, run_demo
-from hf_ext.commands.loading import (
-    ModelArguments,
-    OwnDataArguments,
-    accuracy,
-    check_place,
-    naming_the_images,
-    shape_of,
-)
+from hf_ext.commands.loading import ModelArguments, OwnDataArguments, accuracy
 from hf_ext.commands.lora import PartLora
+from hf_ext.commands.places import check_place, naming_the_images, shape_of
 from hf_ext.commands.training import train_method
 from hf_ext.data import load
 from hf_ext.models import RDForImageClassification
@@ -182,6 +176,7 @@ def train(argv: Sequence[str]) -> None:
         rows=OwnDataArguments,
         adapter=_StudentLora,
         saved=_finish,
+        defaults={"per_device_train_batch_size": 32},  # the alignment is over a batch
     )
 
 
@@ -191,6 +186,8 @@ def _finish(trainer: Any) -> None:
     if trainer.args.should_save:
         merged = _merged(model) if isinstance(model, PeftModel) else model
         merged.save_student(Path(trainer.args.output_dir) / "student", trainer.processing_class)
+    if trainer.eval_dataset is None:
+        return
     if model.reads_teacher() or COLUMN in trainer.eval_dataset.column_names:
         trainer.save_metrics("teacher_comparison", trainer.compare_with_teacher())
 

@@ -1,7 +1,9 @@
 """What all of `hf-ext train METHOD` share: a Trainer from the command line, and what is done with it."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -12,6 +14,7 @@ from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, loa
 from hf_ext.commands.lora import LoraArguments
 from hf_ext.commands.parsing import parse
 
+_OF_TIME = re.compile(r"(_runtime|_per_second|preparation_time|^epoch)$")
 #: what the HTTP client under huggingface_hub raises, whichever of its libraries that is
 _HTTPError: Any = HfHubHTTPError.__bases__[0]
 
@@ -29,6 +32,8 @@ def train_method(
     check: Callable[[Any], None] | None = None,
     evaluated: Callable[[Any], Mapping[str, Any]] | None = None,
     saved: Callable[[Any], None] | None = None,
+    look: Callable[[Any, Any, Any], None] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Train (or resume), evaluate, and leave a folder with a card that is ready for the Hub, or send it there.
 
@@ -43,14 +48,20 @@ def train_method(
         check: called with the config before anything is loaded; raises ValueError.
         evaluated: data sets to evaluate on besides, by name; called with the trainer.
         saved: called with the trainer once the model is saved, and before it is pushed.
+        look: called with the options of the adapter, the training data and the config before anything is trained.
+        defaults: of options, in place of their own.
     """
     types = (model, rows, adapter, config_class)
-    chosen, data, options, args = parse(types, argv, prog=f"hf-ext train {method}", description=description)
+    chosen, data, options, args = parse(
+        types, argv, prog=f"hf-ext train {method}", description=description, defaults=defaults or {}
+    )
     if check is not None:
         check(args)
     # here already, as Trainer does it later: heads and adapters start with random weights
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-    loaded = load_model_and_data(chosen, data)
+    loaded = load_model_and_data(chosen, data, seed=args.seed)
+    if look is not None:
+        look(options, loaded.data["train"], args)
     network: nn.Module = options.adapted(loaded.model)
     args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
     with _reaching_the_hub(args):
@@ -59,24 +70,38 @@ def train_method(
             args=args,
             data_collator=loaded.collator,
             train_dataset=loaded.data["train"],
-            eval_dataset=loaded.data["eval"],
+            eval_dataset=loaded.data.get("eval"),
             processing_class=loaded.processor,
             compute_metrics=accuracy,
         )
+    trainer.data_remark = loaded.remark
     resume: str | bool | None = args.resume_from_checkpoint
     if str(resume).lower() in ("true", "false"):
         resume = str(resume).lower() == "true"
     trainer.train(resume_from_checkpoint=resume)
-    trainer.save_metrics("eval", trainer.evaluate())
+    metrics = {} if trainer.eval_dataset is None else {"eval": trainer.evaluate()}
     for name, rows in (evaluated(trainer) if evaluated is not None else {}).items():
-        trainer.save_metrics(name, trainer.evaluate(rows, metric_key_prefix=f"eval_{name}"))
+        metrics[name] = trainer.evaluate(rows, metric_key_prefix=f"eval_{name}")
+    for name, values in metrics.items():
+        trainer.save_metrics(name, values)
     trainer.save_model()
     if saved is not None:
         saved(trainer)
     trainer.create_model_card(dataset=data.dataset)
     if args.push_to_hub:
         trainer.push_to_hub(dataset=data.dataset)
+    if trainer.is_world_process_zero():
+        print(summary(metrics, args.output_dir, loaded.remark))
     trainer.accelerator.end_training()  # a process group that is left to the interpreter's end may abort there
+
+
+def summary(metrics: Mapping[str, Mapping[str, float]], folder: str, remark: str) -> str:
+    """What came out and where it lies, to be read: metrics, without those of time."""
+    lines = [remark] if remark else []
+    for values in metrics.values():
+        shown = {name: value for name, value in values.items() if not _OF_TIME.search(name)}
+        lines += [f"{name}: {value:.4g}" for name, value in shown.items() if isinstance(value, int | float)]
+    return "\n".join([*lines, f"result: {Path(folder).resolve()} (README.md is its model card)"])
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from hf_ext.data.columns import holds_text, text_values
 from hf_ext.data.digits import VARIANTS, digits
 from hf_ext.data.facts import facts
 
@@ -16,6 +18,10 @@ EMBEDDED: dict[str, Callable[..., DatasetDict]] = {
     **{name: partial(digits, name) for name in VARIANTS},
     "facts": facts,
 }
+#: names of splits, in the order in which one to evaluate on is looked for
+EVALUATED = ("test", "validation", "val", "valid", "dev", "eval")
+SPLITS = {"train", *EVALUATED}
+_SPLIT_COLUMN = "split"
 _READERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -30,10 +36,12 @@ def load(name: str, **options: Any) -> DatasetDict:
             `load_dataset` otherwise (where `split` and `streaming` change the type returned, as they do there).
 
     Returns:
-        The splits; a single file or unsplit folder is the split `train`.
+        The splits; a single file or unsplit folder is the split `train`, unless it has a column `split`, which names
+        the split of every row.
 
     Raises:
-        ValueError: nothing of that name, a file of an unknown kind, or a folder without data or with several kinds.
+        ValueError: nothing of that name, a file of an unknown kind, a folder without data or with several kinds, or
+            rows without a split.
     """
     if name in EMBEDDED:
         return EMBEDDED[name](**options)
@@ -41,7 +49,7 @@ def load(name: str, **options: Any) -> DatasetDict:
     if path.is_file():
         if path.suffix.lower() not in _READERS:
             raise ValueError(f"name: found the file {name!r}, allowed are files ending in {', '.join(_READERS)}")
-        return load_dataset(_READERS[path.suffix.lower()], data_files={"train": str(path)}, **options)
+        return _by_column(load_dataset(_READERS[path.suffix.lower()], data_files={"train": str(path)}, **options))
     if path.is_dir():
         return _load_folder(path, options)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -63,12 +71,25 @@ def _load_folder(path: Path, options: dict[str, Any]) -> DatasetDict:
     try:
         if tables:
             splits = {name: [str(file) for file in files] for name, files in tables.items()}
-            return load_dataset(readers.pop(), data_files=splits, **options)
+            if len(splits) == 1 and not SPLITS & set(splits):
+                splits = {"train": next(iter(splits.values()))}
+            return _by_column(load_dataset(readers.pop(), data_files=splits, **options))
         return load_dataset(str(path), **options)
     except FileNotFoundError as error:
         raise ValueError(
             f"name: found no data in {str(path)!r}, allowed are folders of images or tables ({error})"
         ) from error
+
+
+def _by_column(data: Any) -> Any:
+    """The splits that a column of the only one names; other data as they are."""
+    rows = data["train"] if isinstance(data, DatasetDict) and list(data) == ["train"] else None
+    if rows is None or not holds_text(rows, _SPLIT_COLUMN):
+        return data
+    places = np.asarray(rows[_SPLIT_COLUMN][:], dtype=object)
+    rows = rows.remove_columns(_SPLIT_COLUMN)
+    names = text_values(data["train"], _SPLIT_COLUMN)
+    return DatasetDict({name: rows.select(np.flatnonzero(places == name)) for name in names})
 
 
 def _tables(path: Path) -> dict[str, list[Path]]:

@@ -74,3 +74,16 @@ def test_one_class_is_none(tmp_path: Path) -> None:
         _with_labels(DatasetDict(train=rows["train"], eval=rows["test"]), "labels")
     with pytest.raises(ValueError, match=r"label: found the classes \['a'\], allowed are two or more"):
         _with_labels(_splits(["a", "a"], ["a"]), "labels")
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_rows_without_a_class(part: str) -> None:
+    rows = DatasetDict(_splits(["a", "b", "b"], ["a", "b", "b"]))
+    rows[part] = Dataset.from_dict({"label": ["a", "b", None]})
+    with pytest.raises(ValueError, match="label: found no class in 1 of 3 rows, allowed is one in each"):
+        _with_labels(rows, "labels")
+    classes = ClassLabel(names=["a", "b"])
+    numbers = {name: Dataset.from_dict({"label": [0, 1, 1]}).cast_column("label", classes) for name in rows}
+    numbers[part] = Dataset.from_dict({"label": [0, 1, -1]}).cast_column("label", classes)
+    with pytest.raises(ValueError, match="label: found no class in 1 of 3 rows"):
+        _with_labels(DatasetDict(numbers), "labels")

@@ -48,6 +48,7 @@ class DISAMMixin(SharpnessMixin):
     args: Any  # TrainingArguments with DISAMArguments mixed in
     model: Any
     method = "disam"
+    arguments = DISAMArguments
 
     def __init__(
         self, *args: Any, per_sample_loss_func: Callable[[Any, Tensor], Tensor] | None = None, **kwargs: Any

@@ -61,6 +61,7 @@ class DivBSMixin(MethodMixin):
     args: Any  # TrainingArguments with DivBSArguments mixed in
     model: Any
     method = "divbs"
+    arguments = DivBSArguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -44,6 +44,7 @@ class FERMixin(LabelsByNameMixin):
     args: Any  # TrainingArguments with FERArguments mixed in
     model: Any
     method = "fer"
+    arguments = FERArguments
     replaces_loss = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

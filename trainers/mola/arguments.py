@@ -11,7 +11,7 @@ class MoLAArguments(MethodArguments):
     """Arguments of `MoLAMixin`, to be mixed with any TrainingArguments."""
 
     mola_task_column: str = option(
-        "task_ids", "Data set column of integer task ids, from 0 to the number of tasks less one."
+        "task_ids", "Data set column of the tasks: integers from 0 to their number less one, or names."
     )
     mola_task_reduction: Literal["sample", "sum"] = option(
         "sample",

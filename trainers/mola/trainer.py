@@ -16,10 +16,11 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext.adapters.mola import MoLAConfig, find_routing
 from hf_ext.adapters.mola.routing import RoutingModule, TaskSetting
-from hf_ext.data.columns import MOST_GROUPS, group_label, holds_text, ids_of_rows
+from hf_ext.data.columns import MOST_GROUPS, group_label, holds_text, ids_of_rows, text_values
 from hf_ext.functional import combine_task_losses, twd_loss
 from hf_ext.trainers.arguments import refuse_packing
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.groups import prefix_of
 from hf_ext.trainers.losses import logits_of, sample_losses
 from hf_ext.trainers.mola.arguments import MoLAArguments
@@ -48,6 +49,7 @@ class MoLAMixin(MethodMixin):
     args: Any  # TrainingArguments with MoLAArguments mixed in
     model: Any
     method = "mola"
+    arguments = MoLAArguments
     _routing_of: tuple[Any, RoutingModule | None] = (None, None)
     _ids_are_set_aside = False  # rather than among the model's inputs
 
@@ -64,6 +66,10 @@ class MoLAMixin(MethodMixin):
     @property
     def own_columns(self) -> tuple[str, ...]:
         return (*super().own_columns, self.args.mola_task_column)
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        return (*super().text_columns, self.args.mola_task_column)
 
     @property
     def column_bounds(self) -> dict[str, int]:
@@ -142,8 +148,26 @@ class MoLAMixin(MethodMixin):
             return
         if not len(dataset):  # data to train on are refused for that
             return
+        if holds_text(dataset, column):
+            self._check_task_names(argument, dataset, config)
+            return
         hint = f" (num_experts={config.num_experts}, num_tasks={config.num_tasks})"
         ids_of_rows(dataset, column, bound=self._id_bound(config), argument=argument, hint=hint)
+
+    def _check_task_names(self, argument: str, dataset: Any, config: MoLAConfig) -> None:
+        column, known = self.args.mola_task_column, self.column_names(self.args.mola_task_column)
+        names, bound = text_values(dataset, column), self._id_bound(config)
+        if known is not None and len(known) > bound:
+            raise ValueError(
+                f"{column}: found {len(known)} tasks ({', '.join(known[:10])}) in train_dataset, allowed are {bound} "
+                f"(num_experts={config.num_experts}, num_tasks={config.num_tasks})"
+            )
+        others = [name for name in names if name not in (known or ())]
+        if others and (config.needs_task_ids or known is None):
+            raise ValueError(
+                f"{column}: found {', '.join(others[:10])} in {argument}, allowed are "
+                f"{', '.join(known) if known else 'ids'}, as in train_dataset"
+            )
 
     # ---------------------------------------------------------------------------------------------- training
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +236,12 @@ class MoLAMixin(MethodMixin):
         )
         # the counts are those of all processes, whose gradients DDP averages
         return loss * self.accelerator.num_processes, outputs
+
+    def card_facts(self) -> dict[str, Any]:
+        facts, names = super().card_facts(), self.column_names(self.args.mola_task_column)
+        return with_hyper_parameters(
+            facts, {"task ids": ", ".join(f"{i} {name}" for i, name in enumerate(names))} if names else {}
+        )
 
     # ---------------------------------------------------------------------------------------------- evaluation
     @contextmanager

@@ -58,6 +58,7 @@ class RDMixin(LabelsByNameMixin):
     args: Any  # TrainingArguments with RDArguments mixed in
     model: Any
     method = "rd"
+    arguments = RDArguments
     replaces_loss = True
 
     def __init__(

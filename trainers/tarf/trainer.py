@@ -68,6 +68,7 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
 
     args: Any  # TrainingArguments with TARFArguments mixed in
     method = "tarf"
+    arguments = TARFArguments
 
     def __init__(
         self,
