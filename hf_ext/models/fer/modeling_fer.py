@@ -18,7 +18,8 @@ from transformers import AutoModel, initialization
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from .configuration_fer import FERConfig
-from .portable import LoadedWhole, carrying_code
+from .portable import carrying_code
+from .portable_loading import LoadedWhole
 from .text import TextEncoder, class_prompts, text_features
 from .vision import Vision, pooled, pooled_width, vision_backbone
 

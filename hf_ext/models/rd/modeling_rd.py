@@ -18,7 +18,8 @@ from transformers.utils import ModelOutput
 
 from .configuration_rd import RDConfig
 from .phi_rd import as_phi_takes_it, make_phi
-from .portable import LoadedWhole, carrying_code, check_labels
+from .portable import carrying_code, check_labels
+from .portable_loading import LoadedWhole
 from .student_rd import find_classifier, run_student, save_student
 from .teacher_rd import RDTeacher, Teacher, pixel_settings, teacher_view
 
