@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
+from hf_ext.commands.help_texts import kept
 from hf_ext.hub_cards.methods import METHODS, Kind
 
 
@@ -38,6 +39,9 @@ def _dispatch(argv: list[str]) -> None:
         if arguments.method is None:
             train.print_help()
             return
+        if rest in (["--help"], ["-h"]) and (text := kept(arguments.method)):
+            print(text, end="")
+            raise SystemExit(0)
         _commands_of(arguments.method).train(rest)
         return
     if rest:

@@ -1,0 +1,40 @@
+"""What `hf-ext train METHOD --help` prints, kept as text: asking the dataclasses takes torch and seconds.
+
+The files in `help/` are made by `python -m hf_ext.commands.help_texts`; a test holds them against the dataclasses.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+from pathlib import Path
+
+from hf_ext.hub_cards.methods import METHODS
+
+_FOLDER = Path(__file__).with_name("help")
+
+
+def kept(method: str) -> str | None:
+    """The text that is kept for a method; None for one that is not ours."""
+    file = _FOLDER / f"{method}.txt"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def made(method: str) -> str:
+    """The text as the dataclasses say, in lines of 80 characters."""
+    module = METHODS[method].module("commands")
+    assert module is not None
+    columns, printed = os.environ.get("COLUMNS"), io.StringIO()
+    os.environ["COLUMNS"] = "80"  # argparse asks for nothing else
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            importlib.import_module(module).train(["--help"])
+    finally:
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+    return printed.getvalue()
+
+
+if __name__ == "__main__":
+    _FOLDER.mkdir(exist_ok=True)
+    for name in METHODS:
+        (_FOLDER / f"{name}.txt").write_text(made(name), encoding="utf-8")
