@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
+from hf_ext._arguments import Count, check_value
 from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
 from hf_ext.commands.lora import LoraArguments
 from hf_ext.commands.parsing import parse
@@ -55,6 +56,8 @@ def train_method(
     chosen, data, options, args = parse(
         types, argv, prog=f"hf-ext train {method}", description=description, defaults=defaults or {}
     )
+    # of TrainingArguments' counts those that nobody else looks at
+    check_value("gradient_accumulation_steps", args.gradient_accumulation_steps, Count)
     if check is not None:
         check(args)
     # here already, as Trainer does it later: heads and adapters start with random weights

@@ -105,6 +105,7 @@ def test_options_of_a_lora(options: dict[str, Any], message: str) -> None:
     [
         (["--num_expert", "4"], "did you mean num_experts?"),
         (["--num_experts", "2"], "task_ids: found ids from 0 to 3"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps: found 0, allowed are integers >= 1"),
         (["--num_experts", "four"], "num-experts: invalid int value: 'four'"),
         (["--routing", "random"], "routing"),
         (["--dataset", "no-such-data"], "allowed are digits"),
