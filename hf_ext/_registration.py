@@ -112,6 +112,15 @@ REPLACEMENTS = (
         reason="safe_serialization=False is refused for a MoLA adapter, of which no pickle is ever read",
         until="peft asks the tuner before it writes a pickle, or writes none; no release up to peft 0.21 does",
     ),
+    Replacement(
+        library="peft",
+        owner="peft.tuners.tuners_utils:BaseTuner",
+        method="__init__",
+        by="hf_ext.adapters.mola.checks:without_mola",
+        reason="LoRA and others are refused on a model with MoLA before it is touched, as MoLA is on theirs: a file "
+        "of the one adapter does not say that it is of use with the other alone",
+        until="a tuner layer can refuse to be wrapped by tuners of other types; in no release up to peft 0.21 it can",
+    ),
     *(
         Replacement(
             library="peft",

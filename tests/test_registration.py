@@ -165,7 +165,8 @@ def test_a_replacement_says_why_and_until_when() -> None:
         place, _, name = replacement.owner.partition(":")
         module = importlib.import_module(place)
         method = getattr(getattr(module, name) if name else module, replacement.method)
-        assert method.__name__ == replacement.method and method.__doc__  # looks like the original
+        original = method.__wrapped__
+        assert (method.__name__, method.__doc__) == (original.__name__, original.__doc__)
 
 
 class Owner:

@@ -1,6 +1,6 @@
 """What a base model has to be for an adapter to go in: refused before anything is changed, or right after."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -43,6 +43,25 @@ def check_base(model: nn.Module, adapter_name: str) -> None:
             f"adapter_name: found {adapter_name!r}, which the model has already, allowed is another name, or the base "
             "model after unload()"
         )
+
+
+def without_mola(original: Callable[..., None]) -> Callable[..., None]:
+    """`BaseTuner.__init__`, for tuners of other types: they would wrap MoLA's layers, which their file does not hold.
+
+    It is put around peft's own, see `hf_ext/_registration.py`.
+    """
+
+    def __init__(self: Any, model: nn.Module, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        routed = any(isinstance(module, RoutingModule) for module in model.modules())
+        configs = [peft_config] if isinstance(peft_config, PeftConfig) else [*peft_config.values()]
+        if routed and not any(isinstance(config, MoLAConfig) for config in configs):
+            raise ValueError(
+                f"model: found one with a MoLA adapter for a {type(self).__name__}, allowed is a model without: "
+                "merge_task(task_id) of the PeftModel around it gives a plain one, unload() the base model"
+            )
+        original(self, model, peft_config, *args, **kwargs)
+
+    return __init__
 
 
 def check_task_type(model: nn.Module, config: PeftConfig) -> None:

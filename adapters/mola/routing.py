@@ -2,9 +2,10 @@
 state that all layers read."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class _Entry:
     def enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         given: TaskIds | None = kwargs.pop("mola_task_ids", None)
         if not self.owner.disable_adapters:
-            self.owner.enter(module, {**dict(zip(self.parameter_names, args, strict=False)), **kwargs}, given)
+            caller = None if torch.compiler.is_compiling() else sys._getframe(1)
+            self.owner.enter(module, {**dict(zip(self.parameter_names, args, strict=False)), **kwargs}, given, caller)
         return args, kwargs
 
     def leave(self, module: nn.Module, _: Any, outputs: Any) -> None:
@@ -147,15 +149,19 @@ class RoutingModule(nn.Module, TunerLayer):
         return self
 
     # ---------------------------------------------------------------------------------------------- calls
-    def enter(self, module: nn.Module, inputs: dict[str, Any], given: TaskIds | None) -> None:
+    def enter(
+        self, module: nn.Module, inputs: dict[str, Any], given: TaskIds | None, caller: FrameType | None
+    ) -> None:
         """A call of the base model, or of a part of it, starts."""
         now = self.routing.now
-        outer = now.frame
+        outer = self.routing.current()
         whole = module is self._base[0]
         if whole and outer is not None and not outer.is_prompt:
-            outer = None  # left by a call that was interrupted: no call of the whole is part of another
+            outer = None  # left by a compiled call that was interrupted: no call of the whole is part of another
         if outer is not None and outer.weights and not whole:
-            now.frame = self._part(module, inputs, outer)
+            part = self._part(module, inputs, outer)
+            part.caller = caller
+            now.frame = part
             return
         if torch.is_grad_enabled():
             self._bind_checkpoints()
@@ -172,6 +178,7 @@ class RoutingModule(nn.Module, TunerLayer):
         frame.batch = len(main_input)
         if (kept := self._of_routers(frame)) and (cache := cache_in(inputs)) is not None:
             keep(cache, kept)
+        frame.caller = caller
         self.routing.begin(frame)
 
     def leave(self, module: nn.Module, outputs: Any) -> None:
@@ -179,6 +186,7 @@ class RoutingModule(nn.Module, TunerLayer):
         frame = self.routing.now.frame
         if frame is None or frame.module is not module:
             return
+        frame.caller = None  # it holds all that the call had at hand
         self.routing.now.frame = frame.parent
         if outputs is None or not (kept := self._of_routers(frame)):
             return

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Frame:
         module: the module that is called; None for a whole `generate`, whose forwards come later.
         parent: the call that it is part of.
         batch: rows of the call's input.
+        caller: of the interpreter, what called the module and runs until the call is over; None if not known.
         shapes: shapes of the call's tensors.
         splits: whether a layer may see several rows per sample (windows of an image); the tokens of a text stay in
             one row.
@@ -34,6 +36,7 @@ class Frame:
         self.module = module
         self.parent = parent
         self.batch: int | None = None
+        self.caller: FrameType | None = None
         self.shapes = [value.shape for value in inputs.values() if isinstance(value, Tensor)]
         self.splits = not any(isinstance(inputs.get(name), Tensor) for name in _TEXT_INPUTS)
 
@@ -48,6 +51,17 @@ class Frame:
     def is_prompt(self) -> bool:
         """Whether it is a whole `generate`, whose forwards bring a multiple of its rows (beams)."""
         return self.module is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the call was interrupted: torch runs no hooks after a KeyboardInterrupt."""
+        if self.caller is None:
+            return False
+        try:
+            self.caller.clear()  # refused as long as it runs
+        except RuntimeError:
+            return False
+        return True
 
     @property
     def rows(self) -> int:
@@ -158,6 +172,15 @@ class Routing:
         now = self.now
         now.frame = now.last = self._latest = frame
 
+    def current(self) -> Frame | None:
+        """The call in progress in this thread; those that were interrupted are forgotten."""
+        now = self.now
+        if torch.compiler.is_compiling():
+            return now.frame
+        while now.frame is not None and now.frame.is_over:
+            now.frame = now.frame.parent
+        return now.frame
+
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, which always runs with the routing at the time of this call: gradient checkpointing runs a block
         again in backward, possibly after another forward and in another thread."""
@@ -180,7 +203,7 @@ class Routing:
         Raises:
             ValueError: nothing says how to route it.
         """
-        frame = self.now.frame or self._recomputed()
+        frame = self.current() or self._recomputed()
         if frame is not None and name in frame.weights:
             return frame.fit(frame.weights[name], x)
         config = self.configs[name]
@@ -190,7 +213,7 @@ class Routing:
 
     def heads_for(self, name: str, x: Tensor) -> Tensor:
         """One-hot `[len(x), num_tasks]` (or one row) for the input of a per-task head; errors as of `weights_for`."""
-        frame = self.now.frame or self._recomputed()
+        frame = self.current() or self._recomputed()
         if frame is not None and name in frame.heads:
             return frame.fit(frame.heads[name], x)
         config = self.configs[name]

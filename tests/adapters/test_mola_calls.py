@@ -1,5 +1,6 @@
 """Routing of calls that do not go through the whole model, and of parts whose rows are not the samples'."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -286,3 +287,61 @@ def test_tokens_of_a_batch_in_one_axis() -> None:
     model.base_model.model.kept = 4
     with pytest.raises(ValueError, match="routing for 2 samples in a layer that got 4 rows"):
         model(x, mola_task_ids=IDS)
+
+
+class Stopped(BaseException):
+    """As KeyboardInterrupt, after which torch runs no hooks."""
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Stopped, RuntimeError])
+def test_an_interrupted_call_routes_no_later_one(kind: type[BaseException], named: Callable[[str], Any]) -> None:
+    zoo = named("llama")
+    model = adapted(zoo.model())
+    inner, x = model.get_base_model().get_decoder(), torch.ones(2, 7, 16)
+    blocks = inner.layers
+    with model.set_task(2):
+        expected = inner(**zoo.inputs).last_hidden_state, blocks[0].mlp(x)
+
+    def stop(*_: Any) -> None:
+        raise kind
+
+    for call in (model, model.get_base_model(), inner):
+        handle = blocks[1].register_forward_hook(stop)
+        with pytest.raises(kind):
+            call(**zoo.inputs, mola_task_ids=1)
+        handle.remove()
+        with pytest.raises(ValueError, match="mola_task_ids: found None"):
+            blocks[0].mlp(x)
+        with model.set_task(2):
+            assert torch.equal(blocks[0].mlp(x), expected[1])
+            assert torch.equal(inner(**zoo.inputs).last_hidden_state, expected[0])
+
+
+def test_a_part_that_was_interrupted_within_a_call_ends_there() -> None:
+    """The model goes on without it, by the ids of its own call."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            self.linear(pixel_values)
+            raise Stopped
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.linear = Part(), nn.Linear(4, 4)
+
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            with contextlib.suppress(Stopped):
+                self.part(pixel_values.flatten(0, 1))
+            return self.linear(pixel_values[:, 0])
+
+    torch.manual_seed(0)
+    model, x = adapted(Net(), "linear"), torch.randn(2, 2, 4)
+    both = model(pixel_values=x, mola_task_ids=IDS)
+    for row, task in enumerate(IDS.tolist()):
+        torch.testing.assert_close(both[row], model.merge_task(task).linear(x[row, 0]))
+    assert model.routing.current() is None

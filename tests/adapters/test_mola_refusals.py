@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModel, LoraConfig, PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import (
+    AutoPeftModel,
+    LNTuningConfig,
+    LoHaConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+    inject_adapter_in_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -127,6 +137,40 @@ def test_of_a_model_with_lora(way: str, wrapped: bool, vit: Any, tmp_path: Path)
         loads[way]() if way in loads else MAKES[way](model, config())
     assert same(before, everything(lora)) == []
     assert torch.equal(lora(**vit.inputs).logits, expected)
+
+
+OTHERS: dict[str, Callable[[], PeftConfig]] = {
+    "LoRA in its layers": lambda: LoraConfig(target_modules=["q_proj"]),
+    "LoRA in others": lambda: LoraConfig(target_modules=["v_proj"]),
+    "LoRA in none": lambda: LoraConfig(target_modules=["nothing"]),
+    "LoHa": lambda: LoHaConfig(target_modules=["q_proj", "v_proj"]),
+    "VeRA": lambda: VeraConfig(target_modules=["q_proj"]),
+    "LN tuning": lambda: LNTuningConfig(target_modules=["layernorm"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_of_another_type_on_a_model_with_mola(kind: str, vit: Any, tmp_path: Path) -> None:
+    get_peft_model(vit.model(), LoraConfig(target_modules=["v_proj"])).save_pretrained(tmp_path)
+    mola = get_peft_model(vit.model(), config(routing="router", init_weights=False)).eval()
+    before, expected = everything(mola), mola(**vit.inputs).logits
+    before, base = everything(mola), mola.get_base_model()
+    ways: dict[str, Callable[[], object]] = {
+        "get_peft_model": lambda: get_peft_model(mola, OTHERS[kind]()),
+        "on the base": lambda: get_peft_model(base, OTHERS[kind](), "other"),
+        "mixed": lambda: get_peft_model(base, OTHERS[kind](), mixed=True),
+        "add_adapter": lambda: mola.add_adapter("other", OTHERS[kind]()),
+        "inject_adapter_in_model": lambda: inject_adapter_in_model(OTHERS[kind](), base),
+        "from_pretrained": lambda: PeftModel.from_pretrained(base, tmp_path),
+        "load_adapter": lambda: mola.load_adapter(str(tmp_path), "other"),
+        "load_adapter of transformers": lambda: base.load_adapter(str(tmp_path)),
+    }
+    for way in ways.values():
+        with pytest.raises(ValueError, match=r"found one with a MoLA adapter|different peft types|compatible|support"):
+            way()
+        assert same(before, everything(mola)) == []
+    assert torch.equal(mola(**vit.inputs).logits, expected)
+    get_peft_model(mola.unload(), LoraConfig(target_modules=["q_proj"]))  # the way out
 
 
 def test_of_a_task_type_that_the_model_is_not_for(vit: Any) -> None:
