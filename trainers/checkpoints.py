@@ -63,8 +63,10 @@ def fault_of(folder: str | os.PathLike[str], *, needs_state: bool = True) -> str
     if (folder / UNFINISHED).exists():
         return f"a {UNFINISHED!r} (saving was interrupted)"
     names = files_of(folder)
-    needed = {TRAINER_STATE: (TRAINER_STATE,), "model.safetensors": _WEIGHTS} | (_STATES if needs_state else {})
+    needed = {"model.safetensors": _WEIGHTS} | (_STATES if needs_state else {})
     missing = next((name for name, patterns in needed.items() if not _any_of(names, patterns)), None)
+    if TRAINER_STATE not in names:  # in the folder itself: one of several checkpoints is none
+        missing = TRAINER_STATE
     if missing is not None:
         return f"no {missing!r} (saving was interrupted, or it was removed: without {MANIFEST!r} nobody knows)"
     return _unreadable_of(folder, names)
@@ -162,7 +164,9 @@ def _read_through(path: Path) -> None:
         with safe_open(path, framework="pt"):  # holds the header against the size
             pass
     elif path.name == TRAINER_STATE:
-        TrainerState.load_from_json(str(path))
+        steps = TrainerState.load_from_json(str(path)).global_step
+        if not isinstance(steps, int) or "global_step" not in read_json(path):
+            raise ValueError("it names no step")
     elif path.suffix == ".json":
         values = read_json(path)
         if path.name.endswith(".index.json"):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from transformers import Trainer
 
+from hf_ext.trainers.losses import counts_labels
+
 if TYPE_CHECKING:
     _Base = Trainer
 else:
@@ -35,7 +37,8 @@ class FiniteMixin(_Base):
     micro-batch, so that nothing else is waited for but the norm; with False this reading is the only one. N processes
     sum up one number per update, and stop together.
 
-    With a loss scaler (fp16) a gradient may be infinite: the scaler then leaves the step out. A loss may not.
+    A micro-batch of which no label counts (all -100) may have a mean loss of 0/0, as in any Trainer: its gradient is
+    zero. With a loss scaler (fp16) a gradient may be infinite: the scaler then leaves the step out. A loss may not.
     DeepSpeed steps within the backward pass, and is stopped after that step.
     """
 
@@ -68,9 +71,10 @@ class FiniteMixin(_Base):
         self._statistics = [(buffer, buffer.clone()) for buffer in batch_statistics(self.model)]
         return samples, num_items
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
-        self.expect("loss", loss.isfinite().all())
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        counts = counts_labels(self, inputs)  # before a user's Trainer takes the labels out of them
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.expect("loss", loss.isfinite().all() | ~counts.to(loss.device))
         return loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:

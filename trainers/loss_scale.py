@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
 
@@ -29,7 +30,8 @@ class LossScaleMixin(_Base):
     was divided by it, and so multiplies it by the number of processes and leaves it undivided under accumulation. Some
     models (BERT's classifiers) take the keyword and return a mean. With several processes or micro-batches a probe
     before the first step tells: the loss of the first micro-batch, with the number and with twice the number, in
-    evaluation mode and without gradients. It leaves random state, gradients and batch statistics alone.
+    evaluation mode and without gradients. Where that is 0 or not finite (no label counts), the next update's may tell.
+    Random state, gradients and batch statistics are left alone.
     """
 
     args: Any
@@ -74,9 +76,10 @@ class LossScaleMixin(_Base):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         samples, num_items = super().get_batch_samples(*args, **kwargs)
         if samples and num_items is not None and not self._loss_is_probed:
-            self._loss_is_probed = True
-            factors = self._factors_of_a_mean()
-            if factors and self._ignores_number(samples[0], torch.as_tensor(num_items, device=self.args.device)):
+            factors, number = self._factors_of_a_mean(), torch.as_tensor(num_items, device=self.args.device)
+            ignores = self._ignores_number(samples[0], number) if factors else False
+            self._loss_is_probed = ignores is not None
+            if ignores:
                 self._warn_of_factors(factors)
         return samples, num_items
 
@@ -92,8 +95,11 @@ class LossScaleMixin(_Base):
             factors["gradient_accumulation_steps"] = self.args.gradient_accumulation_steps
         return {name: factor for name, factor in factors.items() if factor > 1}
 
-    def _ignores_number(self, batch: dict[str, Any], number: Tensor) -> bool:
-        """Whether the model's loss stays the same, and what this Trainer's `compute_loss` makes of it too."""
+    def _ignores_number(self, batch: dict[str, Any], number: Tensor) -> bool | None:
+        """Whether the model's loss stays the same, and what this Trainer's `compute_loss` makes of it too.
+
+        The same in all processes, which run a sharded model together; None if no process's loss tells.
+        """
         model = model_of(self)
 
         def of_model(inputs: dict[str, Any], number: Tensor) -> Any:
@@ -111,8 +117,14 @@ class LossScaleMixin(_Base):
             torch.no_grad(),
         ):
             inputs = self._prepare_inputs(batch)
-            # the model first: a Trainer's own may keep records
-            return all(_is_unchanged(loss_of, inputs, number) for loss_of in (of_model, of_trainer))
+            ignores: bool | None = None
+            for loss_of in (of_model, of_trainer):  # the model first: a Trainer's own may keep records
+                found = [_is_unchanged(loss_of, inputs, number)]
+                found = gather_object(found) if self.accelerator.num_processes > 1 else found
+                ignores = next((value for value in (False, True) if value in found), None)
+                if not ignores:
+                    break
+            return ignores
 
     def _warn_of_factors(self, factors: dict[str, int]) -> None:
         if not self.is_world_process_zero():
@@ -127,10 +139,13 @@ class LossScaleMixin(_Base):
         )
 
 
-def _is_unchanged(loss_of: Callable[[dict[str, Any], Tensor], Any], inputs: dict[str, Any], number: Tensor) -> bool:
-    """Whether a loss stays the same with twice the number; one that is zero or not finite does not tell."""
+def _is_unchanged(
+    loss_of: Callable[[dict[str, Any], Tensor], Any], inputs: dict[str, Any], number: Tensor
+) -> bool | None:
+    """Whether a loss stays the same with twice the number; None if it is zero or not finite, which does not tell."""
     try:
         one, other = (float(loss_of(inputs, factor * number).mean()) for factor in (1, 2))
     except Exception:  # whatever cannot be done here, the step that follows says so, or does it in its own way
         return False
-    return math.isfinite(one) and one != 0 and abs(one - other) <= _UNCHANGED * abs(one)
+    tells = math.isfinite(one) and one != 0
+    return abs(one - other) <= _UNCHANGED * abs(one) if tells else None

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_ext._models import base_model
 from hf_ext.functional import per_sample_losses
+from hf_ext.functional.losses import IGNORED_LABEL
 
 
 def logits_of(outputs: Any, *, with_loss: bool = True) -> Any:
@@ -35,6 +37,19 @@ def shifts_labels(trainer: Trainer) -> bool:
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     kinds = type(base_model(trainer.model)).__mro__
     return trainer._loss_shifts_labels or any(kind.__name__ in causal for kind in kinds)
+
+
+def counts_labels(trainer: Trainer, inputs: Any) -> Tensor:
+    """Whether any label of a batch is a part of its loss, as a scalar on the labels' device; True if nothing says so.
+
+    Without one (-100 alone) the mean of the losses is 0/0, and its gradient zero.
+    """
+    labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.ndim:
+        return torch.tensor(True)
+    if labels.ndim > 1 and "shift_labels" not in inputs and shifts_labels(trainer):
+        labels = labels[..., 1:]
+    return labels.ne(IGNORED_LABEL).any()
 
 
 def sample_losses(trainer: Trainer, logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

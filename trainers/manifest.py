@@ -2,7 +2,7 @@
 
 `checkpoint_manifest.json` is written after all other files and names each of them with its size and, unless that is
 switched off, its CRC-32, which shows what disks and networks do to bytes and protects from nobody who means harm.
-Files that come into the folder later may be there.
+Files that come into the folder later may be there, and README.md, which is for people, is none of its files.
 """
 
 import json
@@ -17,15 +17,16 @@ from hf_ext._files import read_json, write_atomically
 MANIFEST = "checkpoint_manifest.json"
 #: lies in a checkpoint while transformers saves it on a signal (`enable_jit_checkpoint`), and is removed at the end
 UNFINISHED = "checkpoint-is-incomplete.txt"
+_README = "README.md"
 _VERSION = 1
 _CHUNK = 1 << 22
 
 
 def files_of(folder: str | os.PathLike[str]) -> list[str]:
-    """Names of a checkpoint's files, those of folders within too, in order; without manifest and temporary ones."""
+    """Names of a checkpoint's files, those of folders within too, in order; but for manifest, README, hidden ones."""
     paths = (path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith("."))
     names = {path.relative_to(folder).as_posix() for path in paths}
-    return sorted(names - {MANIFEST, UNFINISHED})
+    return sorted(name for name in names - {MANIFEST, UNFINISHED} if name.rpartition("/")[2] != _README)
 
 
 def write_manifest(folder: str | os.PathLike[str], *, checksums: bool = True) -> None:
@@ -61,6 +62,8 @@ def fault_by_manifest(folder: str | os.PathLike[str], concerns: Callable[[str], 
         entries = {name: (int(entry["bytes"]), entry.get("crc32")) for name, entry in saved["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"an unreadable {MANIFEST!r}"
+    if not entries:
+        return f"an empty {MANIFEST!r}"
     faults = (
         _fault_of_file(folder, name, *entry) for name, entry in entries.items() if concerns is None or concerns(name)
     )

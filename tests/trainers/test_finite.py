@@ -12,7 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_ext.data.rows import WithColumns
 from hf_ext.trainers import MethodMixin, RDTrainer, RDTrainingConfig
@@ -205,4 +205,36 @@ def test_losses_that_decide_what_is_left_out(parts: Any, tmp_path: Path) -> None
         **keywords,
     )
     with pytest.raises(NonFiniteError, match=f"the losses of rows {BAD_ROW - 16} of 32 are not finite before step 1"):
+        trainer.train()
+
+
+# ------------------------------------------------------------------------------------------------ no label counts
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_of_which_no_label_counts(name: str, parts: Any, tmp_path: Path) -> None:
+    """Its mean loss is 0/0, its gradient zero: every Trainer goes on, and so does every method."""
+    kind, config, keywords, data = parts(name)
+    columns = data.with_format("numpy")[:]
+    rows = Dataset.from_dict(columns | {"labels": np.where(np.arange(48) < 8, -100, columns["labels"])})
+    trainer = kind(
+        args=_arguments(config, tmp_path, **METHODS[name][1]), train_dataset=rows.with_format("torch"), **keywords
+    )
+    trainer.train()
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+    assert [row["loss"] for row in trainer.state.log_history if "loss" in row][-1] != 0
+
+
+def test_labels_that_are_shifted_out(tmp_path: Path) -> None:
+    """A causal model's first label has no position that predicts it. What else is not finite is still found."""
+    sizes: dict[str, Any] = {"n_embd": 8, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_positions=6, **sizes))
+    ids = np.tile(np.arange(6), (8, 1))
+    labels = np.where((np.arange(8)[:, None] < 4) & (np.arange(6) > 0), -100, ids)
+    rows = Dataset.from_dict({"input_ids": ids, "labels": labels})
+    trainer = Plain(model, _arguments(TrainingArguments, tmp_path, learning_rate=0.1), train_dataset=rows)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    with torch.no_grad():
+        trainer.model.transformer.wte.weight[3, 0] = math.nan
+    with pytest.raises(NonFiniteError, match="not finite in step 1"):
         trainer.train()

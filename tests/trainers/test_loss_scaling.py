@@ -124,6 +124,13 @@ def test_a_mean_that_is_multiplied_is_said_once(
     assert difference(mended, expected) < 1e-6 < difference(found, expected)
 
 
+def test_a_first_update_of_which_no_label_counts(texts: Dataset, plain_sgd: dict[str, Any]) -> None:
+    """Does not tell; the next one does."""
+    split = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+    first = Dataset.from_dict(texts.to_dict() | {"labels": [-100] * 12 + texts["labels"][12:]})
+    assert len(_scale_warnings(_Plain, _bert(), first, TrainingArguments(**plain_sgd, **split))) == 1
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 def test_looking_leaves_no_trace(
     adapted: bool, texts: Dataset, plain_sgd: dict[str, Any], difference: Callable[[nn.Module, nn.Module], float]

@@ -143,10 +143,13 @@ def test_a_broken_checkpoint_is_refused_or_passed_over(
     assert older.is_dir() and fault_of(newest) is None  # written anew
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"files": {"optimizer.pt": 3}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"version": 1}', '{"files": {"optimizer.pt": 3}}', '{"version": 1, "files": {}}']
+)
 def test_a_broken_manifest(content: str, interrupted: Path, classifier: Classifiers, data: Dataset) -> None:
     (interrupted / "checkpoint-4" / MANIFEST).write_text(content)
-    with pytest.raises(ValueError, match=f"Can't find a valid checkpoint .* found an unreadable '{MANIFEST}'"):
+    word = "empty" if content.endswith("{}}") else "unreadable"
+    with pytest.raises(ValueError, match=f"Can't find a valid checkpoint .* found an {word} '{MANIFEST}'"):
         _trained(classifier(), data, interrupted, resume=str(interrupted / "checkpoint-4"))
 
 
@@ -219,6 +222,17 @@ def test_what_must_be_there(name: str, plain: Path, classifier: Classifiers, dat
             _trained(classifier(), data, plain.parent, resume=str(plain))
 
 
+@pytest.mark.parametrize("content", ["{}", '{"epoch": 1.0}', '{"global_step": "4"}', '{"global_step": null}', "[]"])
+def test_a_state_that_names_no_step(content: str, plain: Path) -> None:
+    (plain / "trainer_state.json").write_text(content)
+    assert "an unreadable 'trainer_state.json'" in str(fault_of(plain))
+
+
+def test_the_folder_of_checkpoints_is_none(plain: Path, classifier: Classifiers, data: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"^Can't find a valid checkpoint at .*found no 'trainer_state.json'"):
+        _trained(classifier(), data, plain.parent, resume=str(plain.parent))
+
+
 def test_a_checkpoint_in_shards(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
     _trained(vit(), data, tmp_path, stop=2, kind=Trainer)
     folder = tmp_path / "checkpoint-2"
@@ -251,6 +265,9 @@ def test_adapters(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> Non
     _trained(again, data, tmp_path / "out", resume=True)
     assert _equal(model, again)
     newest = tmp_path / "out" / "checkpoint-6"
+    for change in (lambda readme: readme.write_text("Mine."), lambda readme: readme.unlink()):  # which peft wrote
+        change(newest / "README.md")
+        assert fault_of(newest) is None
     _flip(newest / "adapter_model.safetensors")
     assert "a changed 'adapter_model.safetensors'" in str(fault_of(newest))
     (newest / MANIFEST).unlink()

@@ -1,12 +1,16 @@
 """Which rows of the training data are to be forgotten: by mask, by index, or by the values of a column."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Subset
+
+from hf_ext.data.rows import WithColumns
 
 _ALLOWED = "a data set, a mask with True or False for every row of train_dataset, or integers, the rows' indices"
 
@@ -70,12 +74,15 @@ def rows_outside(data: Any, column: str, values: Any = None) -> NDArray[np.int64
 def check_column(data: Any, argument: str, column: str | None) -> None:
     """Refuse a column that the data, as far as they can be asked, do not have."""
     columns = getattr(data, "column_names", None)
-    if column is not None and isinstance(columns, list) and column not in columns:
+    if column is None or not isinstance(columns, list):
+        return
+    columns = [*columns, *(data.columns if isinstance(data, WithColumns) else ())]
+    if column not in columns:
         raise ValueError(f"{argument}: found {column!r}, allowed are {', '.join(sorted(columns))}")
 
 
 def _select(data: Any, rows: NDArray[np.int64]) -> Any:
-    return data.select(rows) if hasattr(data, "select") else Subset(data, rows.tolist())
+    return data.select(rows) if isinstance(data, Dataset) else Subset(data, rows.tolist())
 
 
 # ------------------------------------------------------------------------------------------------ masks and indices
@@ -83,25 +90,17 @@ def _is_data_set(value: Any) -> bool:
     """Whether these are rows themselves."""
     if hasattr(value, "column_names") or isinstance(value, TorchDataset):
         return True
-    if isinstance(value, Sequence):  # a column of a data set is one, too
-        return len(value) > 0 and isinstance(value[0], Mapping)
-    is_plain = isinstance(value, set | frozenset | Mapping) or hasattr(value, "__array__")
-    return not is_plain and hasattr(value, "__getitem__")
+    if isinstance(value, Mapping) or hasattr(value, "__array__") or not hasattr(value, "__getitem__"):
+        return False
+    return len(value) > 0 and isinstance(value[0], Mapping)  # a column of a data set is a sequence, too
 
 
 def _rows_of(forget: Any, data: Any) -> NDArray[np.int64]:
     """Ascending row numbers, from a mask or from indices."""
-    kind = type(forget).__name__
-    if isinstance(forget, set | frozenset | Sequence) and not isinstance(forget, str | bytes):
-        forget = list(forget)
-    try:
-        values = np.asarray(forget)
-    except (TypeError, ValueError):  # lists of different lengths
-        values = np.asarray(None)
-    mixed = isinstance(forget, list) and len({isinstance(value, bool | np.bool_) for value in forget}) > 1
-    if values.ndim != 1 or mixed or (values.size and values.dtype.kind not in "biu"):
-        raise ValueError(f"forget_dataset: found a {kind} of {_described(values, mixed)}, allowed are {_ALLOWED}")
-    total = len(data)
+    values, total = _values(forget), len(data)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "biu"):
+        found = f"{type(forget).__name__} of {_described(values)}"
+        raise ValueError(f"forget_dataset: found a {found}, allowed are {_ALLOWED}")
     if values.dtype.kind == "b":
         if len(values) != total:
             raise ValueError(
@@ -109,26 +108,60 @@ def _rows_of(forget: Any, data: Any) -> NDArray[np.int64]:
                 f"allowed is one for each of the {total} rows of train_dataset"
             )
         return np.flatnonzero(values)
-    rows = np.unique(values.astype(np.int64))
+    rows = np.unique(values)
     if len(rows) and (rows[0] < 0 or rows[-1] >= total):
-        raise ValueError(f"forget_dataset: found rows {rows[0]} to {rows[-1]}, allowed are 0 to {total - 1}")
-    if len(values) == total > len(rows) and set(rows) <= {0, 1}:
         raise ValueError(
-            f"forget_dataset: found {total} integers, all 0 or 1, which as indices would forget {len(rows)} rows, "
-            "allowed are indices, each once, or a mask of True and False"
+            f"forget_dataset: found rows {rows[0]} to {rows[-1]} ({len(rows)} to be forgotten), allowed are 0 to "
+            f"{total - 1}"
         )
-    return rows
+    if len(values) > len(rows) and set(rows.tolist()) <= {0, 1}:
+        raise ValueError(
+            f"forget_dataset: found {len(values)} integers, all 0 or 1, which as indices would forget {len(rows)} "
+            "rows, allowed are indices, each once, or a mask of True and False"
+        )
+    return rows.astype(np.int64)
 
 
-def _described(values: NDArray[Any], mixed: bool) -> str:
-    if mixed:
+def _values(forget: Any) -> NDArray[Any]:
+    """What was given as an array: of objects where kinds are mixed or entries missing, without axes for no array."""
+    try:
+        if isinstance(forget, Tensor):
+            forget = forget.detach().cpu()
+        values: NDArray[Any] = np.asanyarray(forget)
+        if values.dtype == object or isinstance(values, np.ma.MaskedArray):
+            forget = values.tolist()  # a masked entry becomes None
+        if hasattr(forget, "__array__"):
+            return values
+        is_plural = hasattr(forget, "__len__") and not isinstance(forget, str | bytes | Mapping)
+        if not is_plural and not isinstance(forget, list):
+            return np.asarray(None)
+        entries = [entry.item() if hasattr(entry, "item") else entry for entry in forget]
+        is_mixed = len({isinstance(entry, bool) for entry in entries}) > 1
+        return np.asarray(entries, dtype=object if is_mixed else None)
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths, tensors without numpy's types
+        return np.asarray(None)
+
+
+def _described(values: NDArray[Any]) -> str:
+    if values.ndim != 1:
+        return f"shape {values.shape}"
+    if any(isinstance(value, bool) for value in values):
         return "True, False and other values"
-    return f"{values.dtype} values" if values.ndim == 1 else f"shape {values.shape}"
+    return f"{len(values)} {values.dtype} values"
 
 
 # ------------------------------------------------------------------------------------------------ a column
 def _entries(data: Any, column: str) -> list[Any]:
-    return list(data.with_format(None)[column]) if hasattr(data, "with_format") else list(data[column])
+    """One of every row, as stored: without what a format or a transform makes of them."""
+    if isinstance(data, Dataset):
+        return list(data.with_format(None)[column])
+    try:
+        entries = [data[row][column] for row in range(len(data))]
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"tarf_forget_column: found {column!r}, allowed is a key of every row of train_dataset, which are dicts"
+        ) from error
+    return [entry.item() if hasattr(entry, "item") and np.ndim(entry) == 0 else entry for entry in entries]
 
 
 def _marked_rows(data: Any, column: str) -> NDArray[np.int64]:
@@ -147,15 +180,14 @@ def _marked_rows(data: Any, column: str) -> NDArray[np.int64]:
 
 def _rows_with(data: Any, column: str, values: Any) -> NDArray[np.int64]:
     """Rows whose entry is one of these values, each of which has to occur."""
-    wanted = list(values) if isinstance(values, list | tuple | set) else [values]
-    entries, feature = np.asarray(_entries(data, column), dtype=object), _feature(data, column)
+    values = values.tolist() if hasattr(values, "tolist") else values
+    wanted = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
+    entries, feature = _entries(data, column), _feature(data, column)
     names: Sequence[str] | None = feature.names if hasattr(feature, "int2str") else None
     rows: list[NDArray[np.int64]] = []
     for value in wanted:
-        if names is None:
-            matches = np.asarray([_equals(entry, value) for entry in entries], dtype=bool)
-        else:
-            matches = entries == _class_id(value, names)
+        number = value if names is None else _class_id(value, names)
+        matches = [_equals(entry, number) for entry in entries]
         rows.append(_some_rows(np.flatnonzero(matches), value, column))
     return np.unique(np.concatenate(rows)) if rows else np.empty(0, dtype=np.int64)
 
@@ -166,8 +198,8 @@ def _some_rows(rows: NDArray[np.int64], value: Any, column: str) -> NDArray[np.i
     return rows
 
 
-def _class_id(value: Any, names: Sequence[str]) -> int:
-    """The class that a value names, or else whose id it is; -1 for none."""
+def _class_id(value: Any, names: Sequence[str]) -> int | None:
+    """The class that a value names, or else whose id it is; None for none."""
     text = str(value)
     by_name = names.index(text) if text in names else None
     by_id = int(text) if text.isascii() and text.isdigit() and int(text) < len(names) else None
@@ -176,7 +208,7 @@ def _class_id(value: Any, names: Sequence[str]) -> int:
             f"tarf_forget_value: found {value!r}, the id of class {names[by_id]!r} and the name of class {by_name}, "
             "allowed is the name, as text"
         )
-    return next((found for found in (by_name, by_id) if found is not None), -1)
+    return by_id if by_name is None else by_name
 
 
 def _equals(entry: Any, value: Any) -> bool:
@@ -184,11 +216,20 @@ def _equals(entry: Any, value: Any) -> bool:
     if isinstance(entry, bool | np.bool_):
         return str(bool(entry)).lower() == str(value).lower()
     if isinstance(entry, int | float | np.number):
-        try:
-            return bool(float(entry) == float(value))
-        except (TypeError, ValueError):
-            return False
+        return bool(entry == _number(value))
     return str(entry) == str(value) if entry is not None else False
+
+
+def _number(value: Any) -> Any:
+    """The number that a value is or that text writes: an integer where it can be, since floats have 53 bits alone."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return None
 
 
 def _feature(data: Any, column: str) -> Any:

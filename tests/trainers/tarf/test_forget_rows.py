@@ -1,13 +1,30 @@
 """Which rows are to be forgotten, in every form that they may be told in."""
 
+from collections import deque
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
 
+from hf_ext.data.rows import WithColumns
 from hf_ext.trainers.tarf.forget_rows import split_rows
+
+
+class Rows:
+    """A sequence of a user's own."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.rows[row]
+
 
 pandas = pytest.importorskip("pandas")
 MASK = np.arange(6) >= 4
@@ -24,6 +41,14 @@ def rows() -> Dataset:
         *(MASK, MASK.tolist(), tuple(MASK.tolist()), list(MASK), torch.tensor(MASK), pandas.Series(MASK)),
         *([4, 5], (5, 4), {4, 5}, range(4, 6), list(np.array([4, 5])), np.array([4, 5], dtype=np.uint8)),
         *(torch.tensor([5, 4]), pandas.Series([4, 5], index=[7, 9]), pandas.Index([4, 5]), [np.int32(4), 5]),
+        *(
+            pandas.Series(MASK, dtype=object),
+            pandas.Series(MASK, dtype="boolean"),
+            MASK.astype(object),
+            pa.array(MASK),
+        ),
+        *(dict.fromkeys([4, 5]).keys(), deque([4, 5]), [torch.tensor(4), np.array(5)], [4, 4, 5], Rows([5, 4])),
+        pa.array(MASK),
     ],
     ids=lambda value: f"{type(value).__name__} {list(value)}",
 )
@@ -41,7 +66,7 @@ def test_a_column_of_the_data(rows: Dataset) -> None:
 
 def test_data_sets_are_data_sets(rows: Dataset) -> None:
     subset = torch.utils.data.Subset(list(rows), [0, 1])
-    for given in (rows.select([0]), list(rows), subset, rows.to_iterable_dataset(), None):
+    for given in (rows.select([0]), list(rows), subset, rows.to_iterable_dataset(), Rows(list(rows)), None):
         assert split_rows(rows, given) == (rows, given)
 
 
@@ -50,19 +75,27 @@ def test_data_sets_are_data_sets(rows: Dataset) -> None:
     [
         (MASK[:5], "found a mask of 5 rows, 1 of them to be forgotten, allowed is one for each of the 6 rows"),
         ([True, False], "found a mask of 2 rows, 1 of them to be forgotten"),
-        ([4.0, 5.0], "found a list of float64 values, allowed are a data set, a mask"),
-        (np.array([np.nan]), "found a ndarray of float64 values"),
-        (["4"], "found a list of <U1 values"),
+        ([4.0, 5.0], "found a list of 2 float64 values, allowed are a data set, a mask"),
+        (np.array([np.nan]), "found a ndarray of 1 float64 values"),
+        (["4"], "found a list of 1 <U1 values"),
         ("45", r"found a str of shape \(\)"),
         ([True, 4], "found a list of True, False and other values"),
         ([[4], [5]], r"found a list of shape \(2, 1\)"),
         ([[4], [5, 1]], r"found a list of shape \(\)"),
         ({"row": [4]}, r"found a dict of shape \(\)"),
         (4, r"found a int of shape \(\)"),
-        ([None], "found a list of object values"),
+        ([None], "found a list of 1 object values"),
         (pandas.DataFrame({"row": [4]}), r"found a DataFrame of shape \(1, 1\)"),
-        ([6], "found rows 6 to 6, allowed are 0 to 5"),
-        ([-1, 2], "found rows -1 to 2, allowed are 0 to 5"),
+        ([6], r"found rows 6 to 6 \(1 to be forgotten\), allowed are 0 to 5"),
+        ([-1, 2], r"found rows -1 to 2 \(2 to be forgotten\), allowed are 0 to 5"),
+        (np.array([2**63], dtype=np.uint64), "found rows 9223372036854775808 to 9223372036854775808"),
+        ([torch.tensor(True), 4], "found a list of True, False and other values"),
+        (np.ma.array(MASK, mask=~MASK), "found a MaskedArray of True, False and other values"),
+        (pandas.Series([True, None] * 3, dtype="boolean"), "found a Series of True, False and other values"),
+        ((row for row in [4, 5]), r"found a generator of shape \(\)"),
+        (torch.tensor([4.0, 5.0], requires_grad=True), "found a Tensor of 2 float32 values"),
+        (torch.tensor([4.0], dtype=torch.bfloat16), r"found a Tensor of shape \(\)"),
+        ([0, 1, 0, 0], "found 4 integers, all 0 or 1, which as indices would forget 2 rows"),  # of fewer rows, too
         ([0, 0, 0, 0, 1, 1], "found 6 integers, all 0 or 1, which as indices would forget 2 rows"),
     ],
 )
@@ -103,6 +136,8 @@ def _forgotten(column: list[Any], values: Any, names: list[str] | None = None) -
         (["1", "10", "01"], ["1"], None, [0]),
         (["no", "yes", None], ["yes"], None, [1]),
         ([True, False, True], ["true"], None, [0, 2]),
+        ([2**53, 2**53 + 1, 2**53 + 2], [str(2**53 + 1)], None, [1]),  # which no float is
+        ([0, 1, 2], np.array([1, 2]), None, [1, 2]),
         ([True, False, True], None, None, [0, 2]),
         ([0, 1, 1], None, None, [1, 2]),
     ],
@@ -121,6 +156,7 @@ def test_values_of_a_column(column: Any, values: Any, names: list[str] | None, e
         ([0, 1], None, ["keep", "forget"], "tarf_forget_value: found none for class labels in 'c'"),
         ([0, 0], None, None, "tarf_forget_value: found 'True' in no row of 'c'"),
         ([0, 1], ["dog", "horse"], ["cat", "dog"], "tarf_forget_value: found 'horse' in no row of 'c'"),
+        ([0, 1, -1], ["horse"], ["cat", "dog"], "tarf_forget_value: found 'horse' in no row of 'c'"),  # unlabelled
         ([0, 0], ["dog"], ["cat", "dog"], "tarf_forget_value: found 'dog' in no row of 'c'"),
         ([0, 1, 2], [1], ["10", "2", "1"], "tarf_forget_value: found 1, the id of class '2' and the name of class 2"),
         ([0, 1], ["x"], None, "tarf_forget_value: found 'x' in no row of 'c'"),
@@ -131,3 +167,21 @@ def test_values_that_say_nothing_certain(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         _forgotten(column, values, names)
+
+
+@pytest.mark.parametrize("kind", [list, Rows, lambda rows: torch.utils.data.Subset(rows, range(3))])
+def test_a_column_of_rows_that_are_no_table(kind: Any) -> None:
+    rows = kind([{"c": value, "row": row} for row, value in enumerate([0, 1, 0])])
+    for values in (["1"], None):
+        remaining, forgotten = split_rows(rows, None, column="c", values=values)
+        assert ([row["row"] for row in remaining], [row["row"] for row in forgotten]) == ([0, 2], [1])
+    with pytest.raises(ValueError, match="tarf_forget_column: found 'd', allowed is a key of every row"):
+        split_rows(rows, None, column="d")
+
+
+def test_columns_that_were_added_to_a_table(rows: Dataset) -> None:
+    """Are known, and stay with the rows."""
+    data = WithColumns(rows, gone=MASK, mine=range(6))
+    for forget, column in ((MASK, None), (None, "gone")):
+        remaining, forgotten = split_rows(data, forget, column=column)
+        assert ([row["mine"] for row in remaining], [row["mine"] for row in forgotten]) == ([0, 1, 2, 3], [4, 5])
