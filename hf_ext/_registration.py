@@ -65,6 +65,14 @@ REPLACEMENTS = (
     Replacement(
         library="peft",
         owner="peft.config:PeftConfigMixin",
+        method="from_json_file",
+        by="hf_ext.adapters.mola.safety:checked_json",
+        reason="a broken adapter_config.json, or one of a type that nobody knows, is said to be that, with its path",
+        until="peft says which file it cannot read, and what an unknown peft_type may be; no release up to 0.21 does",
+    ),
+    Replacement(
+        library="peft",
+        owner="peft.config:PeftConfigMixin",
         method="from_pretrained",
         by="hf_ext.adapters.mola.safety:recording_source",
         reason="a MoLA configuration knows the folder or repo that it comes from, so that the weights there are "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from hf_ext.adapters._register import HfExtPeftType
 from hf_ext.adapters._unchanged import State, unchanged_on_error
@@ -65,8 +65,15 @@ def peft_from_pretrained(original: Callable[..., Any]) -> Callable[..., Any]:
     """`PeftModel.from_pretrained`."""
 
     def from_pretrained(cls: type, model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
-        with _loading(Load(Source.of(model_id, kwargs))):
-            return original(cls, model, model_id, *args, **kwargs)
+        try:
+            with _loading(Load(Source.of(model_id, kwargs))):
+                return original(cls, model, model_id, *args, **kwargs)
+        except KeyError as error:
+            if error.args != ("peft_type",):
+                raise
+            raise ValueError(
+                f"{CONFIG_NAME}: found no peft_type in that of {str(model_id)!r}, allowed is one"
+            ) from None
 
     return from_pretrained
 

@@ -17,11 +17,12 @@ import torch
 from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import EntryNotFoundError
-from peft import PeftConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hf_ext._files import read_json
 from hf_ext.adapters.mola.config import MoLAConfig
 
 #: called with a parameter's name and shape before it is made; raises ValueError if the weights hold no such tensor
@@ -147,6 +148,24 @@ def saved_tensors(source: Source) -> SavedTensors:
 def source_of(config: PeftConfig) -> Source | None:
     """Where a configuration was read; None for one that was made in Python."""
     return getattr(config, _SOURCE, None)
+
+
+def checked_json(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`PeftConfigMixin.from_json_file`, of any adapter: a broken file is said to be one, and which."""
+
+    def from_json_file(cls: type, path_json_file: Any, **kwargs: Any) -> Any:
+        kind = read_json(path_json_file, CONFIG_NAME).get("peft_type")
+        if kind is not None and kind not in list(PEFT_TYPE_TO_CONFIG_MAPPING):
+            raise ValueError(
+                f"{CONFIG_NAME}: found the peft_type {kind!r} in {str(path_json_file)!r}, allowed are "
+                f"{', '.join(sorted(PEFT_TYPE_TO_CONFIG_MAPPING))}"
+            )
+        try:
+            return original(cls, path_json_file, **kwargs)
+        except ValueError as error:  # a byte order mark
+            raise ValueError(f"{CONFIG_NAME}: found a broken {str(path_json_file)!r} ({error})") from None
+
+    return from_json_file
 
 
 def recording_source(original: Callable[..., Any]) -> Callable[..., Any]:
