@@ -35,13 +35,16 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _check_pattern(name: str, value: str) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        _check(name, value, False, f"a regular expression ({error})")
+
+
 def _check_names(name: str, value: Any, *, pattern: bool) -> None:
     if pattern and isinstance(value, str):
-        try:
-            re.compile(value)
-        except re.error as error:
-            _check(name, value, False, f"a regular expression ({error})")
-        return
+        return _check_pattern(name, value)
     names = value is None or (isinstance(value, list | set | tuple) and all(isinstance(item, str) for item in value))
     _check(
         name, value, names, "a list of names, a regular expression or None" if pattern else "a list of names or None"
@@ -208,6 +211,9 @@ class MoLAConfig(PeftConfig):
         _check("router", self.router, isinstance(self.router, str | nn.Module | None), "a name, a module or None")
         for name in ("target_modules", "exclude_modules"):
             _check_names(name, getattr(self, name), pattern=True)
+        for name in ("rank_pattern", "alpha_pattern"):
+            for key in getattr(self, name):
+                _check_pattern(name, key)
         for name in ("modules_to_save", "task_heads"):
             _check_names(name, getattr(self, name), pattern=False)
         if self.routing == "task" and self.task_heads and self.num_tasks is not None:
@@ -224,6 +230,9 @@ class MoLAConfig(PeftConfig):
             for index in layers if isinstance(layers, list | tuple | set | range) else [layers]:
                 check_value("layers_to_transform", index, _Index)
             self.layers_to_transform = _plain(layers)
+        patterns = self.layers_pattern or ()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            _check_pattern("layers_pattern", pattern)
 
     @property
     def uses_twd(self) -> bool:

@@ -265,6 +265,17 @@ class MoLAModel(BaseTuner):
         return key
 
     # ---------------------------------------------------------------------------------------------- switching
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones.
+
+        Raises:
+            ValueError: the model has none of such a name; the active ones stay.
+        """
+        for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
+            if name not in self.peft_config:
+                raise ValueError(f"adapter_name: found {name!r}, allowed are {sorted(self.peft_config)}")
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter. Of those that stay, the active ones stay active, or else the first by name becomes so."""
         was_active = adapter_name in self.active_adapters
