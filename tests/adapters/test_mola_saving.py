@@ -250,3 +250,22 @@ def test_a_resized_vocabulary_is_saved_along(targets: list[str], named: Callable
     LlamaModel.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match=r"found None, while \['lm_head.weight'\]"):
         get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "headless"), MoLAConfig(**settings))
+
+
+@pytest.mark.parametrize("name", ["b", "mo", "second"])
+@pytest.mark.parametrize("routing", ["task", "router"])
+def test_a_further_adapter_may_be_called_by_a_letter(name: str, routing: str, vit: Any, tmp_path: Path) -> None:
+    """`b` is in the names of all tensors, those of the adapters that are there already too."""
+    settings = {"target_modules": vit.targets, "num_experts": 3, "r": 2, "init_weights": False, "routing": routing}
+    first = get_peft_model(vit.model(), MoLAConfig(**settings, modules_to_save=["classifier"])).eval()
+    first.save_pretrained(tmp_path)
+    expected = first(**vit.inputs, mola_task_ids=IDS).logits
+    model = PeftModel.from_pretrained(vit.model(), tmp_path).eval()
+    for further in (name, f"{name}2"):
+        model.load_adapter(str(tmp_path), further)
+        model.set_adapter(further)
+        assert torch.equal(model(**vit.inputs, mola_task_ids=IDS).logits, expected)
+    model.delete_adapter("default")
+    base = vit.model()
+    base.load_adapter(str(tmp_path), adapter_name=name)
+    assert torch.equal(base.eval()(**vit.inputs, mola_task_ids=IDS).logits, expected)
