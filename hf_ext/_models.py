@@ -39,8 +39,9 @@ def new_parameters(model: Any) -> dict[str, Any]:
 
 
 def modules_of(parameters: Iterable[str]) -> list[str]:
-    """Names of the modules that hold parameters of these names, as `modules_to_save` takes them."""
-    return sorted({name.rpartition(".")[0] for name in parameters} - {""})
+    """Names of the modules that hold parameters of these names, none in another, as `modules_to_save` takes them."""
+    names = {name.rpartition(".")[0] for name in parameters} - {""}
+    return sorted(name for name in names if not any(name.startswith(f"{other}.") for other in names))
 
 
 def with_new_modules(model: Any, saved: Sequence[str] | None) -> list[str] | None:

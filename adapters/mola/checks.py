@@ -77,6 +77,25 @@ def check_task_type(model: nn.Module, config: PeftConfig) -> None:
         )
 
 
+def check_saved_modules(model: nn.Module, config: MoLAConfig) -> None:
+    """Check that no module of `modules_to_save` is part of another: peft saves such, and then cannot load the file.
+
+    Args:
+        model: with the adapter.
+        config: of the adapter.
+
+    Raises:
+        ValueError: one is.
+    """
+    wrappers = {name for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)}
+    inner = {name: around for name in wrappers for around in wrappers if name.startswith(f"{around}.")}
+    for name, around in sorted(inner.items()):
+        raise ValueError(
+            f"modules_to_save: found {config.modules_to_save!r}, names that {around!r} and {name!r} in it end with, "
+            "allowed are modules that are not part of each other (longer names match fewer)"
+        )
+
+
 def embeddings_in_files(model: Any, needed: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     """The tensors that peft's `save_embedding_layers` adds to a file: of all embeddings, or of the adapted ones.
 
@@ -90,7 +109,8 @@ def embeddings_in_files(model: Any, needed: Mapping[str, Tensor]) -> list[dict[s
     for chosen in (modules, [module for module in modules if isinstance(module, BaseTunerLayer)]):
         starts = tuple(f"{PEFT_PREFIX}{names[id(module)]}." for module in chosen if id(module) in names)
         state = {f"{PEFT_PREFIX}{key}": value for key, value in model.state_dict().items()}
-        choices.append({key: one for key, one in state.items() if key.startswith(starts) and key not in needed})
+        own = {key: one for key, one in state.items() if key.startswith(starts) and ".mola_" not in key}
+        choices.append({key: one for key, one in own.items() if key not in needed})
     return choices if isinstance(modules[0], nn.Embedding) else []
 
 
@@ -126,6 +146,9 @@ def check_new_parameters(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     lost = {name: one for name, one in new.items() if id(one) not in replaced and names.get(id(one)) not in saved}
     if lost:
+        embeddings = _resized_embeddings(model, config)
+        lost = {name: one for name, one in lost.items() if id(one) not in embeddings}
+    if lost:
         modules = [*(config.modules_to_save or ()), *modules_of(lost)]
         raise ValueError(
             f"modules_to_save: found {config.modules_to_save!r}, while {sorted(lost)} of the "
@@ -133,3 +156,16 @@ def check_new_parameters(
             f"{modules!r}, which trains and saves them (or task_heads, train_backbone, or a base model loaded from a "
             "checkpoint that has them)"
         )
+
+
+def _resized_embeddings(model: Any, config: MoLAConfig) -> set[int]:
+    """Ids of the parameters that peft saves along, since the checkpoint's vocabulary has another size."""
+    size, place = getattr(getattr(model, "config", None), "vocab_size", None), config.base_model_name_or_path
+    if not size or not place:
+        return set()
+    try:
+        known = type(model.config).from_pretrained(place, local_files_only=True).vocab_size
+    except (OSError, ValueError, AttributeError):
+        return set()
+    modules = [_embeddings(model, kind) for kind in ("input", "output")] if known != size else []
+    return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}

@@ -6,6 +6,7 @@ through untouched. `hf_ext/_registration.py` says which methods these functions 
 """
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -90,7 +91,7 @@ def peft_load_adapter(original: Callable[..., Any]) -> Callable[..., Any]:
             if adapter_name in self.peft_config and not checked:
                 self.base_model.check_saved(adapter_name, load.tensors(self.peft_config[adapter_name]))
             result = original(self, model_id, adapter_name, *args, **kwargs)
-            _check_names(str(model_id), result.missing_keys, result.unexpected_keys)
+            _check_names(str(model_id), adapter_name, result.missing_keys, result.unexpected_keys)
             return result
 
     return load_adapter
@@ -109,16 +110,18 @@ def transformers_load_adapter(original: Callable[..., Any]) -> Callable[..., Any
         with _loading(Load(Source.of(name, download) if in_files else None, from_config=in_files)) as load:
             result = original(self, *args, **kwargs)
             if load.before is not None:
-                # transformers takes any name with the adapter's in it, which may be a letter, for one of the adapter's
-                missing = (key for key in result.missing_keys if ".mola_" in key or ".modules_to_save." in key)
-                _check_names(str(name), missing, result.unexpected_keys)
+                adapter = given.get("adapter_name") or "default"
+                _check_names(str(name), adapter, result.missing_keys, result.unexpected_keys)
             return result
 
     return load_adapter
 
 
-def _check_names(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+def _check_names(name: str, adapter_name: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
     """What the loading call says: it may have renamed tensors, or not, as nobody could know before."""
+    # peft and transformers take any name with the adapter's in it, which may be a letter, for one of the adapter's
+    own = re.compile(rf"\.(mola_\w+|modules_to_save)\.{re.escape(adapter_name)}(\.|$)")
+    missing = [key for key in missing if own.search(key)]
     for what, keys in (("no tensor for", sorted(missing)), ("a tensor for an unknown", sorted(unexpected))):
         if keys:
             raise ValueError(

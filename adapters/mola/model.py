@@ -23,6 +23,7 @@ from hf_ext.adapters._unchanged import unchanged_on_error
 from hf_ext.adapters.mola.checks import (
     check_base,
     check_new_parameters,
+    check_saved_modules,
     check_task_type,
     embeddings_in_files,
 )
@@ -93,8 +94,10 @@ class MoLAModel(BaseTuner):
                 self._inject(_uncompiled(model), adapter_name, *args, **kwargs)
             except (TypeError, re.error) as error:  # peft's, of modules_to_save that cannot be, and of patterns
                 raise ValueError(f"modules_to_save, layers_pattern: found what peft cannot take ({error})") from error
+            check_saved_modules(model, config)
             self.check_saved(adapter_name, self._saved)
-            check_new_parameters(model, new, config, adapter_name, self._saved_of_base(adapter_name))
+            saved = self._saved_of_base(adapter_name) | self._saved.names
+            check_new_parameters(model, new, config, adapter_name, saved)
             self._saved = SavedTensors()
 
     def _inject(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -262,6 +265,17 @@ class MoLAModel(BaseTuner):
         return key
 
     # ---------------------------------------------------------------------------------------------- switching
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones.
+
+        Raises:
+            ValueError: the model has none of such a name; the active ones stay.
+        """
+        for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
+            if name not in self.peft_config:
+                raise ValueError(f"adapter_name: found {name!r}, allowed are {sorted(self.peft_config)}")
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter. Of those that stay, the active ones stay active, or else the first by name becomes so."""
         was_active = adapter_name in self.active_adapters

@@ -143,15 +143,16 @@ def mean_embedding(base_model: Any, inputs: dict[str, Any]) -> Tensor:
         if embedded is None:
             embedded = base_model.get_input_embeddings()(inputs["input_ids"])
         mask = inputs.get("attention_mask")
+        tokens = embedded.shape[:-1]  # with an axis of its own for the choices of a multiple-choice model
         if mask is None:
-            mask = torch.ones(embedded.shape[:2], device=embedded.device)
-        if not isinstance(mask, Tensor) or mask.shape != embedded.shape[:2]:
+            mask = torch.ones(tokens, device=embedded.device)
+        if not isinstance(mask, Tensor) or mask.shape != tokens:
             found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(
                 f"attention_mask: found {found}, allowed with a router that reads text is one flag per token, "
-                f"{tuple(embedded.shape[:2])}, or None"
+                f"{tuple(tokens)}, or None"
             )
-        mask = mask.to(torch.float32)[..., None]
+        embedded, mask = embedded.flatten(1, -2), mask.to(torch.float32).flatten(1)[..., None]
         return ((embedded.float() * mask).sum(1) / mask.sum(1).clamp(min=1)).detach()
 
 

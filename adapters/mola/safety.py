@@ -57,6 +57,11 @@ class SavedTensors:
         self._shapes = {} if path is None else _shapes(path, name)
         self._unused = dict(self._shapes)
 
+    @property
+    def names(self) -> set[str]:
+        """Of the tensors in the file."""
+        return {key.removeprefix(PEFT_PREFIX) for key in self._shapes}
+
     def take(self, module: str, parameter: str, shape: Sequence[int]) -> None:
         """Ask for the tensor of a parameter that is about to be made.
 

@@ -102,6 +102,14 @@ def test_names_in_patterns_are_text() -> None:
         MoLAConfig(target_modules=["q"], num_experts=2, rank_pattern={3: 4})
 
 
+@pytest.mark.parametrize("name", ["rank_pattern", "alpha_pattern", "layers_pattern", "exclude_modules"])
+@pytest.mark.parametrize("wrong", ["*.q_proj", "(q", "q["])
+def test_patterns_are_regular_expressions(name: str, wrong: str) -> None:
+    made = {wrong: 4} if name.endswith(("rank_pattern", "alpha_pattern")) else wrong
+    with pytest.raises(ValueError, match=rf"{name}: found {re.escape(repr(wrong))}, allowed is a regular expression"):
+        MoLAConfig(target_modules=["q_proj"], num_experts=2, layers_to_transform=[0], **{name: made})
+
+
 def test_a_file_with_an_infinite_number_is_refused(tmp_path: Path) -> None:
     MoLAConfig(target_modules=["q"], num_experts=2, lora_alpha=4).save_pretrained(str(tmp_path))
     path = tmp_path / "adapter_config.json"

@@ -173,6 +173,16 @@ def test_of_another_type_on_a_model_with_mola(kind: str, vit: Any, tmp_path: Pat
     get_peft_model(mola.unload(), LoraConfig(target_modules=["q_proj"]))  # the way out
 
 
+@pytest.mark.parametrize("unknown", ["nothing", ["default", "nothing"]])
+def test_of_an_adapter_that_is_not_there(unknown: Any, vit: Any) -> None:
+    model = get_peft_model(vit.model(), config())
+    before = everything(model)
+    for call in (model.base_model.set_adapter, lambda name: model.set_adapter(str(name)), model.delete_adapter):
+        with pytest.raises((ValueError, TypeError), match=r"found 'nothing'|not found|does not exist|unhashable"):
+            call(unknown)
+        assert same(before, everything(model)) == []
+
+
 def test_of_a_task_type_that_the_model_is_not_for(vit: Any) -> None:
     model = vit.model()
     before = everything(model)

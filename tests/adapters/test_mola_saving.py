@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    LlamaModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
+from hf_ext._models import with_new_modules
 from hf_ext.adapters import MoLAConfig
 from hf_ext.adapters.mola import register_router
 
@@ -180,3 +190,82 @@ def test_wrong_routers_are_refused(vit: Any) -> None:
     model = _adapted(vit, routing="router", router=_MeanRouter(experts=2))
     with pytest.raises(ValueError, match=r"router: found logits of shape \(3, 2\), allowed is \[B, E\] = \(3, 3\)"):
         model(**vit.inputs)
+
+
+@pytest.mark.parametrize("head", [RobertaForMaskedLM, BertForMaskedLM, BertForMultipleChoice])
+@pytest.mark.parametrize("routing", ["task", "router"])
+def test_a_new_head_of_several_modules(head: Any, routing: str, tmp_path: Path) -> None:
+    """peft cannot load modules in modules of `modules_to_save`; and choices have an axis of their own."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    kind: Any = head.config_class
+    AutoModel.from_config(kind(vocab_size=50, pad_token_id=0, **sizes)).save_pretrained(tmp_path / "base")
+
+    def model(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return head.from_pretrained(tmp_path / "base")
+
+    words = torch.randint(5, 40, (3, 2, 7) if head is BertForMultipleChoice else (3, 7))
+    inputs = {"input_ids": words, "mola_task_ids": IDS}
+    settings = {"target_modules": ["query"], "num_experts": 3, "r": 2, "init_weights": False, "routing": routing}
+    with pytest.raises(ValueError, match="allowed is"):
+        get_peft_model(model(0), MoLAConfig(**settings))
+    saved = with_new_modules(base := model(0), None)
+    peft_model = get_peft_model(base, MoLAConfig(**settings, modules_to_save=saved)).eval()
+    peft_model.save_pretrained(tmp_path / "adapter")
+    expected = peft_model(**inputs).logits
+    for seed in (1, 2):
+        loaded = PeftModel.from_pretrained(model(seed), tmp_path / "adapter").eval()
+        assert torch.equal(loaded(**inputs).logits, expected)
+
+
+def test_saved_modules_are_not_in_each_other() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = RobertaForMaskedLM(RobertaConfig(vocab_size=50, **sizes))
+    names = [name for name, _ in model.named_modules()]
+    settings = MoLAConfig(target_modules=["query"], num_experts=2, modules_to_save=["lm_head", "lm_head.dense"])
+    with pytest.raises(ValueError, match=r"modules_to_save: found .* names that 'lm_head' and 'lm_head\.dense' in it"):
+        get_peft_model(model, settings)
+    assert [name for name, _ in model.named_modules()] == names
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]])
+def test_a_resized_vocabulary_is_saved_along(targets: list[str], named: Callable[[str], Any], tmp_path: Path) -> None:
+    """Its rows are random; peft writes them to the adapter's file, which then is what a load takes them from."""
+    zoo = named("llama")
+    zoo.model().save_pretrained(tmp_path / "base")
+
+    def resized(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        model.resize_token_embeddings(60)
+        return model
+
+    settings = {"target_modules": targets, "num_experts": 3, "r": 2, "init_weights": False}
+    model = get_peft_model(resized(0), MoLAConfig(**settings)).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    for seed in (1, 2):
+        loaded = PeftModel.from_pretrained(resized(seed), tmp_path / "adapter").eval()
+        both = (one(**zoo.inputs, mola_task_ids=IDS).logits for one in (model, loaded))
+        assert torch.equal(*both)
+    LlamaModel.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match=r"found None, while \['lm_head.weight'\]"):
+        get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "headless"), MoLAConfig(**settings))
+
+
+@pytest.mark.parametrize("name", ["b", "mo", "second"])
+@pytest.mark.parametrize("routing", ["task", "router"])
+def test_a_further_adapter_may_be_called_by_a_letter(name: str, routing: str, vit: Any, tmp_path: Path) -> None:
+    """`b` is in the names of all tensors, those of the adapters that are there already too."""
+    settings = {"target_modules": vit.targets, "num_experts": 3, "r": 2, "init_weights": False, "routing": routing}
+    first = get_peft_model(vit.model(), MoLAConfig(**settings, modules_to_save=["classifier"])).eval()
+    first.save_pretrained(tmp_path)
+    expected = first(**vit.inputs, mola_task_ids=IDS).logits
+    model = PeftModel.from_pretrained(vit.model(), tmp_path).eval()
+    for further in (name, f"{name}2"):
+        model.load_adapter(str(tmp_path), further)
+        model.set_adapter(further)
+        assert torch.equal(model(**vit.inputs, mola_task_ids=IDS).logits, expected)
+    model.delete_adapter("default")
+    base = vit.model()
+    base.load_adapter(str(tmp_path), adapter_name=name)
+    assert torch.equal(base.eval()(**vit.inputs, mola_task_ids=IDS).logits, expected)
