@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
+
+
+#: numbers of TrainingArguments that a step of the optimizer is made of
+_OF_THE_UPDATE = ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm")
 
 
 class NonFiniteError(FloatingPointError, ValueError):
@@ -50,6 +54,15 @@ class FiniteMixin(_Base):
         self._micro_batches_of_update: list[Any] = []
         self._statistics: list[tuple[Tensor, Tensor]] = []  # and what they were before this update
         super().__init__(*args, **kwargs)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Refuse options of the update that would make weights of finite gradients that are not finite."""
+        for name in _OF_THE_UPDATE:
+            value = getattr(self.args, name, None)
+            no_clipping = name == "max_grad_norm" and value == math.inf
+            if isinstance(value, Real) and not math.isfinite(value) and not no_clipping:
+                raise ValueError(f"{name}: found {value}, allowed are finite numbers")
 
     def expect(self, name: str, finite: Tensor) -> None:
         """Stop the training before the optimizer steps unless this scalar is true; no device is waited for."""
@@ -105,7 +118,7 @@ class FiniteMixin(_Base):
         if hasattr(self.model_wrapped, "zero_grad"):
             self.model_wrapped.zero_grad()
         own = [name for name, flag in self._finite.items() if not bool(flag)]
-        causes = _faults_of_weights(self.model) or _faults_of_batches(self._micro_batches_of_update)
+        causes = self._causes()
         gathered = [(own, causes)]
         if self.accelerator.num_processes > 1:
             process = self.accelerator.process_index
@@ -121,14 +134,17 @@ class FiniteMixin(_Base):
             + ("" if causes else f"Nothing of weights and data is: {self.non_finite_advice()}")
         )
 
+    def _causes(self) -> list[str]:
+        """What of the weights, or else of the batches, is not finite."""
+        broken = (name for name, weight in self.model.named_parameters() if not bool(weight.detach().isfinite().all()))
+        if (name := next(broken, None)) is None:
+            return _faults_of_batches(self._micro_batches_of_update)
+        steps = self.state.global_step  # of which one may have been too large for the weights' dtype
+        advice = f"as step {steps} left them ({self.non_finite_advice()})" if steps else "before any step"
+        return [f"the model's weights {advice}, {name} first"]
+
     def _recorded_means(self) -> dict[str, float]:
         raise NotImplementedError  # of MethodMixin
-
-
-def _faults_of_weights(model: nn.Module) -> list[str]:
-    """The first parameter that is not finite, which no step of this training has made so."""
-    broken = (name for name, weight in model.named_parameters() if not bool(weight.detach().isfinite().all()))
-    return [f"the model's weights before any step, {name} first" for name in islice(broken, 1)]
 
 
 def _faults_of_batches(batches: Iterable[Any]) -> list[str]:

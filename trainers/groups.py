@@ -20,7 +20,7 @@ else:
     _Base = object
 
 #: last words of the names of metrics of which less is better
-_ERRORS = {"error", "perplexity", "nll", "mse", "rmse", "mae", "mape", "wer", "cer", "ter", "brier", "ece"}
+_ERRORS = {"error", "errors", "perplexity", "nll", "mse", "rmse", "mae", "mape", "wer", "cer", "ter", "brier", "ece"}
 
 
 class GroupMetricsMixin(_Base):
@@ -132,8 +132,9 @@ def prefix_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 def worst(metric: str, values: Iterable[Any]) -> Any:
     """The worst of the values of a metric of this name that are not NaN; NaN if there is none."""
-    known = [value for value in values if not math.isnan(value)]
-    less_is_better = metric.endswith("loss") or metric.rpartition("_")[2].lower() in _ERRORS
+    known = [value for value in values if value == value]  # whatever kind of number it is
+    name = metric.lower()
+    less_is_better = name.endswith(("loss", "error_rate")) or name.rpartition("_")[2] in _ERRORS
     return (max if less_is_better else min)(known) if known else math.nan
 
 

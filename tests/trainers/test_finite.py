@@ -181,6 +181,24 @@ def test_weights_that_were_not_finite_before(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_weights_that_a_step_made_so(tmp_path: Path) -> None:
+    """Of a finite gradient: the next step finds them, and does not say that they came so."""
+    trainer = _breaking("nowhere", tmp_path, learning_rate=3e38, max_grad_norm=0.0, optim="sgd")
+    said = r"not finite in step \d; .*Not finite: the model's weights as step \d left them \(lower the learning rate"
+    with pytest.raises(NonFiniteError, match=said):
+        trainer.train()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_options_of_the_update_are_numbers(name: str, value: float, tmp_path: Path) -> None:
+    if name == "max_grad_norm" and value == math.inf:  # no clipping
+        assert _breaking("nowhere", tmp_path, **{name: value}).train().global_step == 10
+        return
+    with pytest.raises(ValueError, match=f"{name}: found {value}, allowed are finite numbers"):
+        _breaking("nowhere", tmp_path, **{name: value})
+
+
 # ------------------------------------------------------------------------------------------------ looked at before
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("value", [math.nan, -math.inf])

@@ -202,4 +202,5 @@ def test_the_worst_is_one_of_those_that_are_known(values: list[float]) -> None:
     assert worst("auc", values) == 0.2
     assert worst("token_loss", values) == worst("wer", values) == worst("ppl_perplexity", values) == 0.3
     assert worst("answer", values) == worst("precision_parameter", values) == 0.2  # these only end like errors
-    assert math.isnan(worst("auc", [math.nan]))
+    assert worst("char_error_rate", values) == worst("Loss", values) == 0.3
+    assert math.isnan(worst("auc", [math.nan])) and worst("count", [10**400, 2]) == 2

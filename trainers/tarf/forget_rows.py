@@ -111,8 +111,8 @@ def _rows_of(forget: Any, data: Any) -> NDArray[np.int64]:
     rows = np.unique(values)
     if len(rows) and (rows[0] < 0 or rows[-1] >= total):
         raise ValueError(
-            f"forget_dataset: found rows {rows[0]} to {rows[-1]} ({len(rows)} to be forgotten), allowed are 0 to "
-            f"{total - 1}"
+            f"forget_dataset: found rows {rows[0]} to {rows[-1]}, allowed are 0 to {total - 1} ({len(rows)} would be "
+            "forgotten)"
         )
     if len(values) > len(rows) and set(rows.tolist()) <= {0, 1}:
         raise ValueError(

@@ -20,6 +20,7 @@ from hf_ext.functional import (
 )
 from hf_ext.trainers.finite import NonFiniteError
 from hf_ext.trainers.losses import logits_of, shifts_labels
+from hf_ext.trainers.passes import evaluation_mode, same_randomness
 from hf_ext.trainers.processes import model_of
 from hf_ext.trainers.tarf.paired import ROW, load, numbered
 from hf_ext.trainers.tarf.plan import Plan
@@ -27,6 +28,8 @@ from hf_ext.trainers.tarf.plan import Plan
 
 def row_batches(trainer: Any, data: Any) -> Iterator[tuple[bool, dict[str, Any]]]:
     """Batches of numbered rows, on the device, that the processes share; the model is in evaluation mode meanwhile.
+
+    Modes of its parts and random states are afterwards what they were.
 
     Args:
         trainer: a Trainer with a `MethodMixin` that has `ROW` among its own columns.
@@ -36,19 +39,15 @@ def row_batches(trainer: Any, data: Any) -> Iterator[tuple[bool, dict[str, Any]]
         Whether the batch counts, and the batch. Every process gets as many, since sharded models work together; those
         that do not count are repetitions.
     """
-    args, model = trainer.args, model_of(trainer)
+    args = trainer.args
     size, step = args.eval_batch_size, args.world_size
     batches = [list(range(first, min(first + size, len(data)))) for first in range(0, len(data), size)]
     places = range(args.process_index, math.ceil(len(batches) / step) * step, step)
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="identification")
     loader = load(numbered(data), [batches[place % len(batches)] for place in places], collate)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model_of(trainer)), same_randomness(args.device):  # augmentation draws numbers, too
         for place, batch in zip(places, loader, strict=True):
             yield place < len(batches), trainer._prepare_inputs(batch)
-    finally:
-        model.train(was_training)
 
 
 def all_losses(trainer: Any, data: Any, group_column: str | None = None) -> tuple[Tensor, Tensor | None]:

@@ -10,15 +10,16 @@ from transformers.utils import logging
 
 from hf_ext.functional.losses import IGNORED_LABEL
 from hf_ext.trainers.losses import logits_of, shifts_labels
-from hf_ext.trainers.tarf.identification import model_of, row_batches
+from hf_ext.trainers.processes import model_of
+from hf_ext.trainers.tarf.identification import row_batches
 from hf_ext.trainers.tarf.paired import ROW
 
 logger = logging.get_logger(__name__)
 
 #: of the remaining rows, the share that is looked at, and how many these are at least and at most
 SHARE, FEWEST, MOST = 0.1, 16, 256
-#: points of accuracy that may be lost without a warning
-TOLERATED = 0.05
+#: what may be lost without a warning: so much accuracy, and so many labels, since of few rows one is much
+TOLERATED, TOLERATED_LABELS = 0.05, 2
 
 
 def sampled_rows(data: Any) -> list[int]:
@@ -46,7 +47,7 @@ def predicted_labels(trainer: Any, data: Any, rows: list[int]) -> Tensor | None:
         labels, places = inputs["labels"], trainer.batch_columns[ROW]
         with torch.no_grad(), trainer.compute_loss_context_manager():
             logits = logits_of(model(**inputs))
-        if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+        if labels.is_floating_point() or labels.shape != logits.shape[:-1] or logits.shape[-1] == 1:
             return None
         if is_new:
             counts[places] = right_and_all(logits, labels, shifted=shifts_labels(trainer))
@@ -91,16 +92,19 @@ class Retention:
             retained: tau of every row of `data`; those that were left out on purpose do not count.
         """
         rows = sampled_rows(data)
-        if self.before is None or (after := predicted_labels(trainer, data, rows)) is None:
+        if self.before is None or len(self.before) != len(rows):  # of other data, before the run was resumed
+            return {}
+        if (after := predicted_labels(trainer, data, rows)) is None:
             return {}
         kept = torch.ones(len(rows)) if retained is None else retained.cpu()[rows]
-        accuracies = []
+        rights, accuracies = [], []
         for counts in (self.before, after):
             right, total = (counts * kept.unsqueeze(1)).sum(dim=0).tolist()
             if not total:
                 return {}
+            rights.append(right)
             accuracies.append(right / total)
-        if accuracies[1] < accuracies[0] - TOLERATED:
+        if accuracies[1] < accuracies[0] - TOLERATED and rights[1] < rights[0] - TOLERATED_LABELS:
             logger.warning(
                 f"the accuracy on the retained rows was {accuracies[0]:.1%} before unlearning and is "
                 f"{accuracies[1]:.1%} after it: lower tarf_k, the learning rate or tarf_max_forget_loss, or train "

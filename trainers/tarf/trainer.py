@@ -223,7 +223,8 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
         self.identification, self.retention, self._update = Identification(self.args), Retention(), None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         if measured := self.retention.end(self, self._looked_at, self.identification.retained):
-            output.metrics.update(measured)
+            if output is not None:  # what a user's `train` returns
+                output.metrics.update(measured)
             self.log(measured)
         return output
 

@@ -29,9 +29,10 @@ from hf_ext.data import facts
 from hf_ext.functional import representation_gravity, retain_mask_by_label
 from hf_ext.trainers import MethodMixin, TARFArguments, TARFConfig, TARFMixin, TARFTrainer
 from hf_ext.trainers.tarf.forgetting import NPO, loss_of_guessing, random_labels
+from hf_ext.trainers.tarf.identification import row_batches
 from hf_ext.trainers.tarf.paired import ROW, PairedBatches
 from hf_ext.trainers.tarf.plan import plan_of
-from hf_ext.trainers.tarf.retention import right_and_all
+from hf_ext.trainers.tarf.retention import right_and_all, sampled_rows
 
 FORGET = list(range(0, 16))  # of the 48 rows; 32 remain
 
@@ -230,8 +231,8 @@ def test_what_is_left_out_need_not_be_retained(
     arguments = _arguments(tmp_path, tarf_n_hidden_groups=1, num_train_epochs=3)
     trainer = TARFTrainer(vit(), arguments, train_dataset=data, forget_dataset=FORGET)
     output = trainer.train()
-    rows = torch.linspace(0, 31, 16).long()
     assert trainer.identification.retained is not None
+    rows = torch.linspace(0, 31, 16).long()
     kept = rows[trainer.identification.retained[rows] == 1].tolist()
     assert 0 < len(kept) < 16
     for name, judged in (("retain_accuracy_before", vit()), ("retain_accuracy", trainer.model)):
@@ -239,6 +240,53 @@ def test_what_is_left_out_need_not_be_retained(
         with torch.no_grad():
             right = judged.eval()(part["pixel_values"]).logits.argmax(-1) == part["labels"]
         assert output.metrics[name] == pytest.approx(right.float().mean().item())
+
+
+def test_rows_that_are_looked_at(data: Dataset) -> None:
+    """All of few, a tenth of many."""
+    numbers = [len(sampled_rows(range(size))) for size in (0, 7, 100, 900, 2000, 9000)]
+    assert numbers == [0, 7, 16, 90, 200, 256] and sampled_rows(data.to_iterable_dataset()) == []
+    assert sampled_rows(range(900))[0] == 0 and sampled_rows(range(900))[-1] == 899
+
+
+def test_looking_leaves_no_trace(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
+    """Neither does an augmentation that draws numbers, nor a part of the model that is kept in evaluation mode."""
+
+    def augmented(batch: dict[str, Any]) -> dict[str, Any]:
+        pixels = torch.as_tensor(np.asarray(batch["pixel_values"], dtype="float32"))
+        return batch | {"pixel_values": list(pixels + torch.randn(pixels.shape) + np.random.random())}
+
+    rows = data.with_format(None).with_transform(augmented)
+    trainer = TARFTrainer(vit(), _arguments(tmp_path), train_dataset=rows, forget_dataset=FORGET)
+    trainer.model.train()
+    trainer.model.vit.eval()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    states = torch.get_rng_state(), np.random.get_state()[1]
+    seen = torch.cat([inputs["labels"] for _, inputs in row_batches(trainer, trainer.train_dataset)])
+    assert len(seen) == 32
+    assert torch.equal(states[0], torch.get_rng_state()) and np.array_equal(states[1], np.random.get_state()[1])
+    assert trainer.model.training and not trainer.model.vit.training
+
+
+def test_what_is_not_measured(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
+    """Numbers, of any type; and rows other than those before a run was resumed."""
+
+    class Silent(Trainer):
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            super().train(*args, **kwargs)
+
+    class SilentTARF(TARFMixin, Silent):
+        pass
+
+    options: dict[str, Any] = {"tarf_selection": "none", "num_train_epochs": 3}
+    numbers = SilentTARF(vit(num_labels=1), _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET)
+    numbers.train()
+    assert not any("retain_accuracy" in entry for entry in numbers.state.log_history)
+    classes = SilentTARF(vit(), _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET)
+    assert classes.train() is None  # which is the user's affair
+    assert "retain_accuracy" in classes.state.log_history[-1]
+    assert classes.retention.end(classes, classes.train_dataset.select(range(20)), None) == {}
 
 
 def test_retained_tokens() -> None:
