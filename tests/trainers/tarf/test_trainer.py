@@ -286,7 +286,7 @@ def test_what_is_not_measured(vit: Callable[..., Any], data: Dataset, tmp_path: 
     classes = SilentTARF(vit(), _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET)
     assert classes.train() is None  # which is the user's affair
     assert "retain_accuracy" in classes.state.log_history[-1]
-    assert classes.retention.end(classes, classes.train_dataset.select(range(20)), None) == {}
+    assert classes.retention.end(classes, classes.train_dataset.select(range(7)), None) == {}
 
 
 def test_retained_tokens() -> None:
