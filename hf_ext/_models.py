@@ -20,6 +20,11 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def any_read(model: Any) -> bool:
+    """Whether transformers has read any parameter of this very object from a checkpoint."""
+    return any(hasattr(parameter, _INITIALIZED) for parameter in model.parameters())
+
+
 def new_parameters(model: Any) -> dict[str, Any]:
     """Parameters of a base model that its checkpoint did not have, by name: they have random values.
 
@@ -27,13 +32,12 @@ def new_parameters(model: Any) -> dict[str, Any]:
     read. Nothing is known of other models and of copies, and nothing is found. What a class says may be missing is
     left out, and so is what belongs to adapters.
     """
-    parameters = dict(model.named_parameters())
-    if not any(hasattr(parameter, _INITIALIZED) for parameter in parameters.values()):
+    if not any_read(model):
         return {}
     allowed = [*(getattr(model, "_keys_to_ignore_on_load_missing", None) or ()), r"\.(mola_|modules_to_save\.)"]
     return {
         name: parameter
-        for name, parameter in parameters.items()
+        for name, parameter in model.named_parameters()
         if not hasattr(parameter, _INITIALIZED) and not re.search("|".join(allowed), name)
     }
 

@@ -19,6 +19,7 @@ from transformers import (
     default_data_collator,
 )
 
+from hf_ext._models import any_read
 from hf_ext._small_models import class_names
 from hf_ext.commands.places import check_place, naming_the_images, naming_the_models, naming_the_processor, shape_of
 from hf_ext.commands.splits import splits_of
@@ -50,17 +51,27 @@ class ModelArguments:
         check_place("model_name_or_path", self.model_name_or_path)
 
     def load(self, names: Sequence[str]) -> nn.Module:
-        """The model, with a head for classes of these names."""
+        """The model, with a head for classes of these names.
+
+        Raises:
+            ValueError: the checkpoint is of another kind of model, so that none of its weights were read.
+        """
         kinds = {
             "text-classification": AutoModelForSequenceClassification,
             "image-classification": AutoModelForImageClassification,
         }
-        return kinds[self.task].from_pretrained(
+        model = kinds[self.task].from_pretrained(
             str(self.model_name_or_path),
             num_labels=len(names),
             ignore_mismatched_sizes=True,
             **class_names(names),
         )
+        if not any_read(model):
+            raise ValueError(
+                f"model_name_or_path: found {self.model_name_or_path!r} with weights for another model than a "
+                f"{type(model).__name__}, which reads none of them, allowed is a model of that kind"
+            )
+        return model
 
     @property
     def image_arguments(self) -> str:

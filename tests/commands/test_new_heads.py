@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 
 from hf_ext.adapters import MoLAConfig
@@ -95,3 +96,20 @@ def test_an_adapter_without_it_is_not_loaded(tmp_path: Path) -> None:
     get_peft_model(whole, MoLAConfig(**_parameters(target_modules=["q_proj"]))).save_pretrained(tmp_path / "x")
     with pytest.raises(ValueError, match=r"have new, random values that its checkpoint does not hold"):
         PeftModel.from_pretrained(_load(str(tmp_path / "headless"), 0), tmp_path / "x")
+
+
+def test_a_checkpoint_of_which_nothing_is_read_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of the base model would be random, and in nobody's file."""
+    ViTModel(ViTConfig(**SIZES, **LAYERS)).save_pretrained(tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    save_file({f"other.{name}": one for name, one in weights.items()}, tmp_path / "base" / "model.safetensors")
+    options = [
+        "--model_name_or_path",
+        str(tmp_path / "base"),
+        "--num_experts",
+        "4",
+        "--output_dir",
+        str(tmp_path / "x"),
+    ]
+    assert main(["train", "mola", *options, "--output_dir", str(tmp_path / "x"), "--use_cpu", "true"]) != 0
+    assert "with weights for another model than a ViTForImageClassification" in capsys.readouterr().err

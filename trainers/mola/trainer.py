@@ -105,6 +105,10 @@ class MoLAMixin(MethodMixin):
     def check_arguments(self) -> None:
         super().check_arguments()
         *_, config = self._adapter
+        if self.args.n_gpu > 1 and config.routing == "router":  # each would be routed in a thread and model of its own
+            raise ValueError(
+                "routing: found 'router' with several GPUs in one process, allowed is one per process (accelerate)"
+            )
         refuse_packing(self.args, "a sequence that mixes samples has no one task")
         own_loss = self.label_smoother is not None or self.compute_loss_func is not None or self.replaces_loss
         if self.args.mola_task_reduction == "sum" and own_loss:

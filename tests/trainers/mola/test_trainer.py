@@ -232,6 +232,16 @@ def test_refusals_before_the_first_step(
         MoLATrainer(_adapted(vit(), **config), _arguments(tmp_path, **arguments), train_dataset=rows)
 
 
+def test_a_router_is_in_one_model_of_a_process(
+    vit: Callable[..., Any], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DataParallel's threads have routings of their own, of which the process sees none."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda _: 2))
+    with pytest.raises(ValueError, match="routing: found 'router' with several GPUs in one process"):
+        MoLATrainer(_adapted(vit(), routing="router"), _arguments(tmp_path), train_dataset=data)
+    MoLATrainer(_adapted(vit()), _arguments(tmp_path), train_dataset=data)
+
+
 def test_unknown_reduction_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mola_task_reduction: found 'mean', allowed are 'sample', 'sum'"):
         _arguments(tmp_path, mola_task_reduction="mean")
