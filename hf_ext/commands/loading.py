@@ -24,6 +24,7 @@ from hf_ext._small_models import class_names
 from hf_ext.commands.places import check_place, naming_the_images, naming_the_models, naming_the_processor, shape_of
 from hf_ext.commands.splits import splits_of
 from hf_ext.data import load
+from hf_ext.data.loading import split_by_column
 from hf_ext.trainers.arguments import option
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ def load_model_and_data(model: ModelArguments, data: DataArguments, *, seed: int
             "dataset: found nothing, allowed is a folder (of images with a folder for each class, of csv or parquet), "
             "a Hub id, a file or an embedded name (digits)"
         )
-    splits, remark = splits_of(load(data.dataset), data, seed)
+    splits, remark = splits_of(split_by_column(load(data.dataset)), data, seed)
     splits, names = _with_labels(splits, data.label_column)
     columns = splits["train"].column_names
     if model.task == "text-classification":

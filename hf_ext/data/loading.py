@@ -36,12 +36,10 @@ def load(name: str, **options: Any) -> DatasetDict:
             `load_dataset` otherwise (where `split` and `streaming` change the type returned, as they do there).
 
     Returns:
-        The splits; a single file or unsplit folder is the split `train`, unless it has a column `split`, which names
-        the split of every row.
+        The splits; a single file or unsplit folder is the split `train`; see `split_by_column`.
 
     Raises:
-        ValueError: nothing of that name, a file of an unknown kind, a folder without data or with several kinds, or
-            rows without a split.
+        ValueError: nothing of that name, a file of an unknown kind, or a folder without data or with several kinds.
     """
     if name in EMBEDDED:
         return EMBEDDED[name](**options)
@@ -49,7 +47,7 @@ def load(name: str, **options: Any) -> DatasetDict:
     if path.is_file():
         if path.suffix.lower() not in _READERS:
             raise ValueError(f"name: found the file {name!r}, allowed are files ending in {', '.join(_READERS)}")
-        return _by_column(load_dataset(_READERS[path.suffix.lower()], data_files={"train": str(path)}, **options))
+        return load_dataset(_READERS[path.suffix.lower()], data_files={"train": str(path)}, **options)
     if path.is_dir():
         return _load_folder(path, options)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -73,7 +71,7 @@ def _load_folder(path: Path, options: dict[str, Any]) -> DatasetDict:
             splits = {name: [str(file) for file in files] for name, files in tables.items()}
             if len(splits) == 1 and not SPLITS & set(splits):
                 splits = {"train": next(iter(splits.values()))}
-            return _by_column(load_dataset(readers.pop(), data_files=splits, **options))
+            return load_dataset(readers.pop(), data_files=splits, **options)
         return load_dataset(str(path), **options)
     except FileNotFoundError as error:
         raise ValueError(
@@ -81,8 +79,12 @@ def _load_folder(path: Path, options: dict[str, Any]) -> DatasetDict:
         ) from error
 
 
-def _by_column(data: Any) -> Any:
-    """The splits that a column of the only one names; other data as they are."""
+def split_by_column(data: Any) -> Any:
+    """The splits that a column `split` of the only one names; other data as they are.
+
+    Raises:
+        ValueError: rows without a split.
+    """
     rows = data["train"] if isinstance(data, DatasetDict) and list(data) == ["train"] else None
     if rows is None or not holds_text(rows, _SPLIT_COLUMN):
         return data

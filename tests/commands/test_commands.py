@@ -304,7 +304,9 @@ def test_demos_of_trainers(
     assert main(["demo", method, "--out", str(out), "--seeds", "1", "--steps", "3"]) == 0
     text = capsys.readouterr().out
     assert all(system in text for system in systems)
-    assert {"README.md", "config.json", "model.safetensors", "results.png"} <= {path.name for path in out.iterdir()}
+    names = {path.name for path in out.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors"} <= names
+    assert names & {"results.png", "results_0.png"}  # of one metric, of several
     card = ModelCard.load(out / "README.md")
     assert card.data.eval_results[0].metric_type == "accuracy"
     snippet = card.text.split("```python\n")[1].split("```")[0]

@@ -31,7 +31,14 @@ class KilledWhileIdentifying(TARFTrainer):
 
 def build(options: dict[str, Any]) -> tuple[type[TARFTrainer], type[TARFConfig], dict[str, Any]]:
     """Classes of the trainer and its arguments, and the trainer's keywords."""
-    plan = {"tarf_k": 0.5, "tarf_t0": 0.5, "tarf_t1": 0.5, "tarf_anneal_by": "step", "per_device_eval_batch_size": 8}
+    plan: dict[str, Any] = {
+        "tarf_selection": "groups",
+        "tarf_k": 0.5,
+        "tarf_t0": 0.5,
+        "tarf_t1": 0.5,
+        "tarf_anneal_by": "step",
+        "per_device_eval_batch_size": 8,
+    }
     options["training"] = {**plan, **options["training"]}
     kind = KilledWhileIdentifying if options.get("kill_while_identifying") else TARFTrainer
     return kind, TARFConfig, {"model": vit(options), "forget_dataset": list(range(16))}
