@@ -18,6 +18,7 @@ from hf_ext.commands.parsing import parse
 from hf_ext.commands.places import check_place
 from hf_ext.commands.splits import splits_of
 from hf_ext.data import load
+from hf_ext.data.loading import split_by_column
 
 Train = Callable[..., int]
 
@@ -85,7 +86,7 @@ def test_one_file_with_a_column_of_splits(kind: str, tmp_path: Path) -> None:
     for place in (tmp_path / f"rows.{kind}", tmp_path / "folder" / f"rows.{kind}"):
         getattr(rows, f"to_{kind}")(place)
     for name in (f"rows.{kind}", "folder"):
-        loaded = load(str(tmp_path / name))
+        loaded = split_by_column(load(str(tmp_path / name)))
         assert {split: len(part) for split, part in loaded.items()} == {"train": 7, "test": 3}
         assert loaded["train"].column_names == ["labels"]
         assert list(loaded["test"]["labels"]) == list(rows["labels"][7:])
@@ -94,7 +95,7 @@ def test_one_file_with_a_column_of_splits(kind: str, tmp_path: Path) -> None:
 def test_rows_without_a_split(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("labels,split\n1,train\n2,\n3,test\n")
     with pytest.raises(ValueError, match="split: found rows without a value"):
-        load(str(tmp_path / "rows.csv"))
+        split_by_column(load(str(tmp_path / "rows.csv")))
 
 
 def test_one_file_of_pixels_without_splits(train: Train, tmp_path: Path) -> None:
