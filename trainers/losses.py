@@ -59,7 +59,10 @@ def sample_losses(trainer: Trainer, logits: Tensor, labels: Tensor, *, label_smo
         ValueError: as there.
     """
     config = getattr(base_model(trainer.model), "config", None)
-    if getattr(config, "problem_type", None) == "regression" and logits.shape == labels.shape and logits.ndim == 2:
-        return per_sample_losses(logits.reshape(-1, 1), labels.reshape(-1)).reshape(logits.shape).mean(dim=1)
-    shift = shifts_labels(trainer)
-    return per_sample_losses(logits, labels, shift_labels=shift, label_smoothing=label_smoothing)
+    return per_sample_losses(
+        logits,
+        labels,
+        shift_labels=shifts_labels(trainer),
+        label_smoothing=label_smoothing,
+        regression=getattr(config, "problem_type", None) == "regression",
+    )

@@ -51,7 +51,7 @@ def per_sample_losses(
     """
     logits = at_least_float32(logits)
     options: dict[str, Any] = {"ignore_index": IGNORED_LABEL, "label_smoothing": label_smoothing, "reduction": "none"}
-    if regression and labels.shape == logits.shape:
+    if regression and logits.ndim == 2 and labels.shape == logits.shape:
         return (logits - labels.to(logits.dtype)).square().mean(dim=1)
     if logits.ndim == 2 and logits.shape[1] == 1 and labels.numel() == len(labels) == len(logits):
         labels = labels.to(logits.dtype)  # of one class there would be nothing to learn
