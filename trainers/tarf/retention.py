@@ -25,8 +25,13 @@ TOLERATED, TOLERATED_LABELS = 0.05, 2
 def sampled_rows(data: Any) -> list[int]:
     """Places of the rows that are looked at, evenly spread; none in a stream."""
     size = len(data) if hasattr(data, "__len__") else 0
-    number = min(max(int(SHARE * size), FEWEST), MOST, size)
-    return torch.linspace(0, size - 1, number).long().unique().tolist() if number else []
+    return evenly_spread(size, min(max(int(SHARE * size), FEWEST), MOST))
+
+
+def evenly_spread(size: int, most: int) -> list[int]:
+    """So many places at most in `range(size)`, the first and the last among them."""
+    number = min(most, size)
+    return torch.linspace(0, size - 1, number, dtype=torch.float64).long().unique().tolist() if number else []
 
 
 def predicted_labels(trainer: Any, data: Any, rows: list[int]) -> Tensor | None:

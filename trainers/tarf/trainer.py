@@ -222,10 +222,7 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
         """Train; what an earlier run has measured is measured anew, or read from the checkpoint."""
         self.identification, self.retention, self._update = Identification(self.args), Retention(), None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
-        if measured := self.retention.end(self, self._looked_at, self.identification.retained):
-            if output is not None:  # what a user's `train` returns
-                output.metrics.update(measured)
-            self.log(measured)
+        self.log_measured(output, self.retention.end(self, self._looked_at, self.identification.retained))
         return output
 
     def checkpoint_state(self) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from transformers import Trainer
 from hf_ext.hub_cards import METHODS, Result
 from hf_ext.metrics import unlearning_metrics
 from hf_ext.trainers.losses import logits_of
+from hf_ext.trainers.processes import model_of
 from hf_ext.trainers.tarf.forget_rows import rows_outside
-from hf_ext.trainers.tarf.identification import model_of, row_batches
+from hf_ext.trainers.tarf.identification import row_batches
 from hf_ext.trainers.tarf.paired import ROW
+from hf_ext.trainers.tarf.retention import evenly_spread
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -53,11 +55,16 @@ class UnlearningScoresMixin(_Base):
         """Train; then measure."""
         output = super().train(*args, **kwargs)
         self.unlearned, self._unlearned_on = _scores(self)
-        if self.unlearned:
-            named = {f"unlearning_{name}": value for name, value in self.unlearned.items()}
-            output.metrics.update(named)
-            self.log(named)
+        self.log_measured(output, {f"unlearning_{name}": value for name, value in self.unlearned.items()})
         return output
+
+    def log_measured(self, output: Any, measured: dict[str, float]) -> None:
+        """Log what was measured after training, and add it to what `train` returns: a user's may return nothing."""
+        if not measured:
+            return
+        if output is not None:
+            output.metrics.update(measured)
+        self.log(measured)
 
     def card_facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = super().card_facts()  # type: ignore[misc]  # of CardMixin
@@ -88,9 +95,8 @@ def _scores(trainer: Any) -> tuple[dict[str, float], dict[str, Any]]:
     logits: list[NDArray[Any]] = []
     labels: list[NDArray[Any]] = []
     for name, places in rows.items():
-        number = min(len(places), _MOST)
-        looked_at = places[np.linspace(0, len(places) - 1, number).astype(int)].tolist() if number else []
-        predicted = _predicted(trainer, data[name], looked_at) if number else None
+        looked_at = places[evenly_spread(len(places), _MOST)].tolist()
+        predicted = _predicted(trainer, data[name], looked_at) if looked_at else None
         if predicted is None:
             return {}, {}
         logits.append(predicted[0])

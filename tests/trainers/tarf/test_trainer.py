@@ -246,6 +246,7 @@ def test_rows_that_are_looked_at(data: Dataset) -> None:
     """All of few, a tenth of many."""
     numbers = [len(sampled_rows(range(size))) for size in (0, 7, 100, 900, 2000, 9000)]
     assert numbers == [0, 7, 16, 90, 200, 256] and sampled_rows(data.to_iterable_dataset()) == []
+    assert sampled_rows(range(2**26))[-1] == 2**26 - 1
     assert sampled_rows(range(900))[0] == 0 and sampled_rows(range(900))[-1] == 899
 
 
@@ -283,9 +284,11 @@ def test_what_is_not_measured(vit: Callable[..., Any], data: Dataset, tmp_path: 
     numbers = SilentTARF(vit(num_labels=1), _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET)
     numbers.train()
     assert not any("retain_accuracy" in entry for entry in numbers.state.log_history)
-    classes = SilentTARF(vit(), _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET)
+    classes = SilentTARF(
+        vit(), _arguments(tmp_path, **options), train_dataset=data, forget_dataset=FORGET, eval_dataset=data
+    )
     assert classes.train() is None  # which is the user's affair
-    assert "retain_accuracy" in classes.state.log_history[-1]
+    assert "unlearning_UA" in classes.state.log_history[-2] and "retain_accuracy" in classes.state.log_history[-1]
     assert classes.retention.end(classes, classes.train_dataset.select(range(7)), None) == {}
 
 
