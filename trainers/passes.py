@@ -1,4 +1,4 @@
-"""Forward passes beside those of the training, which leave no trace in it."""
+"""Forward passes apart from training that leave no trace in it."""
 
 import random
 from collections.abc import Iterator

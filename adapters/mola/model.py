@@ -298,10 +298,7 @@ class MoLAModel(BaseTuner):
         super().disable_adapter_layers()
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
-        for name in (
-            "adapter_names",
-            "alora_offsets",
-        ):  # peft takes them out of the call, used or not
+        for name in ("adapter_names", "alora_offsets"):  # peft takes them out of the call, used or not
             if kwargs.get(name) is not None:
                 raise ValueError(
                     f"{name}: found {kwargs[name]!r}, allowed is None: MoLA mixes within an adapter by mola_task_ids, "

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from hf_ext._arguments import Bounds, NonNegative
 from hf_ext.data.columns import MOST_GROUPS, holds_text
 from hf_ext.trainers.arguments import MethodArguments, option, refuse_packing
+from hf_ext.trainers.disam.domains import can_be_asked
 from hf_ext.trainers.disam.sharpness import SharpnessRule
 
 _ALPHA = {"sam": 0.0, "gsam": 0.4, "sagm": 0.001}
@@ -72,7 +73,7 @@ def check_data(args: Any, dataset: Any) -> None:
             f"disam_domain_column: found no column {column!r} in train_dataset, allowed are those of integers or "
             f"names among {sorted(columns)}; disam_lambda=0 (SAM) needs none"
         )
-    if needed and dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "column_names")):
+    if needed and dataset is not None and not can_be_asked(dataset):
         _check_stream(args, dataset, balanced=balanced)
     if balanced and args.train_sampling_strategy != "random":
         raise ValueError(
