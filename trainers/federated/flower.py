@@ -1,0 +1,30 @@
+"""The names of Flower that this package stands on."""
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.common.constant import ErrorCode
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import FedAvg, Result, Strategy
+    from flwr.simulation import run_simulation
+except ImportError as error:
+    raise ImportError(f"federated training needs Flower: pip install 'hf-ext[federated]' ({error})") from error
+
+__all__ = [
+    "Array",
+    "ArrayRecord",
+    "ClientApp",
+    "ConfigRecord",
+    "Context",
+    "Error",
+    "ErrorCode",
+    "FedAvg",
+    "Grid",
+    "Message",
+    "MetricRecord",
+    "RecordDict",
+    "Result",
+    "ServerApp",
+    "Strategy",
+    "run_simulation",
+]

@@ -1,0 +1,309 @@
+"""Around any Flower strategy: clients sampled by seed, replies in order, and none taken that is not what it should be."""
+
+import logging
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hf_ext.trainers.federated.clients import PASSPORT
+from hf_ext.trainers.federated.flower import (
+    ArrayRecord,
+    ConfigRecord,
+    Grid,
+    Message,
+    MetricRecord,
+    RecordDict,
+    Strategy,
+)
+from hf_ext.trainers.federated.ledger import EVALUATE, TRAIN, Ledger
+from hf_ext.trainers.federated.records import Layout, fault_in, layout_of, restored
+from hf_ext.trainers.federated.roll import InOrder, Roll
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    _Base = Strategy
+else:
+    _Base = object
+
+#: more rows than any client has
+_MOST_EXAMPLES = 10**12
+
+
+class GuardedMixin(_Base):
+    """Put in front of a Flower strategy: `class MyKrum(GuardedMixin, Krum)`; `guarded(strategy)` does it for an object.
+
+    - Clients are sampled over the sorted numbers of their partitions, by a generator from `seed` and the round alone;
+      replies are handed to the strategy in that order. So two runs with one seed are equal bit for bit.
+    - A reply is left out, with a line that names the client and the reason, if it is an error or the second of a
+      client, if its arrays are not those that were sent (names, shapes, dtypes, size) or not finite, if it belongs to
+      another round or federation, or if its number of examples is no positive number or more than
+      `max_examples_ratio` times the median of the others. Metrics that not all replies have are left out.
+    - Arrays keep their dtypes: a mean of integers is rounded. If the strategy makes values that are not finite of
+      finite replies, the global model stays as it was.
+
+    Args:
+        seed: of the sampling.
+        max_examples_ratio: how many times the median of a round's numbers of examples one may be.
+    """
+
+    def __init__(self, *args: Any, seed: int | None = None, max_examples_ratio: float = 1000.0, **kwargs: Any) -> None:
+        if not max_examples_ratio >= 1:
+            raise ValueError(f"max_examples_ratio: found {max_examples_ratio!r}, allowed are numbers >= 1")
+        super().__init__(*args, **kwargs)
+        self.seed = seed
+        self.max_examples_ratio = max_examples_ratio
+        self.ledger = Ledger()
+        self.roll = Roll()
+        self._layout: Layout = {}
+        self._asked: set[int] = set()
+
+    # ---------------------------------------------------------------------------------------------- sampling
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The strategy's messages, to clients that the seed samples, each with what was taken of its client last."""
+        number = server_round + self.ledger.rounds_done
+        self._layout = layout_of(arrays)
+        if self.ledger.federation:
+            config["federation"] = self.ledger.federation
+        with _sampled_by(f"{self.seed or 0}/{number}/train"):
+            messages = list(super().configure_train(number, arrays, config, InOrder(grid, self.roll)))
+        self.ledger.num_clients = max(self.ledger.num_clients, self.roll.num_clients)
+        self._asked = {message.metadata.dst_node_id for message in messages}
+        for message in messages:
+            message.content = self._with_taken(message)
+        return messages
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The strategy's messages, to clients that the seed samples."""
+        number = server_round + self.ledger.rounds_done
+        with _sampled_by(f"{self.seed or 0}/{number}/evaluate"):
+            messages = list(super().configure_evaluate(number, arrays, config, InOrder(grid, self.roll)))
+        self._asked = {message.metadata.dst_node_id for message in messages}
+        return messages
+
+    def _with_taken(self, message: Message) -> RecordDict:
+        """A message's records, with the last round whose reply this client's was taken of."""
+        taken = {"taken-round": self.ledger.taken.get(self.roll.client(message.metadata.dst_node_id), 0)}
+        records: dict[str, Any] = dict(message.content)
+        for key, config in message.content.config_records.items():
+            records[key] = ConfigRecord({**config, **taken})
+        return RecordDict(records)
+
+    # ---------------------------------------------------------------------------------------------- replies
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """What the strategy makes of the replies that are what they should be."""
+        number = server_round + self.ledger.rounds_done
+        good = self._checked(number, replies, self._fault_in_training)
+        arrays, metrics = super().aggregate_train(number, good)
+        if arrays is not None:
+            arrays = restored(arrays, self._layout)
+            fault = fault_in(arrays, self._layout)
+            if fault:
+                self._leave_out(f"round {number}: the aggregate has {fault}; the global model stays as it was")
+                return None, metrics
+            self.accept()
+            self.ledger.take(number, sorted(self.roll.client(reply.metadata.src_node_id) for reply in good))
+        self.ledger.measure(TRAIN, number, metrics)
+        return arrays, metrics
+
+    def accept(self) -> None:
+        """Called once a round's aggregate is the new global model. Cooperative."""
+        parent = getattr(super(), "accept", None)
+        if parent is not None:
+            parent()
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients the federation has, as far as is known."""
+        return self.ledger.num_clients
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """What the strategy makes of the metrics that are what they should be."""
+        number = server_round + self.ledger.rounds_done
+        metrics = super().aggregate_evaluate(number, self._checked(number, replies, self._fault_in_metrics))
+        self.ledger.measure(EVALUATE, number, metrics)
+        return metrics
+
+    def _checked(self, number: int, replies: Iterable[Message], fault_of: Any) -> list[Message]:
+        replies = sorted(replies, key=lambda reply: self.roll.place(reply.metadata.src_node_id))
+        seen: Counter[int] = Counter()
+        good = []
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            seen[node] += 1
+            fault = self._fault_in_sender(node, seen[node]) or _error_in(reply) or fault_of(number, reply)
+            if fault:
+                self._leave_out(f"round {number}: the reply of {self.roll.name(node)} is left out: {fault}")
+            else:
+                good.append(reply)
+        for node in sorted(self._asked - set(seen), key=self.roll.place):
+            self._leave_out(f"round {number}: {self.roll.name(node)} has not replied in time")
+        good = self._without_absurd_sizes(number, good)
+        _keep_common_metrics(good)
+        return good
+
+    def _fault_in_sender(self, node: int, count: int) -> str | None:
+        if count > 1:
+            return "found a second one, allowed is one"
+        return None if not self._asked or node in self._asked else "nothing was asked of this client"
+
+    def further_layouts(self, reply: RecordDict, layout: Layout) -> dict[str, Layout]:
+        """Records of arrays that a reply has to have beside the model's, and what is in them. Cooperative."""
+        parent = getattr(super(), "further_layouts", None)
+        return {} if parent is None else parent(reply, layout)
+
+    def _fault_in_training(self, number: int, reply: Message) -> str | None:
+        records = reply.content.array_records
+        layouts = self.further_layouts(reply.content, self._layout)
+        models = [key for key in records if key not in layouts]
+        if len(models) != 1:
+            return f"found {len(models)} records of a model's arrays, allowed is one"
+        for key, layout in {models[0]: self._layout, **layouts}.items():
+            if key not in records:
+                return f"found no arrays {key!r}, allowed are those of every trainable tensor"
+            fault = fault_in(records[key], layout)
+            if fault:
+                return f"{key}: found {fault}"
+        return self._fault_in_metrics(number, reply)
+
+    def _fault_in_metrics(self, number: int, reply: Message) -> str | None:
+        content = reply.content
+        passport = content.config_records.get(PASSPORT, {})
+        for name, expected in (("server-round", number), ("federation", self.ledger.federation)):
+            if expected and passport.get(name, expected) != expected:
+                return f"{name}: found {passport[name]!r}, allowed is {expected!r}"
+        if len(content.metric_records) != 1:
+            return f"found {len(content.metric_records)} records of metrics, allowed is one"
+        return _fault_in_numbers(next(iter(content.metric_records.values())), self._weight_key)
+
+    @property
+    def _weight_key(self) -> str:
+        return str(getattr(self, "weighted_by_key", "num-examples"))
+
+    def _without_absurd_sizes(self, number: int, replies: list[Message]) -> list[Message]:
+        sizes = [_metrics_of(reply)[self._weight_key] for reply in replies]
+        good = []
+        for index, (reply, size) in enumerate(zip(replies, sizes, strict=True)):
+            others = sizes[:index] + sizes[index + 1 :]
+            most = statistics.median(others) * self.max_examples_ratio if len(others) > 1 else math.inf
+            if size <= most:
+                good.append(reply)
+                continue
+            self._leave_out(
+                f"round {number}: the reply of {self.roll.name(reply.metadata.src_node_id)} is left out: "
+                f"{self._weight_key}: found {size}, allowed are at most {self.max_examples_ratio:g} times the median "
+                f"of the others, {most:g}"
+            )
+        return good
+
+    def _leave_out(self, line: str) -> None:
+        self.ledger.left_out.append(line)
+        logger.warning(line)
+
+
+class Around(Strategy):
+    """A strategy that does what another one does."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "strategy":
+            raise AttributeError(name)
+        return getattr(self.strategy, name)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        return self.strategy.aggregate_train(server_round, replies)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        self.strategy.summary()
+
+
+class GuardedStrategy(GuardedMixin, Around):
+    """A strategy with a guard around it; see `GuardedMixin`."""
+
+
+def guarded(strategy: Strategy, *, seed: int | None = None) -> GuardedMixin:
+    """A strategy with a guard: itself if it has one, else one around it, as for Flower's Krum or its wrappers.
+
+    Args:
+        strategy: of Flower, or one's own.
+        seed: of the sampling, where the strategy has none.
+    """
+    guard = strategy if isinstance(strategy, GuardedMixin) else GuardedStrategy(strategy)
+    if guard.seed is None:
+        guard.seed = seed
+    return guard
+
+
+@contextmanager
+def _sampled_by(seed: str) -> Iterator[None]:
+    """Flower samples by the module `random`; within, that starts from a seed, and afterwards is where it was."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _error_in(reply: Message) -> str | None:
+    return f"found an error ({reply.error.reason})" if reply.has_error() else None
+
+
+def _metrics_of(reply: Message) -> MetricRecord:
+    return next(iter(reply.content.metric_records.values()))
+
+
+def _fault_in_numbers(metrics: Mapping[str, Any], weight_key: str) -> str | None:
+    size = metrics.get(weight_key)
+    allowed = f"allowed are numbers > 0, at most {_MOST_EXAMPLES:g}"
+    if size is None:
+        return f"{weight_key}: found nothing, {allowed}"
+    if isinstance(size, list) or not math.isfinite(size) or not 0 < size <= _MOST_EXAMPLES:
+        return f"{weight_key}: found {size!r}, {allowed}"
+    for name, value in metrics.items():
+        if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
+            return f"{name}: found {value!r}, allowed are finite numbers"
+    return None
+
+
+def _keep_common_metrics(replies: list[Message]) -> None:
+    """Leave out metrics that not all replies have alike: Flower's strategies give up on a round with such."""
+    kinds = [{name: _length(value) for name, value in _metrics_of(reply).items()} for reply in replies]
+    common = {item for item in kinds[0].items() if all(item in kind.items() for kind in kinds)} if kinds else set()
+    for reply in replies:
+        metrics = _metrics_of(reply)
+        if any((name, _length(value)) not in common for name, value in metrics.items()):
+            key = next(iter(reply.content.metric_records))
+            kept = {name: value for name, value in metrics.items() if (name, _length(value)) in common}
+            reply.content[key] = MetricRecord(kept)
+
+
+def _length(value: Any) -> int | None:
+    return len(value) if isinstance(value, list) else None

@@ -1,0 +1,93 @@
+"""Which node of a federation is which client: Flower's ids of nodes are drawn anew in every run."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from hf_ext.trainers.federated.clients import PASSPORT
+from hf_ext.trainers.federated.flower import Grid, Message, RecordDict
+
+logger = logging.getLogger(__name__)
+
+#: seconds that a node has to say who it is; a new process imports torch first
+_PATIENCE = 120.0
+
+
+class Roll:
+    """The clients' numbers by the ids of their nodes; every node is asked once.
+
+    A node that does not say (of another ClientApp than this package's) goes by its id, behind those that do.
+    """
+
+    def __init__(self) -> None:
+        self._clients: dict[int, int | None] = {}
+        self.num_clients = 0
+
+    def call(self, grid: Grid, nodes: Iterable[int]) -> None:
+        """Ask the nodes that have not been asked."""
+        new = sorted(set(nodes) - set(self._clients))
+        if not new:
+            return
+        messages = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in new]
+        replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=_PATIENCE)}
+        for node in new:
+            self._note(node, replies.get(node))
+        self.num_clients = max(self.num_clients, len(self._clients))
+
+    def _note(self, node: int, reply: Message | None) -> None:
+        passport: Any = {}
+        if reply is not None and not reply.has_error():
+            passport = reply.content.config_records.get(PASSPORT, {})
+        number, clients = passport.get("partition-id"), passport.get("num-partitions", 0)
+        if number is None:
+            logger.warning(f"node {node} does not say which client it is; it is sampled by its id, which changes")
+        elif number in self._clients.values():
+            logger.warning(f"client {number} is there more than once; node {node} is one more")
+        self._clients[node] = number
+        self.num_clients = max(self.num_clients, clients)
+
+    def client(self, node: int) -> int:
+        """A node's client, or its own id if it does not say."""
+        number = self._clients.get(node)
+        return node if number is None else number
+
+    def place(self, node: int) -> tuple[bool, int, int]:
+        """Where a node stands in the order of clients."""
+        number = self._clients.get(node)
+        return number is None, node if number is None else number, node
+
+    def name(self, node: int) -> str:
+        """A node in words."""
+        number = self._clients.get(node)
+        return f"node {node}" if number is None else f"client {number}"
+
+
+class InOrder(Grid):
+    """A grid whose nodes are in the order of their clients."""
+
+    def __init__(self, grid: Grid, roll: Roll) -> None:
+        self._grid, self._roll = grid, roll
+
+    def get_node_ids(self) -> list[int]:
+        nodes = list(self._grid.get_node_ids())
+        self._roll.call(self._grid, nodes)
+        return sorted(nodes, key=self._roll.place)
+
+    def set_run(self, run: Any) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        return self._grid.create_message(*args, **kwargs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
