@@ -63,16 +63,16 @@ def client_app(
         trainer_factory: from the node's `Context` to a Trainer (of transformers, TRL, this package or one's own).
         state_dir: where clients keep what they remember between rounds, so that it outlives the run; None for
             Flower's `context.state`.
-        mods: of Flower, around the app.
+        mods: of Flower, around training (clipping, noise, sizes of messages).
     """
-    app = ClientApp(mods=list(mods or ()))
+    app = ClientApp()
     client = _Client(trainer_factory, state_dir)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
         return Message(RecordDict({PASSPORT: ConfigRecord(_who(context))}), reply_to=message)
 
-    @app.train()
+    @app.train(mods=list(mods or ()))
     def train(message: Message, context: Context) -> Message:
         return _answer(client.train, message, context)
 
@@ -114,7 +114,8 @@ class _Client:
         trainer, received, client = self._prepare(task, context)
         taken = task.config.get("taken-round")
         committed = getattr(trainer, "committed", ())
-        memory = ClientMemory(context, self._state_dir, client, str(task.config.get("federation", _NO_FEDERATION)))
+        federation = str(task.config.get("federation", _NO_FEDERATION))
+        memory = ClientMemory(context, self._state_dir, client, federation)
         before = task.number or 1
         round = Round(
             number=before,

@@ -1,12 +1,10 @@
-"""Around any Flower strategy: clients sampled by seed, replies in order, and none taken that is not what it should be."""
+"""Around any Flower strategy: clients sampled by seed, replies in order, none taken that is not what it should be."""
 
 import logging
 import math
-import random
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_ext.trainers.federated.clients import PASSPORT
@@ -35,7 +33,7 @@ _MOST_EXAMPLES = 10**12
 
 
 class GuardedMixin(_Base):
-    """Put in front of a Flower strategy: `class MyKrum(GuardedMixin, Krum)`; `guarded(strategy)` does it for an object.
+    """Put in front of a Flower strategy, `class MyKrum(GuardedMixin, Krum)`; `guarded` does it for an object.
 
     - Clients are sampled over the sorted numbers of their partitions, by a generator from `seed` and the round alone;
       replies are handed to the strategy in that order. So two runs with one seed are equal bit for bit.
@@ -71,8 +69,8 @@ class GuardedMixin(_Base):
         self._layout = layout_of(arrays)
         if self.ledger.federation:
             config["federation"] = self.ledger.federation
-        with _sampled_by(f"{self.seed or 0}/{number}/train"):
-            messages = list(super().configure_train(number, arrays, config, InOrder(grid, self.roll)))
+        with InOrder(grid, self.roll, f"{self.seed or 0}/{number}/train") as ordered:
+            messages = list(super().configure_train(number, arrays, config, ordered))
         self.ledger.num_clients = max(self.ledger.num_clients, self.roll.num_clients)
         self._asked = {message.metadata.dst_node_id for message in messages}
         for message in messages:
@@ -84,8 +82,8 @@ class GuardedMixin(_Base):
     ) -> Iterable[Message]:
         """The strategy's messages, to clients that the seed samples."""
         number = server_round + self.ledger.rounds_done
-        with _sampled_by(f"{self.seed or 0}/{number}/evaluate"):
-            messages = list(super().configure_evaluate(number, arrays, config, InOrder(grid, self.roll)))
+        with InOrder(grid, self.roll, f"{self.seed or 0}/{number}/evaluate") as ordered:
+            messages = list(super().configure_evaluate(number, arrays, config, ordered))
         self._asked = {message.metadata.dst_node_id for message in messages}
         return messages
 
@@ -259,17 +257,6 @@ def guarded(strategy: Strategy, *, seed: int | None = None) -> GuardedMixin:
     if guard.seed is None:
         guard.seed = seed
     return guard
-
-
-@contextmanager
-def _sampled_by(seed: str) -> Iterator[None]:
-    """Flower samples by the module `random`; within, that starts from a seed, and afterwards is where it was."""
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 def _error_in(reply: Message) -> str | None:

@@ -1,6 +1,7 @@
 """Which node of a federation is which client: Flower's ids of nodes are drawn anew in every run."""
 
 import logging
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,15 +64,33 @@ class Roll:
 
 
 class InOrder(Grid):
-    """A grid whose nodes are in the order of their clients."""
+    """A grid whose nodes are in the order of their clients, for strategies that sample of them.
 
-    def __init__(self, grid: Grid, roll: Roll) -> None:
-        self._grid, self._roll = grid, roll
+    Flower's strategies do that by the module `random`, right after they have asked for the nodes: so it starts from a
+    seed then, and no other thread has the time to draw from it. After the block it is where it was.
+
+    Args:
+        grid: Flower's.
+        roll: the clients.
+        seed: of the sampling.
+    """
+
+    def __init__(self, grid: Grid, roll: Roll, seed: str) -> None:
+        self._grid, self._roll, self._seed = grid, roll, seed
+
+    def __enter__(self) -> "InOrder":
+        self._state = random.getstate()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        random.setstate(self._state)
 
     def get_node_ids(self) -> list[int]:
         nodes = list(self._grid.get_node_ids())
         self._roll.call(self._grid, nodes)
-        return sorted(nodes, key=self._roll.place)
+        nodes.sort(key=self._roll.place)
+        random.seed(self._seed)
+        return nodes
 
     def set_run(self, run: Any) -> None:
         self._grid.set_run(run)

@@ -50,10 +50,14 @@ _HISTORIES = {
 
 
 class FederatedServerApp(ServerApp):
-    """A ServerApp that knows what came of its last run: `result` (Flower's), `trainer`, whose model is the global one."""
+    """A ServerApp that knows what came of its last run.
+
+    `result` is Flower's, `trainer` has the global model, and `ledger` says who took part when and what was left out.
+    """
 
     result: Result | None = None
     trainer: Any = None
+    ledger: Ledger | None = None
 
 
 def server_app(
@@ -104,6 +108,7 @@ def server_app(
             resume=said.get("resume-from-checkpoint", resume_from_checkpoint),
         )
         app.trainer = run.trainer
+        app.ledger = run.guard.ledger
         app.result = run.start(grid, timeout, train_config, evaluate_config)
         run.leave(push_to_hub)
 

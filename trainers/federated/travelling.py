@@ -65,7 +65,8 @@ def as_sent(tensor: Tensor) -> Tensor:
 
 def as_kept(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor that has travelled, in the dtype it has in a model; integers, which a mean makes fractions, rounded."""
-    return tensor.to(dtype) if dtype.is_floating_point or dtype.is_complex else tensor.round().to(dtype)
+    is_mean = tensor.is_floating_point() and not (dtype.is_floating_point or dtype.is_complex)
+    return (tensor.round() if is_mean else tensor).to(dtype)
 
 
 @torch.no_grad()
