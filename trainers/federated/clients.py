@@ -61,8 +61,8 @@ def client_app(
 
     Args:
         trainer_factory: from the node's `Context` to a Trainer (of transformers, TRL, this package or one's own).
-        state_dir: where clients keep what they remember between rounds, so that it outlives the run; None for
-            Flower's `context.state`.
+        state_dir: where clients keep what they remember between rounds, so that it outlives the run; by default
+            `state-dir` of the run's config, and without either Flower's `context.state`.
         mods: of Flower, around training (clipping, noise, sizes of messages).
     """
     app = ClientApp()
@@ -115,7 +115,8 @@ class _Client:
         taken = task.config.get("taken-round")
         committed = getattr(trainer, "committed", ())
         federation = str(task.config.get("federation", _NO_FEDERATION))
-        memory = ClientMemory(context, self._state_dir, client, federation)
+        folder: Any = self._state_dir or context.run_config.get("state-dir") or None
+        memory = ClientMemory(context, folder, client, federation)
         before = task.number or 1
         round = Round(
             number=before,
