@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from hf_ext._files import replaced_file
@@ -22,6 +24,7 @@ from hf_ext.hub_cards.text import visible
 METHOD, BASELINE, WARNING = "#0072B2", "#B8B8B8", "#D55E00"
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("-", "--", ":", "-.")
+_MOST_NUMBERS, _MOST_TICKS, _LONGEST = 400, 40, 16  # of a client x class picture: cells, names a side, inches
 
 
 def plot_results(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
@@ -114,6 +117,60 @@ def plot_similarities(texts: Mapping[str, Any], path: str | os.PathLike[str]) ->
     """
     names = [str(name) for name in texts["classes"]]
     _heat_map(np.asarray(texts["similarities"], dtype=float), names, names, "cosine similarity", path)
+
+
+def plot_partition(
+    counts: ArrayLike,
+    path: str | os.PathLike[str],
+    clients: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """How many rows of each class (rows of the picture) each client of a federation (columns) holds.
+
+    Numbers are written into the cells of small tables. What clients hold is shown to whoever sees the picture.
+
+    Args:
+        counts: `[clients, classes]`, as of `hf_ext.data.Partition.counts`.
+        path: of the picture.
+        clients, classes: names; numbers by default.
+
+    Raises:
+        ValueError: counts that are not two-dimensional, or names for another number of clients or classes.
+    """
+    table = np.asarray(counts)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"counts: found the shape {table.shape}, allowed is (clients, classes)")
+    for name, given, number in (("clients", clients, table.shape[0]), ("classes", classes, table.shape[1])):
+        if given is not None and len(given) != number:
+            raise ValueError(f"{name}: found {len(given)} names, allowed are {number}, as the counts have")
+    written = table.size <= _MOST_NUMBERS
+    width, height = (0.5, 0.4) if written else (0.1, 0.2)
+    figure, (axes,) = new_figure(
+        min(2.5 + width * table.shape[0], _LONGEST), min(1.5 + height * table.shape[1], _LONGEST)
+    )
+    axes.spines[:].set_visible(False)
+    picture = axes.imshow(table.T, cmap="Blues", vmin=0, vmax=max(1, table.max()), aspect="auto")
+    axes.set_xlabel("client")
+    axes.set_ylabel("class")
+    _name_some(axes.xaxis, clients or list(map(str, range(table.shape[0]))))
+    _name_some(axes.yaxis, classes or list(map(str, range(table.shape[1]))))
+    if clients:
+        axes.tick_params(axis="x", rotation=90)
+    axes.tick_params(length=0)
+    for (client, kind), count in np.ndenumerate(table if written else table[:0]):
+        if count:
+            colour = "white" if count > table.max() / 2 else "black"
+            axes.text(client, kind, str(count), ha="center", va="center", size=7, color=colour)
+    bar = figure.colorbar(picture, ax=axes, label="rows", ticks=MaxNLocator(integer=True))
+    bar.outline.set_visible(False)
+    save_figure(figure, path)
+
+
+def _name_some(axis: Axis, names: Sequence[str]) -> None:
+    """Ticks at evenly spaced places, so many that their names do not overlap."""
+    places = range(0, len(names), math.ceil(len(names) / _MOST_TICKS))
+    axis.set_ticks(places, [visible(names[place]) for place in places])
+    _plain_text(axis.get_ticklabels())
 
 
 def _heat_map(

@@ -1,10 +1,11 @@
-"""What studies ask of a table that a user brings, and how they split it."""
+"""What studies ask of a table that a user brings, how they split it, and its pictures as numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
+from PIL import Image
 
 VALIDATION = 1 / 6  # share of the training rows that choose hyper-parameters
 
@@ -50,6 +51,20 @@ def check_classes(name: str, table: Dataset, *columns: str) -> None:
                 f"--data: found {table.features[column]} as the column {column} of {name}, allowed are class labels "
                 f'(`class_encode_column("{column}")`)'
             )
+
+
+def pixels(images: Iterable[Image.Image], mode: str, size: int) -> NDArray[np.float32]:
+    """Pictures as numbers in [-1, 1], `[N, C, size, size]`.
+
+    Args:
+        images: of any size, scaled by means over boxes.
+        mode: "L", grey, or "RGB".
+        size: pixels a side.
+    """
+    box = Image.Resampling.BOX
+    raw = np.stack([np.asarray(image.convert(mode).resize((size, size), box)) for image in images])
+    rows = raw[:, None] if mode == "L" else raw.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(rows / 127.5 - 1, dtype=np.float32)
 
 
 def rows_by_split(split: Sequence[str], seed: int) -> dict[str, NDArray[np.int64]]:

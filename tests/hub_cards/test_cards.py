@@ -11,7 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hf_ext.hub_cards import METHODS, MethodCard, Result, create_card, plot_losses, plot_results, plot_routing
+from hf_ext.hub_cards import (
+    METHODS,
+    MethodCard,
+    Result,
+    create_card,
+    plot_losses,
+    plot_partition,
+    plot_results,
+    plot_routing,
+)
 from hf_ext.hub_cards.text import visible
 
 RESULTS = [
@@ -213,13 +222,17 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
         terms=["domain_loss/a"],
     )
     plot_routing(np.full((4, 3), 1 / 3), tmp_path / "routing.png", ["a", "b", "c", "d"])
-    for name, size in {"results": (1050, 285), "losses": (1050, 525), "routing": (540, 480)}.items():
+    plot_partition(np.eye(4, 3, dtype=int), tmp_path / "partition.png", classes=["a", "b", "c"])
+    plot_partition(np.zeros((1000, 100), dtype=int), tmp_path / "large.png")
+    sizes = {"results": (1050, 285), "losses": (1050, 525), "routing": (540, 480), "partition": (675, 405)}
+    for name, size in {**sizes, "large": (2400, 2400)}.items():
         assert _png_size(tmp_path / f"{name}.png") == size
 
 
 def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
     plot_results([Result("$\\bad{$", "$\\bad{$", 0.5)], tmp_path / "results.png")
     plot_routing([[1.0]], tmp_path / "routing.png", ["$\\bad{$"])
+    plot_partition([[1]], tmp_path / "partition.png", ["$\\bad{$"], ["$\\bad{$"])
     term = "domain_loss/$\\bad{$"
     plot_losses([{"loss": 1.0, term: 1.0, "step": 1}], tmp_path / "losses.png", terms=[term])
 
@@ -235,3 +248,7 @@ def test_plots_refuse_what_they_cannot_show(tmp_path: Path) -> None:
         plot_routing([1.0], tmp_path / "x.png")
     with pytest.raises(ValueError, match="tasks: found 1 names, allowed are 2"):
         plot_routing(np.eye(2), tmp_path / "x.png", ["a"])
+    with pytest.raises(ValueError, match="counts: found the shape"):
+        plot_partition([1, 2], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="classes: found 1 names, allowed are 2"):
+        plot_partition(np.eye(2, dtype=int), tmp_path / "x.png", classes=["a"])

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 from numpy.typing import NDArray
-from PIL import Image
 
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
-from hf_ext.studies.tables import check_classes, check_table, hold_out, one_table, rows_by_split
+from hf_ext.studies.tables import check_classes, check_table, hold_out, one_table, pixels, rows_by_split
 
 RARE, NOISE = 0.05, 0.2  # share of its rows that a rare source keeps; share of a noisy source's labels that are wrong
 HARD = "mnist_photo"  # of the digits: a source in the case `hard`, absent from the others, never left out
@@ -135,8 +134,7 @@ def embedded(ready: Preparation) -> Problem:
 
 def _pixels(raw: Any) -> Array:
     """Grey pictures of 14 x 14 pixels, `[N, 1, 14, 14]`, in [-1, 1]."""
-    small = [image.convert("L").resize((SIZE, SIZE), Image.Resampling.BOX) for image in raw["image"][:]]
-    return (np.stack([np.asarray(image) for image in small])[:, None] / 127.5 - 1).astype(np.float32)
+    return pixels(raw["image"][:], "L", SIZE)
 
 
 def _features(raw: Any) -> Array:

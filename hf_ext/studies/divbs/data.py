@@ -15,7 +15,7 @@ from torch.utils.data import StackDataset, Subset
 
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
-from hf_ext.studies.tables import hold_out
+from hf_ext.studies.tables import hold_out, pixels
 
 CLEAN, NOISE, COPIES = "clean", "label noise", "copies"
 CONDITIONS = (CLEAN, NOISE, COPIES)
@@ -75,11 +75,10 @@ def _digits(ready: Preparation) -> tuple[Part, Part]:
 def _images(ready: Preparation) -> tuple[Part, Part]:
     """Pictures, scaled to 32 x 32 pixels."""
     table = load(ready.data)["train"]
-    pixels = np.stack([np.asarray(image.convert("RGB").resize((SIZE, SIZE))) for image in table["image"][:]])
-    pixels = (pixels.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)
+    rows = pixels(table["image"][:], "RGB", SIZE)
     labels, split = np.asarray(table["label"][:]), np.asarray(table["split"][:])
-    return _part(pixels[split == "train"], labels[split == "train"]), _part(
-        pixels[split == "test"], labels[split == "test"]
+    return _part(rows[split == "train"], labels[split == "train"]), _part(
+        rows[split == "test"], labels[split == "test"]
     )
 
 
