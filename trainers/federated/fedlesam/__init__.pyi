@@ -1,0 +1,4 @@
+from .arguments import FedLESAMArguments as FedLESAMArguments
+from .trainer import FedLESAMConfig as FedLESAMConfig
+from .trainer import FedLESAMMixin as FedLESAMMixin
+from .trainer import FedLESAMTrainer as FedLESAMTrainer
