@@ -56,7 +56,8 @@ def add_to_gradients(params: Sequence[Tensor], term: Sequence[Tensor], *, weight
     A parameter that has no gradient, since nothing of this update has used it, gets one: the term is a part of the
     gradient of every parameter.
     """
+    grads: list[Tensor] = []
     for param in params:
-        if param.grad is None:
-            param.grad = torch.zeros_like(param)
-    torch._foreach_add_([param.grad for param in params], list(term), alpha=weight)
+        param.grad = torch.zeros_like(param) if param.grad is None else param.grad
+        grads.append(param.grad)
+    torch._foreach_add_(grads, list(term), alpha=weight)

@@ -3,15 +3,14 @@
 Nothing here knows of Flower: `begin_round` and `end_round` can be called by any engine, or by hand.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_ext._arguments import NonNegative, check_value
 from hf_ext._models import unwrapped
 from hf_ext.trainers.federated.corrections import Correction, Proximal, add_to_gradients
 from hf_ext.trainers.updates import UpdateMixin, norm_of
@@ -130,7 +129,7 @@ class FederatedMixin(UpdateMixin):
         return super().train(*args, **kwargs)
 
     def _prepare(self, round: Round) -> None:
-        if self.model_init is not None:
+        if getattr(self, "model_init", None) is not None:
             raise ValueError("model_init: found one, allowed is a model: training would not start at the received one")
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
             self._move_model_to_device(self.model, self.args.device)  # which Trainer puts off until it trains
@@ -183,8 +182,7 @@ def proximal_weight(round: Round) -> float:
         ValueError: it is no number >= 0.
     """
     weight = round.config.get("proximal-mu", 0.0)
-    if not isinstance(weight, Real) or not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"proximal-mu: found {weight!r} from the server, allowed are numbers >= 0")
+    check_value("proximal-mu", weight, NonNegative)
     return float(weight)
 
 
