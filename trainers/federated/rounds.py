@@ -125,10 +125,13 @@ class FederatedMixin(UpdateMixin):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; in a round with what it adds to the gradients."""
         if self.round is not None:
-            self._prepare(self.round)
+            self.start_round()
         return super().train(*args, **kwargs)
 
-    def _prepare(self, round: Round) -> None:
+    def start_round(self) -> None:
+        """Make ready for the updates of the round that has begun, as `train` does."""
+        round = self.round
+        assert round is not None
         if getattr(self, "model_init", None) is not None:
             raise ValueError("model_init: found one, allowed is a model: training would not start at the received one")
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:

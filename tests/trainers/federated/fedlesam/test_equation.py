@@ -338,7 +338,7 @@ def test_scaled_gradients_get_scaled_corrections(
     args = FedLESAMConfig(**plain_sgd, fedlesam_variant="D", fedlesam_lamb=LAMB, max_steps=0)
     trainer = FedLESAMTrainer(model, args, train_dataset=rows)
     trainer.begin_round(round)
-    trainer._prepare(round)
+    trainer.start_round()
     found = []
     for scaler in (None, Scaler()):
         monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
