@@ -3,7 +3,7 @@
 Nothing here knows of Flower: `begin_round` and `end_round` can be called by any engine, or by hand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,14 +98,14 @@ class FederatedMixin(UpdateMixin):
     def corrections(self, round: Round) -> list[Correction]:
         """What is added to the gradients. Cooperative: `[*super().corrections(round), ...]`."""
         weight = proximal_weight(round)
-        return [Proximal(weight, self.tensors_of(round.received, "received"))] if weight else []
+        return [Proximal(weight, self.on_devices(self.tensors_of(round.received, "received")))] if weight else []
 
     def end_round(self) -> Contribution:
         """What this client gives and keeps, once it has trained. Cooperative."""
         return Contribution()
 
     def tensors_of(self, tensors: Tensors, entry: str) -> list[Tensor]:
-        """Those of the trained parameters, in their order, on their devices.
+        """Those of the trained parameters, in their order, wherever they lie.
 
         Args:
             tensors: by name.
@@ -119,7 +119,11 @@ class FederatedMixin(UpdateMixin):
             if found != tuple(param.shape):
                 what = f"no {name!r}" if found is None else f"{name!r} of shape {found}"
                 raise ValueError(f"{entry}: found {what}, allowed is one of shape {tuple(param.shape)}")
-        return [tensors[name].detach().to(param.device) for name, param in self.trained.items()]
+        return [tensors[name].detach() for name in self.trained]
+
+    def on_devices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors in the order of the trained parameters, on these parameters' devices."""
+        return [one.to(param.device) for one, param in zip(tensors, self.trained.values(), strict=True)]
 
     # ---------------------------------------------------------------------------------------------- training
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from hf_ext.functional import control_update, dynamic_update, lesam_perturbation, scaffold_correction
+from hf_ext.functional import (
+    control_update,
+    dynamic_update,
+    lesam_perturbation,
+    proximal_correction,
+    scaffold_correction,
+)
 from hf_ext.functional._dtypes import at_least_float32
 from hf_ext.trainers.federated.corrections import Correction, Drift, Proximal
 from hf_ext.trainers.federated.fedlesam.arguments import (
@@ -62,7 +68,7 @@ class FedLESAMMixin(FederatedMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._perturbation: list[Tensor] | None = None
         self._perturbation_norm: Tensor | float = 0.0
-        self._controls: list[Tensor] = []  # c_i of S, h_i of D
+        self._controls: list[Tensor] = []  # c_i of S, h_i of D, on the CPU
         self._global_control: list[Tensor] = []  # c of S
         self._rates: dict[str, float] = {}  # learning rates of the round's updates, added up, by parameter
         self._counting: Any = None  # handle of what adds them up
@@ -109,27 +115,29 @@ class FedLESAMMixin(FederatedMixin):
         """`w_t - w_prev` of the trained parameters; None in a first round."""
         if self.args.fedlesam_source == "server":
             sent = round.broadcast.get("global-update")
-            return None if sent is None else self.tensors_of(sent, "global-update")
+            return None if sent is None else self.on_devices(self.tensors_of(sent, "global-update"))
         earlier = round.memory.get("received")
         if earlier is None:
             return None
-        pairs = zip(self.tensors_of(round.received, "received"), self.tensors_of(earlier, "memory"), strict=True)
-        return [at_least_float32(now) - at_least_float32(then) for now, then in pairs]
+        ends = ((round.received, "received"), (earlier, "memory"))
+        now, then = (self.on_devices(self.tensors_of(tensors, entry)) for tensors, entry in ends)
+        return proximal_correction(now, then)
 
     def _control_of(self, records: Any, entry: str) -> list[Tensor]:
-        """Zeros in a first round."""
+        """On the CPU; zeros in a first round."""
         if entry in records:
             return [at_least_float32(one) for one in self.tensors_of(records[entry], entry)]
-        return [torch.zeros_like(at_least_float32(param.detach())) for param in self.trained.values()]
+        return [at_least_float32(torch.zeros_like(param, device="cpu")) for param in self.trained.values()]
 
     def corrections(self, round: Round) -> list[Correction]:
         found = super().corrections(round)
         weight = self.args.fedlesam_lamb
         if self.args.fedlesam_variant == "S":
-            found.append(Drift(weight, scaffold_correction(self._global_control, self._controls)))
+            drift = scaffold_correction(self._global_control, self._controls)
+            found.append(Drift(weight, self.on_devices(drift)))
         if self.args.fedlesam_variant == "D":
-            received = self.tensors_of(round.received, "received")
-            found.append(Proximal(weight, received, self._controls, name="control"))
+            received = self.on_devices(self.tensors_of(round.received, "received"))
+            found.append(Proximal(weight, received, self.on_devices(self._controls), name="control"))
         return found
 
     def end_round(self) -> Contribution:
@@ -138,16 +146,15 @@ class FedLESAMMixin(FederatedMixin):
             return contribution
         memory, sent = dict(contribution.memory), dict(contribution.sent)
         received = self.tensors_of(self.round.received, "received")
+        params = [param.detach().cpu() for param in self.trained.values()]
         if self.args.fedlesam_source == "client" and self.args.fedlesam_rho:
             memory["received"] = self._kept(received)
         if self.args.fedlesam_variant == "S":
-            params = [param.detach() for param in self.trained.values()]
             rates = [self._rates[name] for name in self.trained]
             new = control_update(self._controls, self._global_control, params, received, sum_of_rates=rates)
             memory["control"] = self._kept(new)
             sent["control"] = self._kept([one - old for one, old in zip(new, self._controls, strict=True)])
         if self.args.fedlesam_variant == "D":
-            params = [param.detach() for param in self.trained.values()]
             memory["control"] = self._kept(dynamic_update(self._controls, params, received))
         return dataclasses.replace(contribution, memory=memory, sent=sent)
 

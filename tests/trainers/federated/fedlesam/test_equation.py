@@ -1,6 +1,7 @@
 """Updates of FedLESAM, SCAFFOLD, FedDyn and FedProx against the equations, written out here, with plain SGD."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
+from hf_ext.trainers import DISAMArguments, DISAMMixin
 from hf_ext.trainers.federated import FedLESAMConfig, FedLESAMMixin, FedLESAMTrainer
-from hf_ext.trainers.federated.rounds import Contribution, Round
+from hf_ext.trainers.federated.rounds import Contribution, FederatedMixin, Round
 
 RHO, LAMB, MU, RATE, DECAY = 0.5, 0.4, 0.3, 0.1, 0.01
 Weights = dict[str, Tensor]
@@ -321,6 +323,76 @@ def test_adamw_takes_the_correction_for_gradient(
         optimizer.step()
     assert difference(model, hand) < 1e-10
     assert start.keys() == _copy(hand).keys()
+
+
+@dataclass
+class SAMConfig(DISAMArguments, TrainingArguments):
+    pass
+
+
+class ProximalSAM(DISAMMixin, FederatedMixin, Trainer):
+    pass
+
+
+class SAMProximal(FederatedMixin, DISAMMixin, Trainer):
+    pass
+
+
+@pytest.mark.parametrize("kind", [ProximalSAM, SAMProximal])
+def test_fedprox_over_sam(
+    kind: type[Any],
+    rows: Dataset,
+    classifier: Callable[..., nn.Module],
+    plain_sgd: dict[str, Any],
+    difference: Callable[..., float],
+) -> None:
+    """In either order the term is added once, where the weights were before SAM's second pass."""
+    model, hand = classifier(accumulating=True), classifier()
+    accumulating = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    args = SAMConfig(**plain_sgd, max_steps=3, disam_rho=RHO, disam_lambda=0.0, **accumulating)
+    trainer = kind(model, args, train_dataset=rows)
+    trainer.begin_round(_round(model, mu=MU))
+    trainer.train()
+    by_hand = ByHand(hand, _round(hand, mu=MU), rho=0.0)
+    for batch in _batches(rows):
+        loss = F.cross_entropy(hand(batch["pixel_values"])["logits"], batch["labels"])
+        names, params = zip(*hand.named_parameters(), strict=True)
+        grads = dict(zip(names, torch.autograd.grad(loss, params), strict=True))
+        by_hand.eps = {name: RHO * grad / _norm(grads) for name, grad in grads.items()}
+        by_hand.update(batch)
+    assert difference(model, hand) < 1e-11
+
+
+def test_updates_that_a_stream_leaves_unfinished(
+    rows: Dataset, classifier: Callable[..., nn.Module], plain_sgd: dict[str, Any], difference: Callable[..., float]
+) -> None:
+    """Three batches: an update of two, half of the next, which takes the first two again. One correction each."""
+    model, hand = classifier(), classifier()
+    args = FedLESAMConfig(
+        **plain_sgd,
+        max_steps=2,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        fedlesam_rho=0.0,
+        fedlesam_variant="D",
+        fedlesam_lamb=LAMB,
+    )
+    trainer = FedLESAMTrainer(model, args, train_dataset=rows.to_iterable_dataset())
+    trainer.begin_round(_round(model, variant="D", mu=MU))
+    trainer.train()
+    assert trainer.state.global_step == 2
+    by_hand, batches = ByHand(hand, _round(hand, variant="D", mu=MU), variant="D", rho=0.0), _batches(rows)
+    for parts in ([(0, 0.5), (1, 0.5)], [(2, 1.0), (0, 0.5), (1, 0.5)]):
+        loss = torch.tensor(0.0)
+        for number, share in parts:
+            batch = batches[number]
+            loss = loss + share * F.cross_entropy(hand(batch["pixel_values"])["logits"], batch["labels"])
+        names, params = zip(*hand.named_parameters(), strict=True)
+        grads = torch.autograd.grad(loss, params)
+        with torch.no_grad():
+            for name, param, grad in zip(names, params, grads, strict=True):
+                param.copy_(param - RATE * (grad + by_hand.added(name, param)))
+    assert difference(model, hand) < 1e-12
 
 
 class Scaler:
