@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_ext.functional import gsam_descent, sagm_descent, sagm_perturbation, sam_perturbation
-from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.finite import batch_statistics
 from hf_ext.trainers.passes import same_randomness
 from hf_ext.trainers.processes import average_over_processes
+from hf_ext.trainers.updates import UpdateMixin, norm_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SharpnessRule:
         )
 
 
-class SharpnessMixin(MethodMixin):
+class SharpnessMixin(UpdateMixin):
     """Every update takes two passes over its micro-batches, with the same random numbers (dropout) in both.
 
     The first, at the weights as they are, gives the gradient that `rule` makes a step of. The second, at the perturbed
@@ -59,13 +59,9 @@ class SharpnessMixin(MethodMixin):
             optimizers that step during the backward pass, and SAGM with scaled losses (fp16).
     """
 
-    args: Any
-    model: Any
+    perturbs = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._update_batches: list[dict[str, Any]] = []
-        self._next_batch = 0
-        self._unperturbed: list[tuple[Tensor, Tensor]] = []
         self._first_gradients: list[tuple[Tensor, Tensor]] = []  # weights and their gradients in the first pass
         super().__init__(*args, **kwargs)
 
@@ -94,52 +90,19 @@ class SharpnessMixin(MethodMixin):
         super().check_arguments()
         if self.rule is None:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            name = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
-            raise ValueError(f"{self.method}: found {name}, allowed are weights that are not sharded")
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"{self.method}: found several GPUs in one process, allowed is one per process (accelerate)"
-            )
-        optim = str(getattr(self.args.optim, "value", self.args.optim))
-        if "lomo" in optim or "layerwise" in optim:
-            raise ValueError(f"optim: found {optim!r}, allowed are those that do not step during the backward pass")
+        self.check_whole_updates(str(self.method))
         if self.rule.kind == "sagm" and self.accelerator.scaler is not None:
             raise ValueError("fp16: found True with SAGM, whose step depends on the loss's scale, allowed is bf16")
 
     # ---------------------------------------------------------------------------------------------- training
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        samples, num_items = super().get_batch_samples(*args, **kwargs)
-        self._update_batches, self._next_batch = samples, 0
-        return samples, num_items
-
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super()._inner_training_loop(*args, **kwargs)
-        finally:  # interrupted between the passes, or out of memory and about to start again with smaller batches
-            self._put_weights_back()
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """Trainer's step, at the perturbed weights; the update's first one perturbs them, its last puts them back."""
-        rule = self.rule
-        if rule is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        if self._next_batch == 0:
-            self._perturb(model, rule, num_items_in_batch)
-        self._next_batch += 1
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._next_batch == len(self._update_batches):
-            self._set_descent(rule)
-            self._put_weights_back()
-        return loss
-
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return super().floating_point_ops(inputs) * (1 if self.rule is None else 2)
 
-    def _perturb(self, model: nn.Module, rule: SharpnessRule, num_items_in_batch: Tensor | int | None) -> None:
-        step = super().training_step
+    def begin_update(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
+        """The first pass, over all micro-batches, and the step to the perturbed weights."""
+        super().begin_update(model, num_items_in_batch)
+        if (rule := self.rule) is None:
+            return
         micro_batches = self._update_batches
         model.train()
         losses_first = self.begin_ascent(micro_batches)
@@ -151,18 +114,27 @@ class SharpnessMixin(MethodMixin):
                     with same_randomness(self.args.device):
                         for inputs in micro_batches[:-1]:
                             self._losses_only(model, inputs, num_items_in_batch)
-                        step(model, micro_batches[-1], num_items_in_batch)
+                        self.step_without_hooks(model, micro_batches[-1], num_items_in_batch)
                     statistics = [(buffer, buffer.clone()) for buffer in norms]
                     micro_batches = micro_batches[:-1]
                 for inputs in micro_batches:
-                    step(model, inputs, num_items_in_batch)
+                    self.step_without_hooks(model, inputs, num_items_in_batch)
                 if len(micro_batches) == len(self._update_batches):
                     statistics = [(buffer, buffer.clone()) for buffer in norms]
         finally:
             self.end_ascent()
-        self._unperturbed = statistics
-        self._move_weights(model, rule)
+        self.put_back_later(statistics)
+        self._perturb(model, rule)
         model.zero_grad()
+
+    def end_update(self, model: nn.Module) -> None:
+        """Both passes' gradients are known: what the rule makes of them is the update's."""
+        self._set_descent()
+        super().end_update(model)
+
+    def put_weights_back(self) -> None:
+        self._first_gradients = []
+        super().put_weights_back()
 
     @torch.no_grad()
     def _losses_only(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any) -> None:
@@ -172,7 +144,7 @@ class SharpnessMixin(MethodMixin):
             self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
 
     @torch.no_grad()
-    def _move_weights(self, model: nn.Module, rule: SharpnessRule) -> None:
+    def _perturb(self, model: nn.Module, rule: SharpnessRule) -> None:
         several = self.accelerator.num_processes > 1
         shared, reused = several and self.shares_perturbation, rule.kind != "sam"
         everywhere = shared or (several and reused)
@@ -188,16 +160,15 @@ class SharpnessMixin(MethodMixin):
                 average_over_processes(first)
             self._first_gradients = list(zip(params, first, strict=True))
         steps = rule.perturbation(params, grads)
-        self._unperturbed += [(param, param.detach().clone()) for param in params]
-        if params:
-            torch._foreach_add_(params, tuple(steps))
-            norms = [norm.to(self.args.device) for norm in torch._foreach_norm(steps)]
-            self.record(diagnostics={"perturbation_norm": torch.linalg.vector_norm(torch.stack(norms))})
+        self.move_weights(params, steps)
+        if steps:
+            self.record(diagnostics={"perturbation_norm": norm_of(steps, self.args.device)})
 
     @torch.no_grad()
-    def _set_descent(self, rule: SharpnessRule) -> None:
-        """Both passes' gradients are known: put what the rule makes of them where the optimizer looks."""
-        if not self._first_gradients:
+    def _set_descent(self) -> None:
+        """Put the descent of two gradients where the optimizer looks."""
+        rule = self.rule
+        if rule is None or not self._first_gradients:
             return
         params, first = zip(*self._first_gradients, strict=True)
         self._first_gradients = []
@@ -207,12 +178,3 @@ class SharpnessMixin(MethodMixin):
                 param.grad = grad
             else:
                 param.grad.copy_(grad)
-
-    @torch.no_grad()
-    def _put_weights_back(self) -> None:
-        self._first_gradients = []
-        if self._unperturbed:
-            changed, values = zip(*self._unperturbed, strict=True)
-            self._unperturbed = []
-            for tensor, saved in zip(changed, values, strict=True):
-                tensor.copy_(saved)

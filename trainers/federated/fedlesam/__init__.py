@@ -1,4 +1,4 @@
-"""FedLESAM, federated sharpness-aware minimization with locally estimated global perturbations (ICML 2024)."""
+"""FedLESAM, locally estimated global perturbations (Fan et al., ICML 2024), at a client of any Trainer."""
 
 from hf_ext._lazy import attach_stub
 
