@@ -1,0 +1,1 @@
+from .fedgela import *

@@ -1,0 +1,4 @@
+from .arguments import FedGELAArguments as FedGELAArguments
+from .trainer import FedGELAConfig as FedGELAConfig
+from .trainer import FedGELAMixin as FedGELAMixin
+from .trainer import FedGELATrainer as FedGELATrainer
