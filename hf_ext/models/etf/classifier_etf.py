@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .configuration_etf import check_view
 from .portable import as_number
 
 etf_logits: Any
@@ -13,10 +14,6 @@ try:  # the files of this folder also travel alone, without the package
     from hf_ext.functional import etf_logits, narrow_simplex_etf, random_orthonormal, scaled_etf, simplex_etf
 except ImportError:
     etf_logits = None
-
-FEATURE_NORMS = ("l2", "batch", "none")
-#: by feature norm, where none is given: bounded features leave it to the temperature how sharp the softmax gets
-TEMPERATURES = {"l2": 0.1, "batch": 1.0, "none": 1.0}
 
 
 class ETFClassifier(nn.Module):
@@ -138,19 +135,6 @@ class ETFClassifier(nn.Module):
     def extra_repr(self) -> str:
         norm = f"feature_norm={self.feature_norm!r}, temperature={self.temperature}"
         return f"{self.in_features}, {self.out_features}, seed={self.seed}, {norm}"
-
-
-def check_view(feature_norm: str, temperature: float | None) -> tuple[str, float]:
-    """Feature norm and temperature, the norm's default in place of None.
-
-    Raises:
-        ValueError: a value that is not allowed.
-    """
-    if feature_norm not in FEATURE_NORMS:
-        raise ValueError(f"feature_norm: found {feature_norm!r}, allowed are {', '.join(FEATURE_NORMS)}")
-    if temperature is None:
-        return feature_norm, TEMPERATURES[feature_norm]
-    return feature_norm, float(as_number(temperature, "temperature", above=0))
 
 
 def _check_width(width: int, classes: int, argument: str) -> None:

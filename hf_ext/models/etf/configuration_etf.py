@@ -12,6 +12,9 @@ from .portable import Number, as_config, as_number
 #: set in either configuration, they are set in both
 _SHARED = ("id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id")
 
+#: feature norms, and what logits are divided by where nothing is said: only bounded features leave the sharpness to it
+TEMPERATURES = {"l2": 0.1, "batch": 1.0, "none": 1.0}
+
 
 @strict
 class ETFConfig(PreTrainedConfig):
@@ -67,13 +70,10 @@ class ETFConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         self.etf_seed = as_number(self.etf_seed, "etf_seed", at_least=0, integer=True)
-        if self.etf_temperature is not None:
-            self.etf_temperature = as_number(self.etf_temperature, "etf_temperature", above=0)
         if self.etf_projection_size is not None:
             size = as_number(self.etf_projection_size, "etf_projection_size", at_least=1, integer=True)
             self.etf_projection_size = size
-        if self.etf_feature_norm not in ("l2", "batch", "none"):
-            raise ValueError(f"etf_feature_norm: found {self.etf_feature_norm!r}, allowed are l2, batch, none")
+        self.etf_feature_norm, self.etf_temperature = check_view(self.etf_feature_norm, self.etf_temperature, "etf_")
 
     def __getattr__(self, name: str) -> Any:
         base = self.__dict__.get("base_config")
@@ -87,6 +87,19 @@ class ETFConfig(PreTrainedConfig):
             setattr(base, name, value)
             for written in ("label_names", "num_classes"):  # TimmWrapperConfig would save those that it was read with
                 vars(base).pop(written, None)
+
+
+def check_view(feature_norm: str, temperature: float | None, prefix: str = "") -> tuple[str, float]:
+    """Feature norm and temperature, the norm's default in place of None.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+    if feature_norm not in TEMPERATURES:
+        raise ValueError(f"{prefix}feature_norm: found {feature_norm!r}, allowed are {', '.join(TEMPERATURES)}")
+    if temperature is None:
+        return feature_norm, TEMPERATURES[feature_norm]
+    return feature_norm, float(as_number(temperature, f"{prefix}temperature", above=0))
 
 
 __all__ = ["ETFConfig"]

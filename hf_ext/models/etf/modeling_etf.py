@@ -50,7 +50,6 @@ class ETFPreTrainedModel(LoadedWhole):
             model.set_submodule(config.etf_head, self.make_classifier(config, head))
         self.model: PreTrainedModel = model
         config.base_config = model.config
-        config.etf_temperature = self.classifier.temperature  # a default may change, a saved model does not
         # as the Trainer would find it out of the classifier itself: whether its loss is a sum over the whole batch
         parameters = inspect.signature(model.forward).parameters.values()
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
