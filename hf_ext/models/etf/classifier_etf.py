@@ -37,6 +37,9 @@ class ETFClassifier(nn.Module):
 
     #: buffers that follow from the configuration: the same everywhere, they need not travel in a federation
     stays_home = ("weight",)
+    weight: Tensor
+    _class_weights: Tensor | None
+    _local: Tensor | None
 
     def __init__(
         self,
@@ -106,9 +109,8 @@ class ETFClassifier(nn.Module):
 
     @class_weights.setter
     def class_weights(self, weights: Tensor | None) -> None:
-        weight: Any = self.weight
-        weights = None if weights is None else weights.detach().to(weight.device)
-        self._local = None if weights is None else scaled_etf(weight.detach(), weights)
+        weights = None if weights is None else weights.detach().to(self.weight.device)
+        self._local = None if weights is None else scaled_etf(self.weight.detach(), weights)
         self._class_weights = weights
 
     def forward(self, features: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class ETFPreTrainedModel(LoadedWhole):
         """
         classifier = ETFClassifier(
             head.in_features,
-            config.num_labels,
+            int(config.num_labels),
             seed=config.etf_seed,
             temperature=config.etf_temperature,
             feature_norm=config.etf_feature_norm,

@@ -70,7 +70,8 @@ class FedGELAMixin(FederatedMixin):
         norm, temperature = self.args.fedgela_feature_norm, self.args.fedgela_temperature
         if norm is None and temperature is None:
             return
-        heads, config = heads_of(model), getattr(base_model(model), "config", None)
+        heads = heads_of(model)
+        config: Any = getattr(base_model(model), "config", None)
         for head in heads:
             head.set_view(feature_norm=norm, temperature=temperature)
         if getattr(config, "model_type", None) == "etf":
