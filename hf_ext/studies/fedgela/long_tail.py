@@ -19,7 +19,7 @@ from hf_ext.studies.training import Rows
 
 STEPS, BATCH, FEW = 300, 32, 3  # FEW: the rarest and the most frequent classes that are told apart
 FACTORS = (1, 10, 50)
-RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3), (0.05, 0.1, 0.2, 0.5)
+RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3, 1e-2), (0.02, 0.05, 0.1, 0.2)
 LEARNT, COSINE, RANDOM, SIMPLEX = "learnt head", "learnt head, cosines", "random head, fixed", "simplex head, fixed"
 
 
