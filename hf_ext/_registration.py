@@ -144,6 +144,14 @@ REPLACEMENTS = (
 
 #: our entries by model type
 MODELS: dict[str, ModelEntry] = {
+    "etf": ModelEntry(
+        package="hf_ext.models.etf",
+        config="ETFConfig",
+        models={
+            "AutoModelForImageClassification": "ETFForImageClassification",
+            "AutoModelForSequenceClassification": "ETFForSequenceClassification",
+        },
+    ),
     "fer": ModelEntry(
         package="hf_ext.models.fer",
         config="FERConfig",

@@ -178,7 +178,11 @@ def test_the_paper_is_cited(method: str) -> None:
 # ---------------------------------------------------------------------------------------------------- snippets
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "folder", [*(f"trainers/{name}" for name in METHODS), "adapters/mola", "hf_ext/data", "hf_ext/metrics"]
+    "folder",
+    [
+        *(f"trainers/{name}" for name in METHODS),
+        *("adapters/mola", "hf_ext/data", "hf_ext/metrics", "hf_ext/models/etf", "trainers/federated/fedgela"),
+    ],
 )
 def test_snippets_of_a_folder(folder: str, tmp_path: Path, run_snippet: Callable[..., str]) -> None:
     """In an empty folder, in the order they stand there."""

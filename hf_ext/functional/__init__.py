@@ -8,6 +8,7 @@ One file per method, which opens with a map from the paper's symbols and equatio
 
 from hf_ext.functional.disam import *
 from hf_ext.functional.divbs import *
+from hf_ext.functional.fedgela import *
 from hf_ext.functional.fedlesam import *
 from hf_ext.functional.fer import *
 from hf_ext.functional.losses import *

@@ -1,2 +1,3 @@
+from .etf import *
 from .fer import *
 from .rd import *

@@ -10,7 +10,7 @@ from torch import nn
 from toy_models import backbone, embed
 from transformers import PreTrainedModel
 
-from hf_ext.models import FERForImageClassification, RDForImageClassification
+from hf_ext.models import FERForImageClassification, RDForImageClassification, replace_classifier
 
 
 class _Logits(nn.Module):
@@ -36,8 +36,15 @@ def _student() -> PreTrainedModel:
     return RDForImageClassification.from_student(student, lambda pixels: pixels.mean((2, 3)), teacher_width=3)
 
 
+def _simplex() -> PreTrainedModel:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    return replace_classifier(ViTForImageClassification(ViTConfig(**sizes, num_attention_heads=2, num_labels=4)))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [_matcher, _student], ids=["fer", "rd"])
+@pytest.mark.parametrize("make", [_matcher, _student, _simplex], ids=["fer", "rd", "etf"])
 def test_onnx(make: object, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = _Logits(make()).eval()  # type: ignore[operator]

@@ -29,7 +29,7 @@ def find_classifier(student: PreTrainedModel, name: str | None = None) -> str:
                 f"student_classifier: found {layer}, allowed is a Linear with {labels} outputs, one a label"
             )
         return name
-    heads = [path for path in _head_names(student, linear) if linear[path].out_features == labels]
+    heads = [path for path in head_names(student, linear) if linear[path].out_features == labels]
     if len(heads) != 1:
         last = [f"{path} with {linear[path].out_features} outputs" for path in heads or list(linear)[-1:]]
         raise ValueError(
@@ -44,7 +44,7 @@ def _described(student: PreTrainedModel, name: str) -> str:
     return f"{name!r}, " + ("which does not exist" if module is None else f"which is {module}")
 
 
-def _head_names(student: Any, linear: dict[str, nn.Linear]) -> list[str]:
+def head_names(student: Any, linear: dict[str, nn.Linear]) -> list[str]:
     """Linear layers that may be the classifier: of a timm model those it says, else all outside the base model."""
     if hasattr(getattr(student, "timm_model", None), "get_classifier"):
         classifier = student.timm_model.get_classifier()

@@ -51,7 +51,9 @@ def test_every_round_has_a_new_optimizer_and_another_order(tmp_path: Path) -> No
     second.model.load_state_dict(after)
     second.train()  # the same order once more
     federated = run(one_client, make, clients=1, rounds=2)
-    assert any(not torch.equal(federated.trainer.model.state_dict()[name], one) for name, one in weights(second).items())
+    assert any(
+        not torch.equal(federated.trainer.model.state_dict()[name], one) for name, one in weights(second).items()
+    )
 
 
 def test_equal_shards_and_one_step_are_one_step_of_the_large_batch(tmp_path: Path) -> None:
@@ -81,7 +83,9 @@ def test_two_runs_are_equal_bit_for_bit(tmp_path: Path) -> None:
 
 def test_another_seed_samples_other_clients(tmp_path: Path) -> None:
     sampled = [
-        run(lambda _: FedAvg(fraction_train=0.5), factory(output_dir=tmp_path, seed=seed), rounds=4).ledger.participants
+        run(
+            lambda _: FedAvg(fraction_train=0.5), factory(output_dir=tmp_path, seed=seed), rounds=4
+        ).ledger.participants
         for seed in (1, 2)
     ]
     assert sampled[0] != sampled[1]

@@ -67,7 +67,9 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
         travelling_tensors(WithNorm().requires_grad_(False))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.bool]
+)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,)])
 def test_every_dtype_comes_back_from_a_mean(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensor = torch.randn(shape).mul(3).to(dtype)

@@ -1,4 +1,4 @@
-"""FedGELA, bilateral curation for partially class-disjoint data (NeurIPS 2023)."""
+"""FedGELA, a simplex ETF as the classifier of all clients (Fan et al., NeurIPS 2023), in any Trainer."""
 
 from hf_ext._lazy import attach_stub
 
