@@ -1,9 +1,9 @@
 """The server's app."""
 
-from federated_digits.task import make_trainer
 from flwr.app import Context
 from flwr.serverapp.strategy import FedAvg, Strategy
 
+from federated_digits.task import make_trainer
 from hf_ext.trainers.federated import FedLESAM, server_app
 
 

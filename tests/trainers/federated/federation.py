@@ -40,7 +40,8 @@ class LocalGrid(Grid):
         for client in range(num_clients):
             self.contexts.setdefault(client, _context(client, num_clients))
         self.sent: list[Message] = []
-        self.replies: list[Message] = []
+        self.bytes_sent: list[int] = []
+        self.bytes_received: list[int] = []
         self._message_ids = itertools.count(1)
 
     def set_run(self, run: Any) -> None: ...
@@ -68,9 +69,10 @@ class LocalGrid(Grid):
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(next(self._message_ids))
             self.sent.append(message)
+            self.bytes_sent.append(bytes_in(message))
             replies += self._reply(message)
         random.SystemRandom().shuffle(replies)
-        self.replies += replies
+        self.bytes_received += map(bytes_in, replies)
         return replies
 
     def _reply(self, message: Message) -> list[Message]:
@@ -86,6 +88,13 @@ class LocalGrid(Grid):
         changed = self.faults[client](reply, number)
         replies = changed if isinstance(changed, list) else [] if changed is None else [changed]
         return [Message(one, reply_to=message) if isinstance(one, Error) else one for one in replies]
+
+
+def bytes_in(message: Message) -> int:
+    """Of the arrays in a message."""
+    return (
+        sum(record.count_bytes() for record in message.content.array_records.values()) if message.has_content() else 0
+    )
 
 
 def _context(client: int, num_clients: int) -> Context:

@@ -242,7 +242,7 @@ def test_a_guard_is_put_around_what_has_none() -> None:
     assert guarded(own, seed=7) is own and own.seed == 5
     around = guarded(flowers, seed=7)
     assert around.seed == 7 and around.fraction_train == 0.25
-    with pytest.raises(ValueError, match="max_examples_ratio: found 0.5, allowed are numbers >= 1"):
+    with pytest.raises(ValueError, match=r"max_examples_ratio: found 0.5, allowed are numbers >= 1"):
         HandWritten(max_examples_ratio=0.5)
 
 
