@@ -1,9 +1,9 @@
-"""What studies train with: rows in memory."""
+"""What studies train with: rows in memory, and models whose rows know nothing of each other."""
 
 from collections.abc import Sequence
 
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset as MapDataset
 
 
@@ -30,3 +30,12 @@ class Rows(MapDataset[dict[str, Tensor]]):
         """The rows of a batch, which a DataLoader asks for at once."""
         chosen = [column[indices].unbind() for column in self.columns.values()]
         return [dict(zip(self.columns, values, strict=True)) for values in zip(*chosen, strict=True)]
+
+
+def with_group_norm(model: nn.Module) -> nn.Module:
+    """The same model with GroupNorms, of groups of four channels, in place of its BatchNorms."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(child.num_features // 4, child.num_features))
+    return model

@@ -1,10 +1,9 @@
 """DivBS on pictures with and without BatchNorm, whose statistics are those of the rows that were chosen."""
 
-from torch import nn
-
 from hf_ext.studies.divbs.data import CLEAN, NEEDS, check, open_parts, prepare, training_rows
 from hf_ext.studies.divbs.systems import STRATEGIES, accuracy, costs, make_trainer, small_model
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
+from hf_ext.studies.training import with_group_norm
 
 CANDIDATES, STEPS, SHARE = 320, 300, 0.1
 BATCHES, GROUPS = "BatchNorm", "GroupNorm"
@@ -26,15 +25,6 @@ def run(run: Run) -> Outcome:
     trainer.train()
     validation, test = (accuracy(trainer, parts[name]) for name in ("validation", "test"))
     return Outcome(validation, test, costs(trainer, candidates))
-
-
-def with_group_norm(model: nn.Module) -> nn.Module:
-    """The same model with GroupNorms, of groups of four channels, in place of its BatchNorms."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.GroupNorm(child.num_features // 4, child.num_features))
-    return model
 
 
 PROTOCOL = f"""

@@ -12,10 +12,11 @@ from datasets.features import Features
 from hf_ext.data import load
 from hf_ext.studies import Preparation, reproduce
 from hf_ext.studies.divbs.data import CLEAN, COPIES, NOISE, Part, check, open_parts, prepare, training_rows
-from hf_ext.studies.divbs.norm import NORM, with_group_norm
+from hf_ext.studies.divbs.norm import NORM
 from hf_ext.studies.divbs.study import COMPARISON, FULL, STUDIES, named
 from hf_ext.studies.divbs.systems import small_model
 from hf_ext.studies.divbs.time import TIME, Stopwatch
+from hf_ext.studies.training import with_group_norm
 
 
 @pytest.fixture

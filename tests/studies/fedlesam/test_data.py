@@ -9,6 +9,7 @@ from torch import Tensor
 from hf_ext.data import load
 from hf_ext.studies import Preparation
 from hf_ext.studies.fedlesam.data import CLASSES_EACH, FEWEST, KINDS, Problem, check, federation, open_problem, prepare
+from hf_ext.studies.fedlesam.models import small_model
 
 ORIGINS = ("pen", "brush", "print")
 
@@ -146,3 +147,17 @@ def test_data_that_cannot_be_used() -> None:
         check("domains", DatasetDict(train=domains["train"].remove_columns("domain_ids"), test=domains["test"]))
     with pytest.raises(ValueError, match="found other domain_ids in the split train of domains"):
         check("domains", DatasetDict(train=domains["train"].shuffle(seed=0), test=domains["test"]))
+
+
+@pytest.mark.parametrize("name", ["digits", "domains", "origins", "images"])
+def test_networks(name: str, problems: dict[str, Problem]) -> None:
+    """One for each sort of pictures; what it says of a row depends on no other row, and nothing of it is averaged but
+    what is trained."""
+    model, again, other = (small_model(problems[name], seed) for seed in (0, 0, 1))
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+    assert not all(map(torch.equal, model.parameters(), other.parameters()))
+    assert not list(model.buffers())
+    rows = problems[name].parts["validation"].pixel_values[:8]
+    logits = model.train()(pixel_values=rows).logits
+    assert logits.shape == (8, problems[name].classes)
+    assert torch.allclose(logits[:1], model(pixel_values=rows[:1]).logits, atol=1e-5)
