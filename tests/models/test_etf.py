@@ -215,6 +215,17 @@ def test_any_classifier_gets_it(kind: str, plain: Make) -> None:
     assert {name for name, _ in model.named_parameters()} == names
 
 
+def test_what_was_put_into_the_model_stays(plain: Make) -> None:
+    """A layer that transformers has neither made nor read is not initialised as a part of the new model."""
+    model = plain("vit")
+    name = next(path for path, module in model.vit.named_modules() if isinstance(module, nn.Linear))
+    layer = model.vit.get_submodule(name)
+    mine = nn.Linear(layer.in_features, layer.out_features)
+    nn.init.constant_(mine.weight, 0.25)
+    model.vit.set_submodule(name, mine)
+    assert replace_classifier(model).model.vit.get_submodule(name).weight.eq(0.25).all()
+
+
 def test_the_trainer_sees_the_classifier(plain: Make, tmp_path: Path) -> None:
     """The columns that it takes, and whether its loss is a sum over the whole batch."""
     for kind in HEADS:
