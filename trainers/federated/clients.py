@@ -93,6 +93,12 @@ def client_number(context: Context) -> int:
     return number
 
 
+def passport_of(content: RecordDict) -> Mapping[str, Any]:
+    """Who a message is from, and what it belongs to; empty if it does not say."""
+    found: Any = content.config_records.get(PASSPORT)
+    return {} if found is None else found
+
+
 def _who(context: Context) -> dict[str, Any]:
     clients = context.node_config.get("num-partitions")
     return {"partition-id": client_number(context)} | ({"num-partitions": clients} if clients else {})
@@ -151,14 +157,12 @@ class _Client:
         buffers = [name for name, tensor in own.items() if not isinstance(tensor, torch.nn.Parameter)]
         if buffers:
             passport["buffers"] = buffers
-        return RecordDict(
-            {
-                task.arrays_key: to_record({name: own[name] for name in received}),
-                "metrics": _metrics(trainer, contribution),
-                PASSPORT: ConfigRecord(passport),
-            }
-            | {name: to_record(tensors) for name, tensors in contribution.sent.items()}
-        )
+        reply = RecordDict({task.arrays_key: to_record({name: own[name] for name in received})})
+        reply["metrics"] = _metrics(trainer, contribution)
+        reply[PASSPORT] = ConfigRecord(passport)
+        for name, tensors in contribution.sent.items():
+            reply[name] = to_record(tensors)
+        return reply
 
     def evaluate(self, message: Message, context: Context) -> RecordDict:
         task = _Task(message)
@@ -264,9 +268,13 @@ def _run(trainer: Any, round: Round) -> Contribution:
 
 
 def _metrics(trainer: Any, contribution: Contribution) -> MetricRecord:
-    losses = [line["train_loss"] for line in trainer.state.log_history if "train_loss" in line]
-    own = {name: float(value) for name, value in contribution.metrics.items()}
-    return MetricRecord({"num-examples": _rows(trainer)} | ({"train_loss": float(losses[-1])} if losses else {}) | own)
+    metrics = MetricRecord({"num-examples": _rows(trainer)})
+    for line in trainer.state.log_history:
+        if "train_loss" in line:
+            metrics["train_loss"] = float(line["train_loss"])
+    for name, value in contribution.metrics.items():
+        metrics[name] = float(value)
+    return metrics
 
 
 def _rows(trainer: Any) -> int:

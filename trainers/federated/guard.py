@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_ext.trainers.federated.clients import PASSPORT
+from hf_ext.trainers.federated.clients import passport_of
 from hf_ext.trainers.federated.flower import (
     ArrayRecord,
     ConfigRecord,
+    FedAvg,
     Grid,
     Message,
     MetricRecord,
@@ -24,7 +25,7 @@ from hf_ext.trainers.federated.roll import InOrder, Roll
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    _Base = Strategy
+    _Base = FedAvg
 else:
     _Base = object
 
@@ -120,11 +121,6 @@ class GuardedMixin(_Base):
         if parent is not None:
             parent()
 
-    @property
-    def num_clients(self) -> int:
-        """How many clients the federation has, as far as is known."""
-        return self.ledger.num_clients
-
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """What the strategy makes of the metrics that are what they should be."""
         number = server_round + self.ledger.rounds_done
@@ -176,7 +172,7 @@ class GuardedMixin(_Base):
 
     def _fault_in_metrics(self, number: int, reply: Message) -> str | None:
         content = reply.content
-        passport = content.config_records.get(PASSPORT, {})
+        passport = passport_of(content)
         for name, expected in (("server-round", number), ("federation", self.ledger.federation)):
             if expected and passport.get(name, expected) != expected:
                 return f"{name}: found {passport[name]!r}, allowed is {expected!r}"
@@ -189,7 +185,7 @@ class GuardedMixin(_Base):
         return str(getattr(self, "weighted_by_key", "num-examples"))
 
     def _without_absurd_sizes(self, number: int, replies: list[Message]) -> list[Message]:
-        sizes = [_metrics_of(reply)[self._weight_key] for reply in replies]
+        sizes: list[Any] = [_metrics_of(reply)[self._weight_key] for reply in replies]
         good = []
         for index, (reply, size) in enumerate(zip(replies, sizes, strict=True)):
             others = sizes[:index] + sizes[index + 1 :]

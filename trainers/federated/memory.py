@@ -64,7 +64,8 @@ class ClientMemory:
     # ---------------------------------------------------------------------------------------------- bytes
     def _read(self) -> dict[int, dict[str, Tensors]]:
         if self._path is None:
-            data: Any = self._context.state.config_records.get(_KEY, {}).get("memory", b"")
+            record: Any = self._context.state.config_records.get(_KEY)
+            data: Any = b"" if record is None else record.get("memory", b"")
         else:
             data = self._path.read_bytes() if is_regular(self._path) else b""
         if not data:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from hf_ext.trainers.federated.clients import PASSPORT
+from hf_ext.trainers.federated.clients import passport_of
 from hf_ext.trainers.federated.flower import Grid, Message, RecordDict
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Roll:
     def _note(self, node: int, reply: Message | None) -> None:
         passport: Any = {}
         if reply is not None and not reply.has_error():
-            passport = reply.content.config_records.get(PASSPORT, {})
+            passport = passport_of(reply.content)
         number, clients = passport.get("partition-id"), passport.get("num-partitions", 0)
         if number is None:
             logger.warning(f"node {node} does not say which client it is; it is sampled by its id, which changes")

@@ -180,7 +180,7 @@ class _Run:
         metrics = None
         if self.trainer.eval_dataset is not None:
             load_tensors(self.trainer.model, from_record(arrays, self.own, "the global model"))
-            metrics = MetricRecord(evaluated(self.trainer))
+            metrics = MetricRecord({**evaluated(self.trainer)})
             ledger.measure(SERVER, number, metrics)
         if self.folder is not None and server_round:
             self._save(self.folder, number)

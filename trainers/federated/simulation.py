@@ -33,12 +33,13 @@ def simulate(
     Raises:
         RuntimeError: the server failed.
     """
-    server_app.result = None
+    server_app.result = None  # of an earlier run
     settings: Any = {
         "client_resources": {"num_cpus": cpus_per_client, "num_gpus": gpus_per_client},
         "init_args": {"num_cpus": cpus or os.cpu_count() or 1, "include_dashboard": False},
     }
     run_simulation(server_app=server_app, client_app=client_app, num_supernodes=num_clients, backend_config=settings)
-    if server_app.result is None:
+    result: Result | None = server_app.result
+    if result is None:
         raise RuntimeError("the server of the federation stopped before its end; what stopped it is logged above")
-    return server_app.result
+    return result

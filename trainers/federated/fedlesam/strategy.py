@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_ext.functional import global_control_update, server_update
-from hf_ext.trainers.federated.clients import PASSPORT
+from hf_ext.trainers.federated.clients import passport_of
 from hf_ext.trainers.federated.flower import (
     Array,
     ArrayRecord,
@@ -20,6 +20,7 @@ from hf_ext.trainers.federated.flower import (
     RecordDict,
 )
 from hf_ext.trainers.federated.guard import GuardedMixin
+from hf_ext.trainers.federated.ledger import Ledger
 from hf_ext.trainers.federated.records import Layout
 
 _VARIANTS, _SOURCES = ("base", "S", "D"), ("client", "server")
@@ -29,7 +30,7 @@ _TRAIN = "train"
 class VariantUpdates(FedAvg):
     """The server's part of the variants, of replies that are what they should be; see `FedLESAM`."""
 
-    num_clients: int
+    ledger: Ledger
 
     def __init__(
         self,
@@ -104,9 +105,7 @@ class VariantUpdates(FedAvg):
             after = self._after(names, before, updates)
             arrays = ArrayRecord({**arrays, **_record(names, after)})
         if changes:
-            c = self._control(names, before)
-            c = global_control_update(c, [_tensors(one, names) for one in changes], num_clients=self.num_clients)
-            self._next["control"] = _arrays(names, c)
+            self._next["control"] = self._with_changes(names, before, [_tensors(one, names) for one in changes])
         if self.fedlesam_source == "server":
             after = _tensors(arrays, names)
             self._next["last_update"] = _arrays(names, [w - w_t for w, w_t in zip(after, before, strict=True)])
@@ -115,14 +114,19 @@ class VariantUpdates(FedAvg):
     def _after(self, names: list[str], before: list[Tensor], updates: list[list[Tensor]]) -> list[Tensor]:
         drift = None
         if self.fedlesam_variant == "D":
-            drift = global_control_update(self._control(names, before), updates, num_clients=self.num_clients)
-            self._next["control"] = _arrays(names, drift)
+            self._next["control"] = self._with_changes(names, before, updates)
+            drift = [torch.from_numpy(self._next["control"][name]) for name in names]
         return server_update(before, updates, global_lr=self.fedlesam_global_lr, control=drift)[0]
 
-    def _control(self, names: list[str], like: list[Tensor]) -> list[Tensor]:
-        if not self.control:
-            return [torch.zeros_like(tensor) for tensor in like]
-        return [torch.from_numpy(self.control[name]) for name in names]
+    def _with_changes(
+        self, names: list[str], like: list[Tensor], changes: list[list[Tensor]]
+    ) -> dict[str, np.ndarray]:
+        """The mean of all clients' controls, with what has changed of some."""
+        if self.control:
+            control = [torch.from_numpy(self.control[name]) for name in names]
+        else:
+            control = [torch.zeros_like(tensor) for tensor in like]
+        return _arrays(names, global_control_update(control, changes, num_clients=self.ledger.num_clients))
 
     def accept(self) -> None:
         """A round's aggregate is the global model: what came with it counts, too."""
@@ -164,8 +168,7 @@ def _taken_out(reply: Message, key: str) -> ArrayRecord:
 
 
 def _buffers_of(reply: RecordDict) -> set[str]:
-    names: Any = reply.config_records.get(PASSPORT, {}).get("buffers", [])
-    return set(names)
+    return set(passport_of(reply).get("buffers", ()))
 
 
 def _tensors(record: Mapping[str, Array], names: list[str]) -> list[Tensor]:
