@@ -150,12 +150,13 @@ def factory(
     sizes: Iterable[int] = (8, 12, 16, 20),
     make_model: Callable[[], Any] = tiny_vit,
     evaluate: bool = True,
+    prepare: Callable[[Dataset], Dataset] = lambda data: data,
     trainer_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Callable[[Context], Any]:
     """From a node's context to a Trainer of its rows; of the server to one of rows that no client has."""
-    own = [rows(size, seed) for seed, size in enumerate(sizes)]
-    held_out = rows(24, 1000)
+    own = [prepare(rows(size, seed)) for seed, size in enumerate(sizes)]
+    held_out = prepare(rows(24, 1000))
     defaults = {
         "per_device_train_batch_size": 4,
         "num_train_epochs": 1,
