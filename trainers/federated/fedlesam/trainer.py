@@ -168,8 +168,8 @@ class FedLESAMMixin(FederatedMixin):
         super().begin_update(model, num_items_in_batch)
         if self.trained and self.args.fedlesam_variant == "S" and self._counting is None:
             raise ValueError(
-                "optimizer: found one that create_optimizer has not returned, allowed is one whose learning rates can "
-                "be added up, with fedlesam_variant='S'"
+                "create_optimizer: found one that does not call super's, allowed is one that does, with "
+                "fedlesam_variant='S': the learning rates have to be added up"
             )
         if self._perturbation is not None:
             self.move_weights(list(self.trained.values()), self._perturbation)
