@@ -166,6 +166,11 @@ class FedLESAMMixin(FederatedMixin):
     # ---------------------------------------------------------------------------------------------- an update
     def begin_update(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
         super().begin_update(model, num_items_in_batch)
+        if self.trained and self.args.fedlesam_variant == "S" and self._counting is None:
+            raise ValueError(
+                "create_optimizer: found one that does not call super's, allowed is one that does, with "
+                "fedlesam_variant='S': the learning rates have to be added up"
+            )
         if self._perturbation is not None:
             self.move_weights(list(self.trained.values()), self._perturbation)
             self.record(diagnostics={"perturbation_norm": self._perturbation_norm})

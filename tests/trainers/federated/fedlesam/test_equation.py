@@ -395,30 +395,38 @@ def test_updates_that_a_stream_leaves_unfinished(
     assert difference(model, hand) < 1e-12
 
 
-class Scaler:
-    """As a loss scaler's: `backward` is the only one who asks it to scale."""
-
-    def get_scale(self) -> float:
-        return 1024.0
-
-
-def test_scaled_gradients_get_scaled_corrections(
-    rows: Dataset, classifier: Callable[..., nn.Module], plain_sgd: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variant", ["S", "D"])
+def test_a_loss_scaler(
+    variant: str,
+    rows: Dataset,
+    classifier: Callable[..., nn.Module],
+    plain_sgd: dict[str, Any],
+    difference: Callable[..., float],
 ) -> None:
-    model = classifier()
-    round = _round(model, variant="D", mu=MU)
-    args = FedLESAMConfig(**plain_sgd, fedlesam_variant="D", fedlesam_lamb=LAMB, max_steps=0)
+    """Corrections are scaled as the gradients are; a step that the scaler leaves out counts for nothing."""
+    model, hand = classifier(), classifier()
+    round, calls = _round(model, variant=variant, mu=MU), []
+
+    def overflow_in_the_second(grad: Tensor) -> Tensor:
+        calls.append(grad)
+        return grad * float("inf") if len(calls) == 2 else grad
+
+    options = {"fedlesam_variant": variant, "fedlesam_lamb": LAMB, "fedlesam_rho": RHO}
+    args = FedLESAMConfig(**plain_sgd, **options, max_steps=3, per_device_train_batch_size=8)
     trainer = FedLESAMTrainer(model, args, train_dataset=rows)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    model.classifier.bias.register_hook(overflow_in_the_second)
     trainer.begin_round(round)
-    trainer.start_round()
-    found = []
-    for scaler in (None, Scaler()):
-        monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
-        model.zero_grad()
-        trainer._correct_gradients()
-        found.append([param.grad.clone() for param in model.parameters()])
-    assert all(torch.equal(1024 * one, other) for one, other in zip(*found, strict=True))
-    assert bool(found[0][0].any())
+    trainer.train()
+    assert len(calls) == 3 and trainer.accelerator.scaler.get_scale() == 512.0
+    by_hand = ByHand(hand, _round(hand, variant=variant, mu=MU), variant=variant)
+    first, _, third = _batches(rows)
+    for batch in (first, third):
+        by_hand.update(batch)
+    assert difference(model, hand) < 1e-12
+    control = trainer.end_round().memory["control"]
+    for name, value in by_hand.control().items():
+        torch.testing.assert_close(control[name], value, rtol=0, atol=1e-11)
 
 
 def test_the_mixin_asks_for_its_arguments(

@@ -418,6 +418,23 @@ def test_momentum_is_refused_before_the_first_step(vit: Callable[..., Any], rows
     assert _same(model, vit())
 
 
+class OwnOptimizer(FedLESAMTrainer):
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        return self.optimizer
+
+
+def test_an_optimizer_whose_rates_nobody_counts(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:
+    """The control would be taken for one of a round in which nothing was learned."""
+    model, args = vit(), FedLESAMConfig(**_options(tmp_path, fedlesam_variant="S"))
+    trainer = OwnOptimizer(model, args, train_dataset=rows)
+    with pytest.raises(ValueError, match="create_optimizer: found one that does not call super's"):
+        _run(trainer, _round(model, config={"fedlesam-variant": "S"}))
+    assert _same(model, vit())
+    base = OwnOptimizer(vit(), FedLESAMConfig(**_options(tmp_path)), train_dataset=rows)
+    assert _run(base, _round(base.model)).memory.keys() == {"received"}
+
+
 def test_several_gpus_and_shards(
     vit: Callable[..., Any], rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
