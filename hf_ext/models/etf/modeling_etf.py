@@ -65,9 +65,10 @@ class ETFPreTrainedModel(LoadedWhole):
         Raises:
             ValueError: features too narrow for as many classes.
         """
+        labels: Any = config.num_labels
         classifier = ETFClassifier(
             head.in_features,
-            int(config.num_labels),
+            labels,
             seed=config.etf_seed,
             temperature=config.etf_temperature,
             feature_norm=config.etf_feature_norm,
