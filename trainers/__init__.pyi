@@ -1,3 +1,4 @@
+from . import federated as federated
 from .base import MethodMixin as MethodMixin
 from .disam import *
 from .divbs import *

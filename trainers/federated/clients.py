@@ -24,6 +24,7 @@ from hf_ext.trainers.federated.flower import (
     MetricRecord,
     RecordDict,
 )
+from hf_ext.trainers.federated.frozen import check_frozen
 from hf_ext.trainers.federated.memory import ClientMemory
 from hf_ext.trainers.federated.records import from_record, to_record
 from hf_ext.trainers.federated.rounds import Contribution, FederatedMixin, Round
@@ -191,6 +192,7 @@ class _Client:
             trainer.accelerator.dataloader_config.data_seed = args.data_seed
         args.output_dir = os.path.join(args.output_dir, f"client-{client}")
         _decay(trainer, task)
+        check_frozen(trainer.model, task.config)
         own = travelling_tensors(trainer.model)
         received = from_record(task.arrays, own, "the global model")
         load_tensors(trainer.model, received)

@@ -25,6 +25,7 @@ from hf_ext.trainers.federated.flower import (
     ServerApp,
     Strategy,
 )
+from hf_ext.trainers.federated.frozen import frozen_facts
 from hf_ext.trainers.federated.guard import GuardedMixin, guarded
 from hf_ext.trainers.federated.ledger import (
     EVALUATE,
@@ -123,6 +124,7 @@ class _Run:
         self.guard = guarded(strategy, seed=trainer.args.seed)
         self.folder = None if folder is None else Path(folder)
         self.own = travelling_tensors(trainer.model)
+        self.frozen = frozen_facts(trainer.model)
         self.arrays = to_record(self.own)
         self.guard.ledger.federation = secrets.token_hex(8)
         self.first_numbers = numbers_of(self.guard)
@@ -160,8 +162,8 @@ class _Run:
             self.arrays,
             num_rounds=max(self.rounds - self.guard.ledger.rounds_done, 0),
             timeout=timeout,
-            train_config=ConfigRecord(dict(train_config or {})),
-            evaluate_config=ConfigRecord(dict(evaluate_config or {})),
+            train_config=ConfigRecord({**self.frozen, **(train_config or {})}),
+            evaluate_config=ConfigRecord({**self.frozen, **(evaluate_config or {})}),
             evaluate_fn=self._after_round,
         )
         load_tensors(self.trainer.model, from_record(self.arrays, self.own, "the global model"))
