@@ -120,7 +120,7 @@ def test_methods_are_listed() -> None:
         assert f"]({method.paper})" in row[-1]
 
 
-@pytest.mark.parametrize("folder", ["trainers", "hf_ext/studies", "hf_ext/benchmarks"])
+@pytest.mark.parametrize("folder", ["trainers", "trainers/federated", "hf_ext/studies", "hf_ext/benchmarks"])
 def test_all_parts_of_a_folder_are_named(folder: str) -> None:
     page = (ROOT / folder / "README.md").read_text()
     parts = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
