@@ -1,4 +1,4 @@
-"""Train with FedGELA in a federation in this machine: python examples/fedgela.py --config examples/fedgela_digits.yaml
+"""Train with FedGELA in a federation here: python examples/fedgela.py --config examples/fedgela_digits.yaml
 
 Takes the options of `hf-ext train fedgela`; `--help` lists them.
 """

@@ -1,4 +1,4 @@
-"""Train with FedLESAM in a federation in this machine: python examples/fedlesam.py --config examples/fedlesam_digits.yaml
+"""Train with FedLESAM in a federation here: python examples/fedlesam.py --config examples/fedlesam_digits.yaml
 
 Takes the options of `hf-ext train fedlesam`; `--help` lists them.
 """

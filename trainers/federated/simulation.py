@@ -10,6 +10,9 @@ from hf_ext.trainers.federated.flower import FLOWER_LOGGER, ClientApp, Result, r
 from hf_ext.trainers.federated.in_process import run_in_process
 from hf_ext.trainers.federated.servers import FederatedServerApp
 
+#: that apps are to be written for `flwr run`, and that nothing is asked of the clients but training
+_NO_NEWS = ("run_simulation", "fraction_evaluate is set to 0.0")
+
 
 def simulate(
     server_app: FederatedServerApp,
@@ -62,10 +65,10 @@ def simulate(
 
 @contextmanager
 def _lines_of_flower(verbose: bool) -> Iterator[None]:
-    """All of them, or warnings alone, but for that which tells people to write apps for `flwr run`."""
+    """All of them, or warnings alone, and of these none that only repeats how it was called."""
 
     def matters(line: logging.LogRecord) -> bool:
-        return line.levelno >= logging.WARNING and "run_simulation" not in line.getMessage()
+        return line.levelno >= logging.WARNING and not any(words in line.getMessage() for words in _NO_NEWS)
 
     if verbose:
         yield
