@@ -1,7 +1,7 @@
 """One federation of a study, from Flower's apps to numbers: how it is trained, and what is read off it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,13 @@ class Client:
         trainer: kind of Trainer.
         arguments: kind of its arguments.
         options: further arguments.
+        further: what the Trainer takes besides, given the client's rows.
     """
 
     trainer: type[Trainer] = Trainer
     arguments: type[TrainingArguments] = TrainingArguments
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    further: Callable[[Part], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,10 @@ class _Factory:
             trainer = Trainer(self._make_model(), self._arguments(TrainingArguments), eval_dataset=both)
             trainer.compute_metrics = metrics
             return quiet(trainer)
-        rows = self._federation.train_of(int(number)).rows()  # type: ignore[call-overload]
-        args = self._arguments(self._client.arguments, **(self._client.options or {}))
-        return quiet(self._client.trainer(self._model, args, train_dataset=rows))
+        rows = self._federation.train_of(int(number))  # type: ignore[call-overload]
+        args = self._arguments(self._client.arguments, **self._client.options)
+        further = self._client.further(rows) if self._client.further else {}
+        return quiet(self._client.trainer(self._model, args, train_dataset=rows.rows(), **further))
 
     def _arguments(self, kind: type[TrainingArguments], **options: Any) -> TrainingArguments:
         return arguments(

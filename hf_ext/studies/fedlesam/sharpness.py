@@ -42,7 +42,11 @@ def sharpness(
 
 
 def _loss_at(
-    loss: Callable[[], Tensor], params: Sequence[Tensor], before: Sequence[Tensor], step: Sequence[Tensor], length: float
+    loss: Callable[[], Tensor],
+    params: Sequence[Tensor],
+    before: Sequence[Tensor],
+    step: Sequence[Tensor],
+    length: float,
 ) -> Tensor:
     norm = torch.stack([one.norm() for one in step]).norm().clamp(min=torch.finfo(torch.float32).tiny)
     for param, start, direction in zip(params, before, step, strict=True):
