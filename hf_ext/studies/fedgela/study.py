@@ -117,9 +117,9 @@ def _lengths() -> str:
 
 
 PROTOCOL = f"""
-- **Federations.** {CLIENTS} clients, of which {ACTIVE:.0%} train in a round. *classes*: {CLASSES_EACH} classes at each
-  client. *Dirichlet*: shares of every class drawn with alpha {ALPHA:g}. A client keeps {LOCAL_TEST:.0%} of its rows for
-  tests of its own.
+- **Federations.** {CLIENTS} clients, of which {ACTIVE:.0%} train in a round. *classes*: {CLASSES_EACH} classes at
+  each client. *Dirichlet*: shares of every class drawn with alpha {ALPHA:g}. A client keeps {LOCAL_TEST:.0%} of its
+  rows for tests of its own.
 - **Metric.** The global view's accuracy on common test rows, mean over the last {LAST} rounds.
 - **Systems.** With a learnt head: Flower's FedAvg and FedProx (mu 0.01), FedRS (alpha 0.5). With one that is fixed:
   FedBABU, the head as it was drawn; *{ETF}*, without class weights; FedGELA; and the control *{RANDOM_GELA}*: FedGELA
@@ -128,8 +128,8 @@ PROTOCOL = f"""
   {CLIPPING:g}, the rate times {DECAY:g} after each round.
 - **Network.** A small ResNet with GroupNorm, untrained at first.
 - **Hyper-parameters.** The learning rate is the one that FedAvg was best with (study `fedlesam`), for all. The
-  temperature of heads that have one is chosen by accuracy on common validation rows, a sixth of the training rows, with
-  another seed (1000).
+  temperature of heads that have one is chosen by accuracy on common validation rows, a sixth of the training rows,
+  with another seed (1000).
 - **Details**, of the model after the last round. *{PERSONAL}*: accuracy on the rows that clients keep, mean over
   clients; with class weights that of FedGELA's personal view, which knows what a client has, else of the global model.
   *{KNOWN}*: the same of the global view where a client looks at its own classes alone, which any system can.

@@ -77,7 +77,7 @@ class Trained:
         return {"test": float(self.test[-LAST:].mean()), "validation": float(self.validation[-LAST:].mean())}
 
     def rounds_to(self, target: float) -> float:
-        """The round by which the mean accuracy of the last ones first reaches a target; all of them if it never does."""
+        """The round by which the last ones' mean accuracy first reaches a target; all of them if it never does."""
         window = min(WINDOW, len(self.test))
         means = np.convolve(self.test, np.ones(window) / window, mode="valid")
         reached = np.flatnonzero(means >= target)
@@ -119,6 +119,14 @@ def train(
     return Trained(server.trainer.model.eval(), test, validation)
 
 
+def train_client(
+    model: nn.Module, number: int, federation: Federation, client: Client, setting: Setting, seed: int
+) -> None:
+    """Train a model at one client as in a round, for a look at what comes of it there."""
+    make_trainer = _Factory(federation, lambda: model, client, setting, seed)
+    make_trainer.at(number).train()
+
+
 def _refuse_faults(left_out: Sequence[str]) -> None:
     """Raises RuntimeError for replies that were left out for anything but weights that are not finite."""
     for line in left_out:
@@ -153,7 +161,11 @@ class _Factory:
             trainer = Trainer(self._make_model(), self._arguments(TrainingArguments), eval_dataset=both)
             trainer.compute_metrics = metrics
             return quiet(trainer)
-        rows = self._federation.train_of(int(number))  # type: ignore[call-overload]
+        return self.at(int(number))  # type: ignore[call-overload]
+
+    def at(self, number: int) -> Trainer:
+        """A client's Trainer."""
+        rows = self._federation.train_of(number)
         args = self._arguments(self._client.arguments, **self._client.options)
         further = self._client.further(rows) if self._client.further else {}
         return quiet(self._client.trainer(self._model, args, train_dataset=rows.rows(), **further))

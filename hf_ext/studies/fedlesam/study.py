@@ -137,10 +137,10 @@ def _targets(cases: tuple[Case, ...]) -> str:
 
 PROTOCOL = f"""
 - **Federations.** {CLIENTS} clients, of which {ACTIVE:.0%} train in a round. *Dirichlet*: shares of every class drawn
-  with alpha {ALPHA:g}. *classes*: {CLASSES_EACH} classes at each client. A client keeps {LOCAL_TEST:.0%} of its rows for
-  tests of its own.
-- **Metric.** The global model's accuracy on common test rows, mean over the last {LAST} rounds: with so few clients at a
-  time it jumps from round to round.
+  with alpha {ALPHA:g}. *classes*: {CLASSES_EACH} classes at each client. A client keeps {LOCAL_TEST:.0%} of its rows
+  for tests of its own.
+- **Metric.** The global model's accuracy on common test rows, mean over the last {LAST} rounds: with so few clients at
+  a time it jumps from round to round.
 - **Systems.** Flower's FedAvg and FedProx; FedSAM (SAM at every client); FedLESAM; its S and D, and these without a
   perturbation, which are SCAFFOLD (weight 1) and FedDyn (0.1). *{RANDOM}* is FedLESAM with a direction drawn anew for
   each client and round, of the same length.
@@ -169,8 +169,8 @@ COMPARISON = Study(
     name="fedlesam",
     title="FedLESAM: clients of different data",
     question=(
-        "Where clients' data differ, does moving their weights back along the global model's last change give a better "
-        "global model than averaging, than SAM at every client, and than a random move of the same length?"
+        "Where clients' data differ, does moving their weights back along the global model's last change give a "
+        "better global model than averaging, than SAM at every client, and than a random move of the same length?"
     ),
     metric="accuracy of the global model",
     data={"digits": DATA["digits"]},
