@@ -161,7 +161,7 @@ class _Factory:
             trainer = Trainer(self._make_model(), self._arguments(TrainingArguments), eval_dataset=both)
             trainer.compute_metrics = metrics
             return quiet(trainer)
-        return self.at(int(number))  # type: ignore[call-overload]
+        return self.at(int(number))
 
     def at(self, number: int) -> Trainer:
         """A client's Trainer."""

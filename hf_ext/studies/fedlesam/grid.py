@@ -57,7 +57,7 @@ class InProcessGrid(Grid):
 
 
 def _context(node: int, client: int | None = None, num_clients: int = 0) -> Context:
-    config = {} if client is None else {"partition-id": client, "num-partitions": num_clients}
+    config: dict[str, Any] = {} if client is None else {"partition-id": client, "num-partitions": num_clients}
     return Context(run_id=1, node_id=node, node_config=config, state=RecordDict(), run_config={})
 
 

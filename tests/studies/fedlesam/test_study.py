@@ -49,8 +49,9 @@ def test_what_systems_are() -> None:
 
 def test_perturbations_have_the_same_lengths_to_choose_from() -> None:
     for study in STUDIES:
-        grids = [system.grid for system in study.systems if system.name in ("FedSAM", LESAM, RANDOM)]
-        assert len(grids) == 3 and all(grid == grids[0] for grid in grids)
+        systems = [system for system in study.systems if system.name in ("FedSAM", LESAM, RANDOM)]
+        lengths = [system.options.get("rho", system.grid) for system in systems]
+        assert len(lengths) == 3 and all(one == lengths[0] for one in lengths)
         assert {case.data for case in study.cases} <= SETTINGS.keys()
     assert STUDIES == (COMPARISON, LARGER)
 
