@@ -227,8 +227,8 @@ LARGER = Study(
     prepare=prepare,
     run=run,
     protocol=(
-        f"As in the study `fedlesam`, with fewer systems and seeds; nothing is chosen: rho is {_RHO:g} wherever there is "
-        "one, and the learning rate the same for all. "
+        f"As in the study `fedlesam`, with fewer systems and seeds; nothing is chosen: rho is {_RHO:g} wherever there "
+        "is one, and the learning rate the same for all. "
         f"*origins*: every client has pictures of one origin, as many clients for each. {_lengths(_LARGER_CASES)}. "
         f"Targets: {_targets(_LARGER_CASES)}."
     ),

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from flwr.serverapp.strategy import FedAvg, FedProx
 
 from hf_ext.studies import reproduce
@@ -54,6 +56,24 @@ def test_perturbations_have_the_same_lengths_to_choose_from() -> None:
         assert len(lengths) == 3 and all(one == lengths[0] for one in lengths)
         assert {case.data for case in study.cases} <= SETTINGS.keys()
     assert STUDIES == (COMPARISON, LARGER)
+
+
+@pytest.mark.slow
+def test_pictures_of_a_user(tmp_path: Path) -> None:
+    numbers = np.arange(600)
+    columns = {
+        "image": list(np.random.default_rng(0).integers(0, 256, (600, 4, 4, 3), dtype=np.uint8)),
+        "label": numbers % 2,
+        "domain": numbers % 3,
+        "split": ["test" if number % 5 == 0 else "train" for number in numbers],
+    }
+    labels = {"label": ClassLabel(2), "domain": ClassLabel(3)}
+    features = Features(image=Image(), split=Value("string"), **labels)
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "pictures.parquet")
+    data = dict.fromkeys(("origins", "images"), str(tmp_path / "pictures.parquet"))
+    result = reproduce(LARGER, out=tmp_path, data=data, quick=True, seeds=1)
+    assert not result.skipped and [len(systems) for systems in result.cases.values()] == [4, 4]
+    assert all(0 <= system.test[0] <= 1 for systems in result.cases.values() for system in systems.values())
 
 
 @pytest.mark.slow
