@@ -60,14 +60,14 @@ def test_perturbations_have_the_same_lengths_to_choose_from() -> None:
 
 @pytest.mark.slow
 def test_pictures_of_a_user(tmp_path: Path) -> None:
-    numbers = np.arange(600)
+    numbers = np.arange(1500)
     columns = {
-        "image": list(np.random.default_rng(0).integers(0, 256, (600, 4, 4, 3), dtype=np.uint8)),
-        "label": numbers % 2,
+        "image": list(np.random.default_rng(0).integers(0, 256, (1500, 4, 4, 3), dtype=np.uint8)),
+        "label": numbers % 10,
         "domain": numbers % 3,
-        "split": ["test" if number % 5 == 0 else "train" for number in numbers],
+        "split": ["test" if number % 7 == 0 else "train" for number in numbers],
     }
-    labels = {"label": ClassLabel(2), "domain": ClassLabel(3)}
+    labels = {"label": ClassLabel(10), "domain": ClassLabel(3)}
     features = Features(image=Image(), split=Value("string"), **labels)
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "pictures.parquet")
     data = dict.fromkeys(("origins", "images"), str(tmp_path / "pictures.parquet"))
