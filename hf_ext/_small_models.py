@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import ResNetConfig, ViTConfig
+from transformers import ConvNextConfig, ResNetConfig, ViTConfig
 
 
 def vit(**labels: Any) -> ViTConfig:
@@ -38,6 +38,26 @@ def resnet(*, channels: int = 3, widths: Sequence[int] = (16, 32, 64), **labels:
         hidden_sizes=list(widths),
         depths=[1] * len(widths),
         layer_type="basic",
+        **labels,
+    )
+
+
+def convnext(**labels: Any) -> ConvNextConfig:
+    """A ConvNeXt for the embedded digits of 8 x 8 pixels: a block of width 32 and one of 64.
+
+    It learns by plain SGD, and has LayerNorms alone: statistics of BatchNorms are a single client's in a federation.
+
+    Args:
+        **labels: `num_labels`, or `class_names(...)`.
+    """
+    return ConvNextConfig(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        num_stages=2,
+        hidden_sizes=[32, 64],
+        depths=[1, 1],
+        layer_scale_init_value=1.0,
         **labels,
     )
 

@@ -59,6 +59,8 @@ class CardCallback(TrainerCallback):
         self._run: dict[str, Any] = {}
         self._loss_terms: dict[str, None] = {}  # names, in order
         self._log_history: list[dict[str, float]] = []
+        self._federation: dict[str, Any] = {}
+        self._at_clients: list[Result] = []
         self._started = 0.0
         #: the checkpoint that training resumes from, where a Trainer says so
         self.resumed_from: str | None = None
@@ -87,6 +89,18 @@ class CardCallback(TrainerCallback):
         self._facts["method"][name] = value
         self._facts["hidden"] = sorted({*self._facts["hidden"], *names_of("metrics", metrics)})
 
+    def describe_run(self, args: TrainingArguments, model: Any) -> None:
+        """Take in what is known of a run before it trains; also of one that trains elsewhere, as a federation does."""
+        self._run = {
+            **_model_facts(model),
+            "hyper_parameters": _hyper_parameters(args),
+            "environment": {"processes": args.world_size, "hardware": hardware(), **versions()},
+        }
+
+    def add_federation(self, facts: Mapping[str, Any], results: Iterable[Result] = ()) -> None:
+        """Say how clients have trained the model, and what they measured."""
+        self._federation, self._at_clients = dict(facts), list(results)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -95,12 +109,8 @@ class CardCallback(TrainerCallback):
         dataset = _dataset_of(kwargs.get("train_dataloader"))
         name = _name_of(dataset)
         self._facts["train"] = _describe(dataset)
-        self._run = {
-            **_model_facts(kwargs.get("model")),
-            **({"dataset": name} if name else {}),
-            "hyper_parameters": _hyper_parameters(args),
-            "environment": {"processes": args.world_size, "hardware": hardware(), **versions()},
-        }
+        self.describe_run(args, kwargs.get("model"))
+        self._run |= {"dataset": name} if name else {}
         self._log_history = state.log_history
         self._started = time.perf_counter() - self._facts["seconds"]
 
@@ -178,6 +188,9 @@ class CardCallback(TrainerCallback):
                 facts["environment"] = {"training time": _duration(self._facts["seconds"]), **facts["environment"]}
         if train is not None or evaluations:
             facts |= {"results": self._results(), "facts": self._facts["method"]}
+        if self._federation:
+            facts["federation"] = self._federation
+            facts["results"] = [*facts.get("results", ()), *self._at_clients]
         facts["data"] |= {_part_of(prefix) or "evaluation": seen["data"] for prefix, seen in evaluations.items()}
         return facts
 

@@ -26,7 +26,7 @@ BASE_MODEL = "BASE_MODEL"
 _LARGE = 10_000
 #: fields that are lists of names, and those that are mappings
 _NAMES = ("further_methods", "files", "loss_terms", "tags")
-_MAPPINGS = ("base_options", "data", "hyper_parameters", "facts", "environment")
+_MAPPINGS = ("base_options", "data", "hyper_parameters", "federation", "facts", "environment")
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class MethodCard:
         auto_class: the class of transformers that loads the model, by default the task's.
         adapter: the type of peft's adapter (`peft_type`), or None for a model that is whole.
         hyper_parameters: names and values.
+        federation: of a model that clients have trained: rounds, clients and the like.
         results: the tables; rows with `is_method` go into the metadata (`model-index`).
         log_history: Trainer's; of its training steps the card shows "loss" and the `loss_terms`.
         loss_terms: names, in it, of the terms that the training loss is made of.
@@ -124,6 +125,7 @@ class MethodCard:
     auto_class: str | None = None
     adapter: str | None = None
     hyper_parameters: dict[str, Any] = field(default_factory=dict)
+    federation: dict[str, Any] = field(default_factory=dict)
     results: Sequence[Result] = ()
     log_history: Sequence[Mapping[str, Any]] = ()
     loss_terms: Sequence[str] = ()

@@ -19,6 +19,7 @@ NOT_SENT = (
     *("*.bin", "*.ckpt", "*.dill", "*.distcp", "*.joblib", "*.npy", "*.npz"),
     *("*.pickle", "*.pk", "*.pkl", "*.pt", "*.pth", "*.pth.tar"),
     *("checkpoint-*", "global_step*", "optimizer.*", "optimizer_[0-9]*", "rng_state*", "scaler.*", "scheduler.*"),
+    *("round-[0-9]*",),  # states of a federation
     *(".*", "*.part", "__pycache__", "events.out.tfevents*", "runs"),
 )
 

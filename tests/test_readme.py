@@ -56,8 +56,14 @@ _CODE_BLOCK = re.compile(r"```.*?```", re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<place>[^)\s]+)\)")
 
 
+def folder_of(method: str) -> Path:
+    """That of its trainer, within `trainers/`, wherever it lies there."""
+    (found,) = (path.parent for path in (ROOT / "trainers").rglob("__init__.py") if path.parent.name == method)
+    return found
+
+
 def page_of(method: str) -> Path:
-    return ROOT / "trainers" / method / "README.md"
+    return folder_of(method) / "README.md"
 
 
 def snippets_of(page: Path) -> list[str]:
@@ -109,11 +115,12 @@ def test_methods_are_listed() -> None:
     rows = table_under("Methods", README)
     assert len(rows) == len(METHODS)
     for method, row in zip(METHODS.values(), rows, strict=True):
-        assert row[0].startswith(f"[{method.title}](trainers/{method.name}/README.md)")
+        page = page_of(method.name).relative_to(ROOT).as_posix()
+        assert row[0].startswith(f"[{method.title}]({page})")
         assert f"]({method.paper})" in row[-1]
 
 
-@pytest.mark.parametrize("folder", ["trainers", "hf_ext/studies", "hf_ext/benchmarks"])
+@pytest.mark.parametrize("folder", ["trainers", "trainers/federated", "hf_ext/studies", "hf_ext/benchmarks"])
 def test_all_parts_of_a_folder_are_named(folder: str) -> None:
     page = (ROOT / folder / "README.md").read_text()
     parts = [path for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
@@ -123,8 +130,9 @@ def test_all_parts_of_a_folder_are_named(folder: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------- methods
 def arguments_of(method: str) -> Any:
-    """The dataclass that `trainers/NAME/arguments.py` defines."""
-    module = importlib.import_module(f"hf_ext.trainers.{method}.arguments")
+    """The dataclass that `arguments.py` of its folder defines."""
+    folder = folder_of(method).relative_to(ROOT).as_posix().replace("/", ".")
+    module = importlib.import_module(f"hf_ext.{folder}.arguments")
     kinds = [kind for kind in vars(module).values() if dataclasses.is_dataclass(kind) and isinstance(kind, type)]
     (found,) = (kind for kind in kinds if kind.__module__ == module.__name__ and kind.__name__.endswith("Arguments"))
     return found
@@ -160,7 +168,9 @@ def test_equations_lead_to_the_code_that_runs(method: str) -> None:
     """A function that the page links is defined in the file, and called by a class that ships."""
     linked = [(text.strip("`"), place) for text, place in links_of(page_of(method)) if re.fullmatch(r"`\w+`", text)]
     assert any("functional" in place for _, place in linked)
-    folders = (ROOT / "trainers" / method, ROOT / "adapters" / method, ROOT / "hf_ext" / "models" / method)
+    linked_files = {(page_of(method).parent / place).resolve() for _, place in links_of(page_of(method))}
+    folders = {folder_of(method), ROOT / "adapters" / method, ROOT / "hf_ext" / "models" / method}
+    folders |= {path.parent for path in linked_files if path.suffix == ".py" and path.parent.name != "functional"}
     shipped = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     for name, place in linked:
         source = (page_of(method).parent / place).read_text()
@@ -180,8 +190,8 @@ def test_the_paper_is_cited(method: str) -> None:
 @pytest.mark.parametrize(
     "folder",
     [
-        *(f"trainers/{name}" for name in METHODS),
-        *("adapters/mola", "hf_ext/data", "hf_ext/metrics", "hf_ext/models/etf", "trainers/federated/fedgela"),
+        *(str(folder_of(name).relative_to(ROOT)) for name in METHODS),
+        *("adapters/mola", "hf_ext/data", "hf_ext/metrics", "hf_ext/models/etf", "trainers/federated"),
     ],
 )
 def test_snippets_of_a_folder(folder: str, tmp_path: Path, run_snippet: Callable[..., str]) -> None:

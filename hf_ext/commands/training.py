@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hf_ext._arguments import Count, check_value
-from hf_ext.commands.loading import DataArguments, ModelArguments, accuracy, load_model_and_data
+from hf_ext.commands.loading import DataArguments, Loaded, ModelArguments, accuracy, load_model_and_data
 from hf_ext.commands.lora import LoraArguments
 from hf_ext.commands.parsing import parse
 
@@ -56,32 +56,62 @@ def train_method(
     chosen, data, options, args = parse(
         types, argv, prog=f"hf-ext train {method}", description=description, defaults=defaults or {}
     )
-    # of TrainingArguments' counts those that nobody else looks at
-    check_value("gradient_accumulation_steps", args.gradient_accumulation_steps, Count)
+    check_counts(args)
     if check is not None:
         check(args)
-    # here already, as Trainer does it later: heads and adapters start with random weights
-    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-    loaded = load_model_and_data(chosen, data, seed=args.seed)
+    loaded = seeded(args, chosen, data)
     if look is not None:
         look(options, loaded.data["train"], args)
-    network: nn.Module = options.adapted(loaded.model)
+    trainer = new_trainer(trainer_class, options.adapted(loaded.model), args, loaded)
+    trainer.train(resume_from_checkpoint=resumed_from(args))
+    leave(trainer, data.dataset, evaluated=evaluated, saved=saved)
+
+
+def check_counts(args: TrainingArguments) -> None:
+    """Refuse those of TrainingArguments' counts that nobody else looks at."""
+    check_value("gradient_accumulation_steps", args.gradient_accumulation_steps, Count)
+
+
+def seeded(args: TrainingArguments, chosen: ModelArguments, data: DataArguments) -> Loaded:
+    """Model and data. Seeds are set here already, as Trainer does it later: heads and adapters start at random."""
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+    return load_model_and_data(chosen, data, seed=args.seed)
+
+
+def new_trainer(
+    trainer_class: type[Trainer], network: nn.Module, args: TrainingArguments, loaded: Loaded, **rows: Any
+) -> Any:
+    """A Trainer of what has been loaded; `rows` are other data sets than those."""
     args.remove_unused_columns = args.remove_unused_columns and not loaded.keeps_columns
+    own = {"train_dataset": loaded.data["train"], "eval_dataset": loaded.data.get("eval")}
     with _reaching_the_hub(args):
         trainer: Any = trainer_class(
             model=network,
             args=args,
             data_collator=loaded.collator,
-            train_dataset=loaded.data["train"],
-            eval_dataset=loaded.data.get("eval"),
             processing_class=loaded.processor,
             compute_metrics=accuracy,
+            **own | rows,
         )
     trainer.data_remark = loaded.remark
-    resume: str | bool | None = args.resume_from_checkpoint
-    if str(resume).lower() in ("true", "false"):
-        resume = str(resume).lower() == "true"
-    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def resumed_from(args: TrainingArguments) -> str | bool | None:
+    """What `--resume_from_checkpoint` says: a folder, or whether to."""
+    said = args.resume_from_checkpoint
+    return str(said).lower() == "true" if str(said).lower() in ("true", "false") else said
+
+
+def leave(
+    trainer: Any,
+    dataset: str,
+    *,
+    evaluated: Callable[[Any], Mapping[str, Any]] | None = None,
+    saved: Callable[[Any], None] | None = None,
+) -> None:
+    """Evaluate what has been trained, and leave its folder, or send it to the Hub; see `train_method`."""
+    args = trainer.args
     metrics = {} if trainer.eval_dataset is None else {"eval": trainer.evaluate()}
     for name, rows in (evaluated(trainer) if evaluated is not None else {}).items():
         metrics[name] = trainer.evaluate(rows, metric_key_prefix=f"eval_{name}")
@@ -90,11 +120,11 @@ def train_method(
     trainer.save_model()
     if saved is not None:
         saved(trainer)
-    trainer.create_model_card(dataset=data.dataset)
+    trainer.create_model_card(dataset=dataset)
     if args.push_to_hub:
-        trainer.push_to_hub(dataset=data.dataset)
+        trainer.push_to_hub(dataset=dataset)
     if trainer.is_world_process_zero():
-        print(summary(metrics, args.output_dir, loaded.remark))
+        print(summary(metrics, args.output_dir, trainer.data_remark))
     trainer.accelerator.end_training()  # a process group that is left to the interpreter's end may abort there
 
 

@@ -134,6 +134,21 @@ class Method:
         return bool(self.usage) and "{base}" not in self.usage
 
 
+def _draw_partition(partition: Any, path: str) -> None:
+    from hf_ext.hub_cards.plots import plot_partition
+
+    plot_partition(partition["counts"], path, partition["clients"], partition["classes"])
+
+
+#: of a federation; counts tell of clients' data, so there is no such fact unless somebody asks for it
+CLIENTS_AND_CLASSES = Picture(
+    file="partition.png",
+    caption="How many rows of each class each client holds",
+    fact="partition",
+    draw=_draw_partition,
+)
+
+
 def name_of(config: Mapping[str, Any]) -> str:
     """What a model's configuration says it is: where its weights come from, and its architecture."""
     architecture = str(config.get("architecture") or config.get("model_type") or "unknown")

@@ -185,6 +185,8 @@ class _Client:
         if args.data_seed is not None:
             args.data_seed = (args.data_seed + moved) % 2**32
             trainer.accelerator.dataloader_config.data_seed = args.data_seed
+        if getattr(trainer, "card", None) is not None:
+            trainer.remove_callback(trainer.card)  # the card is the server's
         args.output_dir = os.path.join(args.output_dir, f"client-{client}")
         _decay(trainer, task)
         own = travelling_tensors(trainer.model)

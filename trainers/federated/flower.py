@@ -7,10 +7,13 @@ try:
     from flwr.serverapp import Grid, ServerApp
     from flwr.serverapp.strategy import FedAvg, Result, Strategy
     from flwr.simulation import run_simulation
+    from flwr.supercore.logger import FLOWER_LOGGER
+    from flwr.supercore.task_identity import TaskIdentity
 except ImportError as error:
     raise ImportError(f"federated training needs Flower: pip install 'hf-ext[federated]' ({error})") from error
 
 __all__ = [
+    "FLOWER_LOGGER",
     "Array",
     "ArrayRecord",
     "ClientApp",
@@ -26,5 +29,6 @@ __all__ = [
     "Result",
     "ServerApp",
     "Strategy",
+    "TaskIdentity",
     "run_simulation",
 ]

@@ -73,6 +73,7 @@ class GuardedMixin(_Base):
             messages = list(super().configure_train(number, arrays, config, ordered))
         self.ledger.num_clients = max(self.ledger.num_clients, self.roll.num_clients)
         self._asked = {message.metadata.dst_node_id for message in messages}
+        self.ledger.weigh(sent=[message.content for message in messages])
         for message in messages:
             message.content = self._with_taken(message)
         return messages
@@ -102,6 +103,7 @@ class GuardedMixin(_Base):
         """What the strategy makes of the replies that are what they should be."""
         number = server_round + self.ledger.rounds_done
         good = self._checked(number, replies, self._fault_in_training)
+        self.ledger.weigh(received=[reply.content for reply in good])  # strategies take records out
         arrays, metrics = super().aggregate_train(number, good)
         if arrays is not None:
             arrays = restored(arrays, self._layout)

@@ -1,13 +1,13 @@
 """What a server notes of a federation, and the state of a strategy: all that a checkpoint holds beside the model."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from hf_ext.trainers.federated.flower import Array, ArrayRecord, Strategy
+from hf_ext.trainers.federated.flower import Array, ArrayRecord, RecordDict, Strategy
 
 #: kinds of metrics: of clients' training, of clients' evaluation, of the server's
 TRAIN, EVALUATE, SERVER = "train", "evaluate", "server"
@@ -24,6 +24,7 @@ class Ledger:
         taken: by client, the last round whose reply was taken.
         participants: by round, the clients whose replies were taken.
         left_out: replies that were not, in words.
+        bytes_sent, bytes_received: the most that went to one client in a round, and came from it: tensors, as sent.
         history: metrics by kind and round.
     """
 
@@ -33,6 +34,8 @@ class Ledger:
     taken: dict[int, int] = field(default_factory=dict)
     participants: dict[int, list[int]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    bytes_sent: int = 0
+    bytes_received: int = 0
     history: dict[str, dict[int, dict[str, Any]]] = field(
         default_factory=lambda: {kind: {} for kind in (TRAIN, EVALUATE, SERVER)}
     )
@@ -47,6 +50,11 @@ class Ledger:
         if metrics is not None:
             self.history[kind][number] = dict(metrics)
 
+    def weigh(self, sent: Iterable[RecordDict] = (), received: Iterable[RecordDict] = ()) -> None:
+        """Note how much travelled, of records that went to one client or came from it each."""
+        self.bytes_sent = max([self.bytes_sent, *map(_bytes_in, sent)])
+        self.bytes_received = max([self.bytes_received, *map(_bytes_in, received)])
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return dataclasses.asdict(self)
@@ -57,6 +65,10 @@ class Ledger:
         with_numbers = {name: _numbered(values[name]) for name in ("taken", "participants")}
         history = {kind: _numbered(rounds) for kind, rounds in values["history"].items()}
         return cls(**{**values, **with_numbers, "history": history})
+
+
+def _bytes_in(records: RecordDict) -> int:
+    return sum(record.count_bytes() for record in records.array_records.values())
 
 
 def _numbered(values: Mapping[str, Any]) -> dict[int, Any]:

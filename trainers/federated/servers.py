@@ -1,5 +1,6 @@
 """A Flower ServerApp that trains a Trainer's model in a federation, and leaves it as Trainer leaves a model."""
 
+import copy
 import logging
 import os
 import secrets
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_ext.hub_cards import METHODS
 from hf_ext.trainers.federated.checkpoints import (
     Checkpoint,
     as_json,
@@ -15,6 +17,7 @@ from hf_ext.trainers.federated.checkpoints import (
     save_checkpoint,
 )
 from hf_ext.trainers.federated.clients import TrainerFactory, evaluated
+from hf_ext.trainers.federated.facts import measured_at_clients, told_of
 from hf_ext.trainers.federated.flower import (
     ArrayRecord,
     ConfigRecord,
@@ -122,6 +125,12 @@ class _Run:
         self.trainer, self.rounds = trainer, rounds
         self.guard = guarded(strategy, seed=trainer.args.seed)
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            trainer.args = copy.copy(trainer.args)
+            trainer.args.output_dir = str(self.folder)
+        self.card = getattr(trainer, "card", None)
+        if self.card is not None:
+            self.card.describe_run(trainer.args, trainer.model)
         self.own = travelling_tensors(trainer.model)
         self.arrays = to_record(self.own)
         self.guard.ledger.federation = secrets.token_hex(8)
@@ -192,11 +201,17 @@ class _Run:
         save_checkpoint(folder, Checkpoint(number, self.arrays, tensors, values))
 
     def leave(self, push_to_hub: bool) -> None:
-        """Write the model as Trainer does, and push it."""
+        """Write the model as Trainer does, with its card, and push them."""
+        if self.card is not None:
+            title = METHODS[self.card.method].title
+            ledger = self.guard.ledger
+            self.card.add_federation(told_of(ledger, _name_of(self.guard)), measured_at_clients(ledger, title))
         if self.folder is not None:
             self.trainer.save_model(str(self.folder))
         if push_to_hub:
             self.trainer.push_to_hub()
+        elif self.folder is not None and self.card is not None:
+            self.trainer.create_model_card()
 
 
 def _name_of(guard: GuardedMixin) -> str:

@@ -40,6 +40,7 @@ class FedGELAMixin(FederatedMixin):
 
     args: Any  # TrainingArguments with FedGELAArguments mixed in
     model: Any
+    method = "fedgela"
     arguments = FedGELAArguments
 
     def __init__(self, *args: Any, class_counts: Sequence[float] | Tensor | None = None, **kwargs: Any) -> None:

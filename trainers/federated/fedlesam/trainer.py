@@ -61,6 +61,7 @@ class FedLESAMMixin(FederatedMixin):
 
     args: Any  # TrainingArguments with FedLESAMArguments mixed in
     model: Any
+    method = "fedlesam"
     arguments = FedLESAMArguments
     perturbs = True
     committed = ("control",)
