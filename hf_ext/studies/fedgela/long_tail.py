@@ -5,21 +5,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 from transformers import Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_ext import _small_models
 from hf_ext._runs import arguments, logits, quiet
-from hf_ext.models import replace_classifier
 from hf_ext.studies.divbs.data import NEEDS, Part, check, open_parts, prepare
+from hf_ext.studies.fedgela.heads import COSINE, LEARNT, RANDOM, SIMPLEX, with_head
 from hf_ext.studies.study import Case, Comparison, Detail, Outcome, Run, Source, Study, System
 from hf_ext.studies.training import Rows
 
 SHORT, LONG, BATCH, FEW = 300, 1200, 32, 3  # FEW: the rarest and the most frequent classes that are told apart
 RATES, TEMPERATURES = (3e-4, 1e-3, 3e-3, 1e-2), (0.02, 0.05, 0.1, 0.2)
-LEARNT, COSINE, RANDOM, SIMPLEX = "learnt head", "learnt head, cosines", "random head, fixed", "simplex head, fixed"
 
 
 def run(run: Run) -> Outcome:
@@ -64,18 +62,7 @@ def make_model(head: str, hyper_parameters: Mapping[str, Any], classes: int, see
     """A small ViT with a head of this kind; all start from the same weights but for it."""
     torch.manual_seed(seed)
     model = ViTForImageClassification(_small_models.vit(num_labels=classes))
-    if head == LEARNT:
-        return model
-    model = replace_classifier(model, seed=seed, temperature=hyper_parameters["temperature"])
-    classifier = model.classifier
-    if head != SIMPLEX:  # directions drawn at random, each of length 1
-        drawn = torch.randn(classifier.weight.shape, generator=torch.Generator().manual_seed(seed))
-        classifier.weight.copy_(F.normalize(drawn, dim=0))
-    if head == COSINE:
-        weight = classifier.weight.clone()
-        del classifier.weight
-        classifier.weight = nn.Parameter(weight)
-    return model
+    return with_head(model, head, temperature=hyper_parameters.get("temperature"), seed=seed)
 
 
 def recalls(trainer: Trainer, part: Part, classes: int) -> NDArray[np.float64]:
