@@ -5,10 +5,12 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import enable_full_determinism, set_seed
@@ -35,9 +37,11 @@ TrainerFactory = Callable[[Context], Any]
 
 #: the record beside Flower's own that says who replies to what
 PASSPORT = "federated"
-#: what a ConfigRecord says when a server has no word of it
-_NO_FEDERATION = ""
+#: what a server's ConfigRecord names if its clients cannot do without it: a class that their Trainers derive from
+NEEDS = "needs"
 _LONGEST_REASON = 500
+#: mods of Flower's that change a model's arrays, and refuse a reply with others in words that reach nobody
+_OF_THE_MODEL = {"LocalDpMod", "adaptiveclipping_mod", "fixedclipping_mod"}
 #: of Trainer's metrics, those that tell of the machine
 _OF_THE_MACHINE = ("_runtime", "_per_second", "_preparation_time", "_flos", "epoch")
 
@@ -59,6 +63,8 @@ def client_app(
     What the server's ConfigRecord says: `learning-rate-decay` multiplies the learning rate by itself in every round
     after the first; `proximal-mu`, which Flower's FedProx sends, needs a Trainer with a `FederatedMixin`.
 
+    Noise of Flower's mods for differential privacy does not follow from these seeds, which the server knows.
+
     A round that fails is answered with an error in one line, and the server goes on with the other clients.
 
     Args:
@@ -68,7 +74,7 @@ def client_app(
         mods: of Flower, around training (clipping, noise, sizes of messages).
     """
     app = ClientApp()
-    client = _Client(trainer_factory, state_dir)
+    client = _Client(trainer_factory, state_dir, [_name_of(mod) for mod in mods or ()])
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -95,16 +101,35 @@ def client_number(context: Context) -> int:
 
 def _who(context: Context) -> dict[str, Any]:
     clients = context.node_config.get("num-partitions")
-    return {"partition-id": client_number(context)} | ({"num-partitions": clients} if clients else {})
+    if clients is None:
+        return {"partition-id": client_number(context)}
+    if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
+        raise ValueError(f"num-partitions: found {clients!r} in the node's config, allowed are integers >= 1")
+    return {"partition-id": client_number(context), "num-partitions": clients}
 
 
 def _answer(work: Callable[[Message, Context], RecordDict], message: Message, context: Context) -> Message:
     try:
-        return Message(work(message, context), reply_to=message)
+        with private_noise():
+            content = work(message, context)
+        return Message(content, reply_to=message)
     except Exception as error:
         logger.exception("this client's part of the round failed")
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:_LONGEST_REASON]
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+@contextmanager
+def private_noise() -> Iterator[None]:
+    """Leave numpy's generator as it was before Trainers have seeded it.
+
+    Flower draws noise for differential privacy from it, which whoever knows the seeds could take away again.
+    """
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 @cache
@@ -119,8 +144,10 @@ def _spare_the_collector() -> None:
 
 
 class _Client:
-    def __init__(self, trainer_factory: TrainerFactory, state_dir: str | os.PathLike[str] | None) -> None:
-        self._trainer_factory, self._state_dir = trainer_factory, state_dir
+    def __init__(
+        self, trainer_factory: TrainerFactory, state_dir: str | os.PathLike[str] | None, mods: list[str]
+    ) -> None:
+        self._trainer_factory, self._state_dir, self._mods = trainer_factory, state_dir, mods
 
     def train(self, message: Message, context: Context) -> RecordDict:
         _spare_the_collector()
@@ -128,7 +155,7 @@ class _Client:
         trainer, received, client = self._prepare(task, context)
         taken = task.config.get("taken-round")
         committed = getattr(trainer, "committed", ())
-        federation = str(task.config.get("federation", _NO_FEDERATION))
+        federation = str(task.config.get("federation") or f"run {context.run_id}")
         folder: Any = self._state_dir or context.run_config.get("state-dir") or None
         memory = ClientMemory(context, folder, client, federation)
         before = task.number or 1
@@ -141,12 +168,13 @@ class _Client:
             memory=memory.recall(before, taken, committed),
         )
         contribution = _run(trainer, round)
+        _check_mods(self._mods, {*contribution.sent, *set(contribution.memory).intersection(committed)})
         if contribution.memory:
             memory.keep(before, taken, dict(contribution.memory))
         own = travelling_tensors(trainer.model)
         passport = _who(context) | {
             "server-round": before,
-            "federation": task.config.get("federation", _NO_FEDERATION),
+            "federation": task.config.get("federation", ""),
         }
         buffers = [name for name, tensor in own.items() if not isinstance(tensor, torch.nn.Parameter)]
         if buffers:
@@ -217,6 +245,18 @@ class _Task:
         return {key: from_record(record, like, key) for key, record in self._records.items()}
 
 
+def _name_of(mod: Any) -> str:
+    return str(getattr(mod, "__name__", type(mod).__name__))
+
+
+def _check_mods(mods: list[str], beside: set[str]) -> None:
+    """Refuse what changes a model on its way where client and server reckon with how it was trained."""
+    found = sorted(_OF_THE_MODEL.intersection(mods))
+    if found and beside:
+        names, kept = ", ".join(found), ", ".join(sorted(beside))
+        raise ValueError(f"mods: found {names}, allowed are none that change a model that goes with {kept}")
+
+
 def _check(trainer: Any) -> None:
     if not all(hasattr(trainer, name) for name in ("train", "model", "args", "state")):
         raise ValueError(
@@ -245,6 +285,11 @@ def _decay(trainer: Any, task: _Task) -> None:
 
 
 def _run(trainer: Any, round: Round) -> Contribution:
+    needs = round.config.get(NEEDS)
+    if needs and needs not in {kind.__name__ for kind in type(trainer).__mro__}:
+        raise ValueError(
+            f"trainer_factory: found a {type(trainer).__name__}, allowed with this server are Trainers with {needs}"
+        )
     if isinstance(trainer, FederatedMixin):
         trainer.begin_round(round)
         trainer.train()

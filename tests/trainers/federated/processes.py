@@ -1,5 +1,6 @@
-"""Flower's own processes on loopback, all of them marked by their FLWR_HOME, so that what a test started it can end."""
+"""Flower's own processes on loopback, all marked by their FLWR_HOME, so that what a test started it can end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -147,10 +148,8 @@ class Flower:
 
 
 def with_its_end(process: psutil.Process) -> None:
-    try:
+    with contextlib.suppress(psutil.Error):
         process.kill()
-    except psutil.Error:
-        pass
 
 
 def _listens(port: int) -> bool:
