@@ -198,7 +198,7 @@ class _Client:
         if isinstance(trainer, FederatedMixin):
             trainer.begin_round(Round(task.number or 1, client, dict(task.config), received))
         numbers = evaluated(trainer)
-        rows = trainer.num_examples(trainer.get_eval_dataloader())
+        rows = _rows_in(trainer.eval_dataset)
         return RecordDict(
             {"metrics": MetricRecord({"num-examples": rows, **numbers}), PASSPORT: ConfigRecord(_who(context))}
         )
@@ -275,11 +275,11 @@ def _moved(number: int | None, client: int) -> int:
 
 def _decay(trainer: Any, task: _Task) -> None:
     decay = task.config.get("learning-rate-decay")
-    if decay is None or decay == 1:
+    if decay is None:
         return
     if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
         raise ValueError(f"learning-rate-decay: found {decay!r}, allowed are numbers in (0, 1]")
-    if trainer.optimizer is not None:
+    if decay != 1 and trainer.optimizer is not None:
         raise ValueError("learning-rate-decay: found an optimizer handed to the Trainer, allowed is none with that")
     trainer.args.learning_rate *= decay ** ((task.number or 1) - 1)
 
@@ -319,6 +319,13 @@ def _rows(trainer: Any) -> int:
     if hasattr(trainer.train_dataset, "__len__"):
         return len(trainer.train_dataset)
     return int(trainer.state.global_step * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps)
+
+
+def _rows_in(data: Any) -> int:
+    """Rows of data to evaluate on; those of a stream are counted."""
+    if isinstance(data, dict):  # of several sets, each by its name
+        return sum(map(_rows_in, data.values()))
+    return len(data) if hasattr(data, "__len__") else sum(1 for _ in data)
 
 
 def evaluated(trainer: Any) -> dict[str, float]:
