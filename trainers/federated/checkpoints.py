@@ -47,6 +47,8 @@ def save_checkpoint(folder: str | os.PathLike[str], checkpoint: Checkpoint) -> P
     folder = Path(folder)
     place = folder / f"round-{checkpoint.number}"
     aside = folder / f".round-{checkpoint.number}.{secrets.token_hex(8)}"
+    for left in folder.glob(".round-*.*"):  # of whoever was killed
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         model = {name: np.asarray(array.numpy(), order="C") for name, array in checkpoint.arrays.items()}

@@ -5,10 +5,12 @@ import gc
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import enable_full_determinism, set_seed
@@ -36,9 +38,11 @@ TrainerFactory = Callable[[Context], Any]
 
 #: the record beside Flower's own that says who replies to what
 PASSPORT = "federated"
-#: what a ConfigRecord says when a server has no word of it
-_NO_FEDERATION = ""
+#: what a server's ConfigRecord names if its clients cannot do without it: a class that their Trainers derive from
+NEEDS = "needs"
 _LONGEST_REASON = 500
+#: mods of Flower's that change a model's arrays, and refuse a reply with others in words that reach nobody
+_OF_THE_MODEL = {"LocalDpMod", "adaptiveclipping_mod", "fixedclipping_mod"}
 #: of Trainer's metrics, those that tell of the machine
 _OF_THE_MACHINE = ("_runtime", "_per_second", "_preparation_time", "_flos", "epoch")
 
@@ -60,6 +64,8 @@ def client_app(
     What the server's ConfigRecord says: `learning-rate-decay` multiplies the learning rate by itself in every round
     after the first; `proximal-mu`, which Flower's FedProx sends, needs a Trainer with a `FederatedMixin`.
 
+    Noise of Flower's mods for differential privacy does not follow from these seeds, which the server knows.
+
     A round that fails is answered with an error in one line, and the server goes on with the other clients.
 
     Args:
@@ -69,7 +75,7 @@ def client_app(
         mods: of Flower, around training (clipping, noise, sizes of messages).
     """
     app = ClientApp()
-    client = _Client(trainer_factory, state_dir)
+    client = _Client(trainer_factory, state_dir, [_name_of(mod) for mod in mods or ()])
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -102,16 +108,35 @@ def passport_of(content: RecordDict) -> Mapping[str, Any]:
 
 def _who(context: Context) -> dict[str, Any]:
     clients = context.node_config.get("num-partitions")
-    return {"partition-id": client_number(context)} | ({"num-partitions": clients} if clients else {})
+    if clients is None:
+        return {"partition-id": client_number(context)}
+    if isinstance(clients, bool) or not isinstance(clients, int) or clients < 1:
+        raise ValueError(f"num-partitions: found {clients!r} in the node's config, allowed are integers >= 1")
+    return {"partition-id": client_number(context), "num-partitions": clients}
 
 
 def _answer(work: Callable[[Message, Context], RecordDict], message: Message, context: Context) -> Message:
     try:
-        return Message(work(message, context), reply_to=message)
+        with private_noise():
+            content = work(message, context)
+        return Message(content, reply_to=message)
     except Exception as error:
         logger.exception("this client's part of the round failed")
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:_LONGEST_REASON]
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+@contextmanager
+def private_noise() -> Iterator[None]:
+    """Leave numpy's generator as it was before Trainers have seeded it.
+
+    Flower draws noise for differential privacy from it, which whoever knows the seeds could take away again.
+    """
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 @cache
@@ -126,8 +151,10 @@ def _spare_the_collector() -> None:
 
 
 class _Client:
-    def __init__(self, trainer_factory: TrainerFactory, state_dir: str | os.PathLike[str] | None) -> None:
-        self._trainer_factory, self._state_dir = trainer_factory, state_dir
+    def __init__(
+        self, trainer_factory: TrainerFactory, state_dir: str | os.PathLike[str] | None, mods: list[str]
+    ) -> None:
+        self._trainer_factory, self._state_dir, self._mods = trainer_factory, state_dir, mods
 
     def train(self, message: Message, context: Context) -> RecordDict:
         _spare_the_collector()
@@ -135,7 +162,7 @@ class _Client:
         trainer, received, client = self._prepare(task, context)
         taken = task.config.get("taken-round")
         committed = getattr(trainer, "committed", ())
-        federation = str(task.config.get("federation", _NO_FEDERATION))
+        federation = str(task.config.get("federation") or f"run {context.run_id}")
         folder: Any = self._state_dir or context.run_config.get("state-dir") or None
         memory = ClientMemory(context, folder, client, federation)
         before = task.number or 1
@@ -148,12 +175,13 @@ class _Client:
             memory=memory.recall(before, taken, committed),
         )
         contribution = _run(trainer, round)
+        _check_mods(self._mods, {*contribution.sent, *set(contribution.memory).intersection(committed)})
         if contribution.memory:
             memory.keep(before, taken, dict(contribution.memory))
         own = travelling_tensors(trainer.model)
         passport = _who(context) | {
             "server-round": before,
-            "federation": task.config.get("federation", _NO_FEDERATION),
+            "federation": task.config.get("federation", ""),
         }
         buffers = [name for name, tensor in own.items() if not isinstance(tensor, torch.nn.Parameter)]
         if buffers:
@@ -175,7 +203,7 @@ class _Client:
         if isinstance(trainer, FederatedMixin):
             trainer.begin_round(Round(task.number or 1, client, dict(task.config), received))
         numbers = evaluated(trainer)
-        rows = trainer.num_examples(trainer.get_eval_dataloader())
+        rows = _rows_in(trainer.eval_dataset)
         return RecordDict(
             {"metrics": MetricRecord({"num-examples": rows, **numbers}), PASSPORT: ConfigRecord(_who(context))}
         )
@@ -225,6 +253,18 @@ class _Task:
         return {key: from_record(record, like, key) for key, record in self._records.items()}
 
 
+def _name_of(mod: Any) -> str:
+    return str(getattr(mod, "__name__", type(mod).__name__))
+
+
+def _check_mods(mods: list[str], beside: set[str]) -> None:
+    """Refuse what changes a model on its way where client and server reckon with how it was trained."""
+    found = sorted(_OF_THE_MODEL.intersection(mods))
+    if found and beside:
+        names, kept = ", ".join(found), ", ".join(sorted(beside))
+        raise ValueError(f"mods: found {names}, allowed are none that change a model that goes with {kept}")
+
+
 def _check(trainer: Any) -> None:
     if not all(hasattr(trainer, name) for name in ("train", "model", "args", "state")):
         raise ValueError(
@@ -243,16 +283,21 @@ def _moved(number: int | None, client: int) -> int:
 
 def _decay(trainer: Any, task: _Task) -> None:
     decay = task.config.get("learning-rate-decay")
-    if decay is None or decay == 1:
+    if decay is None:
         return
     if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 < decay <= 1:
         raise ValueError(f"learning-rate-decay: found {decay!r}, allowed are numbers in (0, 1]")
-    if trainer.optimizer is not None:
+    if decay != 1 and trainer.optimizer is not None:
         raise ValueError("learning-rate-decay: found an optimizer handed to the Trainer, allowed is none with that")
     trainer.args.learning_rate *= decay ** ((task.number or 1) - 1)
 
 
 def _run(trainer: Any, round: Round) -> Contribution:
+    needs = round.config.get(NEEDS)
+    if needs and needs not in {kind.__name__ for kind in type(trainer).__mro__}:
+        raise ValueError(
+            f"trainer_factory: found a {type(trainer).__name__}, allowed with this server are Trainers with {needs}"
+        )
     if isinstance(trainer, FederatedMixin):
         trainer.begin_round(round)
         trainer.train()
@@ -286,6 +331,13 @@ def _rows(trainer: Any) -> int:
     if hasattr(trainer.train_dataset, "__len__"):
         return len(trainer.train_dataset)
     return int(trainer.state.global_step * trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps)
+
+
+def _rows_in(data: Any) -> int:
+    """Rows of data to evaluate on; those of a stream are counted."""
+    if isinstance(data, dict):  # of several sets, each by its name
+        return sum(map(_rows_in, data.values()))
+    return len(data) if hasattr(data, "__len__") else sum(1 for _ in data)
 
 
 def evaluated(trainer: Any) -> dict[str, float]:

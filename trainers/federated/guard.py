@@ -3,7 +3,6 @@
 import logging
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from hf_ext.trainers.federated.clients import passport_of
 from hf_ext.trainers.federated.flower import (
     ArrayRecord,
     ConfigRecord,
+    ErrorCode,
     FedAvg,
     Grid,
     Message,
@@ -18,7 +18,7 @@ from hf_ext.trainers.federated.flower import (
     RecordDict,
     Strategy,
 )
-from hf_ext.trainers.federated.ledger import EVALUATE, TRAIN, Ledger
+from hf_ext.trainers.federated.ledger import EVALUATE, TRAIN, Ledger, within
 from hf_ext.trainers.federated.records import Layout, fault_in, layout_of, restored
 from hf_ext.trainers.federated.roll import InOrder, Roll
 
@@ -31,6 +31,7 @@ else:
 
 #: more rows than any client has
 _MOST_EXAMPLES = 10**12
+_LONGEST_LINE = 1000
 
 
 class GuardedMixin(_Base):
@@ -41,9 +42,10 @@ class GuardedMixin(_Base):
     - A reply is left out, with a line that names the client and the reason, if it is an error or the second of a
       client, if its arrays are not those that were sent (names, shapes, dtypes, size) or not finite, if it belongs to
       another round or federation, or if its number of examples is no positive number or more than
-      `max_examples_ratio` times the median of the others. Metrics that not all replies have are left out.
+      `max_examples_ratio` times the median of the others. Metrics that not all replies have are left out. Arrays are
+      handed on in the order in which they were sent: some strategies go by that.
     - Arrays keep their dtypes: a mean of integers is rounded. If the strategy makes values that are not finite of
-      finite replies, the global model stays as it was.
+      finite replies, the global model and the strategy stay as they were; so they do where no reply is left.
 
     Args:
         seed: of the sampling.
@@ -56,6 +58,8 @@ class GuardedMixin(_Base):
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.max_examples_ratio = max_examples_ratio
+        #: of the model's tensors those that are no parameters; None where only the clients know
+        self.buffers: frozenset[str] | None = None
         self.ledger = Ledger()
         self.roll = Roll()
         self._layout: Layout = {}
@@ -104,18 +108,37 @@ class GuardedMixin(_Base):
         """What the strategy makes of the replies that are what they should be."""
         number = server_round + self.ledger.rounds_done
         good = self._checked(number, replies, self._fault_in_training)
+        if not good:
+            return None, None
         self.ledger.weigh(received=[reply.content for reply in good])  # strategies take records out
+        _put_in_order(good, self._layout)
+        before = [(owner, dict(vars(owner))) for owner in within(self)]
         arrays, metrics = super().aggregate_train(number, good)
         if arrays is not None:
-            arrays = restored(arrays, self._layout)
-            fault = fault_in(arrays, self._layout)
+            fault = fault_in(arrays, self._layout, of_means=True)
+            if not fault:
+                arrays = restored(arrays, self._layout)
+                fault = fault_in(arrays, self._layout)  # a float64 may be too large for a float32
             if fault:
+                for owner, attributes in before:  # moments that are not finite would spoil all later rounds
+                    vars(owner).clear()
+                    vars(owner).update(attributes)
                 self._leave_out(f"round {number}: the aggregate has {fault}; the global model stays as it was")
                 return None, metrics
             self.accept()
             self.ledger.take(number, sorted(self.roll.client(reply.metadata.src_node_id) for reply in good))
         self.ledger.measure(TRAIN, number, metrics)
         return arrays, metrics
+
+    def check_within(self, outer: Strategy) -> None:
+        """Refuse a wrapper around this strategy that it does not go with. Cooperative.
+
+        Raises:
+            ValueError: naming both.
+        """
+        parent = getattr(super(), "check_within", None)
+        if parent is not None:
+            parent(outer)
 
     def accept(self) -> None:
         """Called once a round's aggregate is the new global model. Cooperative."""
@@ -126,31 +149,35 @@ class GuardedMixin(_Base):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """What the strategy makes of the metrics that are what they should be."""
         number = server_round + self.ledger.rounds_done
-        metrics = super().aggregate_evaluate(number, self._checked(number, replies, self._fault_in_metrics))
+        good = self._checked(number, replies, self._fault_in_metrics)
+        metrics = super().aggregate_evaluate(number, good) if good else None
         self.ledger.measure(EVALUATE, number, metrics)
         return metrics
 
     def _checked(self, number: int, replies: Iterable[Message], fault_of: Any) -> list[Message]:
         replies = sorted(replies, key=lambda reply: self.roll.place(reply.metadata.src_node_id))
-        seen: Counter[int] = Counter()
+        taken: set[str] = set()
         good = []
         for reply in replies:
             node = reply.metadata.src_node_id
-            seen[node] += 1
-            fault = self._fault_in_sender(node, seen[node]) or _error_in(reply) or fault_of(number, reply)
+            client = self.roll.name(node)  # one that has come again may be there as two nodes for a while
+            fault = self._fault_in_sender(node) or _error_in(reply)
+            if not fault and client in taken:
+                fault = "found a second one, allowed is one"
+            fault = fault or fault_of(number, reply)
             if fault:
-                self._leave_out(f"round {number}: the reply of {self.roll.name(node)} is left out: {fault}")
+                self._leave_out(f"round {number}: the reply of {client} is left out: {fault}")
             else:
+                taken.add(client)
                 good.append(reply)
-        for node in sorted(self._asked - set(seen), key=self.roll.place):
+        replied = {reply.metadata.src_node_id for reply in replies}
+        for node in sorted(self._asked - replied, key=self.roll.place):
             self._leave_out(f"round {number}: {self.roll.name(node)} has not replied in time")
         good = self._without_absurd_sizes(number, good)
         _keep_common_metrics(good)
         return good
 
-    def _fault_in_sender(self, node: int, count: int) -> str | None:
-        if count > 1:
-            return "found a second one, allowed is one"
+    def _fault_in_sender(self, node: int) -> str | None:
         return None if not self._asked or node in self._asked else "nothing was asked of this client"
 
     def further_layouts(self, reply: RecordDict, layout: Layout) -> dict[str, Layout]:
@@ -203,8 +230,9 @@ class GuardedMixin(_Base):
         return good
 
     def _leave_out(self, line: str) -> None:
-        self.ledger.left_out.append(line)
-        logger.warning(line)
+        line = " ".join(line.split())  # parts of it are what others have written
+        self.ledger.leave_out(line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}...")
+        logger.warning(self.ledger.left_out[-1])
 
 
 class Around(Strategy):
@@ -250,15 +278,24 @@ def guarded(strategy: Strategy, *, seed: int | None = None) -> GuardedMixin:
     Args:
         strategy: of Flower, or one's own.
         seed: of the sampling, where the strategy has none.
+
+    Raises:
+        ValueError: a strategy in a wrapper that it does not go with.
     """
     guard = strategy if isinstance(strategy, GuardedMixin) else GuardedStrategy(strategy)
-    if guard.seed is None:
-        guard.seed = seed
+    for inner in within(guard):
+        if isinstance(inner, GuardedMixin):
+            inner.seed = seed if inner.seed is None else inner.seed
+            if inner is not strategy and inner is not guard:
+                inner.check_within(strategy)
     return guard
 
 
 def _error_in(reply: Message) -> str | None:
-    return f"found an error ({reply.error.reason})" if reply.has_error() else None
+    if not reply.has_error():
+        return None
+    kinds = {code: name for name, code in vars(ErrorCode).items() if isinstance(code, int)}
+    return f"found an error ({reply.error.reason or kinds.get(reply.error.code, reply.error.code)})"
 
 
 def _metrics_of(reply: Message) -> MetricRecord:
@@ -276,6 +313,15 @@ def _fault_in_numbers(metrics: Mapping[str, Any], weight_key: str) -> str | None
         if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
             return f"{name}: found {value!r}, allowed are finite numbers"
     return None
+
+
+def _put_in_order(replies: list[Message], layout: Layout) -> None:
+    """Arrays in the order of those that were sent: robust and private strategies of Flower's go by their places."""
+    for reply in replies:
+        for key, record in reply.content.array_records.items():
+            names = [name for name in layout if name in record]
+            if names != list(record) and len(names) == len(record):
+                reply.content[key] = ArrayRecord({name: record[name] for name in names})
 
 
 def _keep_common_metrics(replies: list[Message]) -> None:

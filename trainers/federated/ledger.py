@@ -11,6 +11,7 @@ from hf_ext.trainers.federated.flower import Array, ArrayRecord, RecordDict, Str
 
 #: kinds of metrics: of clients' training, of clients' evaluation, of the server's
 TRAIN, EVALUATE, SERVER = "train", "evaluate", "server"
+_MOST_LINES = 10_000
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Ledger:
         num_clients: the most that were known of.
         taken: by client, the last round whose reply was taken.
         participants: by round, the clients whose replies were taken.
-        left_out: replies that were not, in words.
+        left_out: replies that were not, in words, the newest 10000.
         bytes_sent, bytes_received: the most that went to one client in a round, and came from it: tensors, as sent.
         history: metrics by kind and round.
     """
@@ -55,6 +56,11 @@ class Ledger:
         self.bytes_sent = max([self.bytes_sent, *map(_bytes_in, sent)])
         self.bytes_received = max([self.bytes_received, *map(_bytes_in, received)])
 
+    def leave_out(self, line: str) -> None:
+        """Note a reply that is not taken; of very many the newest."""
+        self.left_out.append(line)
+        del self.left_out[:-_MOST_LINES]
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return dataclasses.asdict(self)
@@ -79,35 +85,44 @@ def strategy_state(strategy: Strategy, first: Mapping[str, Any]) -> tuple[dict[s
     """What a strategy has come to know: its arrays (moments, control variates), and numbers that are not as at first.
 
     That is read off its attributes, so Flower's strategies have it as well as those of this package: attributes that
-    hold named arrays, of the strategy and of the one within it.
+    hold arrays, by name or in a list, of the strategy and of the one within it.
 
     Args:
         strategy: any.
         first: `numbers_of` it before the first round.
     """
     tensors: dict[str, np.ndarray] = {}
-    records = []
+    kinds: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
     for name, value in _attributes(strategy):
-        if isinstance(value, ArrayRecord):
-            records.append(name)
-            tensors |= {f"{name}/{key}": np.asarray(array.numpy(), order="C") for key, array in value.items()}
-        elif isinstance(value, dict) and value and all(isinstance(one, np.ndarray) for one in value.values()):
-            tensors |= {f"{name}/{key}": np.asarray(array, order="C") for key, array in value.items()}
+        kind, arrays = _arrays_in(value)
+        if arrays:
+            kinds[name], names[name] = kind, list(arrays)
+            tensors |= {f"{name}/{key}": np.asarray(array, order="C") for key, array in arrays.items()}
     numbers = {name: value for name, value in numbers_of(strategy).items() if first.get(name) != value}
-    return tensors, {"records": records, "numbers": numbers}
+    return tensors, {"kinds": kinds, "names": names, "numbers": numbers}
+
+
+def _arrays_in(value: Any) -> tuple[str, dict[str, Any]]:
+    """What kind of collection of arrays an attribute is, and these by name; none of another attribute."""
+    if isinstance(value, ArrayRecord):
+        return "record", {key: array.numpy() for key, array in value.items()}
+    kind = "list" if isinstance(value, list) else "dict" if isinstance(value, dict) else ""
+    named = dict(enumerate(value)) if kind == "list" else value if kind else {}
+    is_arrays = all(isinstance(one, np.ndarray) for one in named.values())
+    return kind, {str(key): one for key, one in named.items()} if is_arrays else {}
 
 
 def restore_strategy_state(strategy: Strategy, tensors: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
     """Put back what `strategy_state` read."""
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in tensors.items():
-        depth, attribute, name = key.split("/", 2)
-        groups.setdefault(f"{depth}/{attribute}", {})[name] = array
     owners = dict(enumerate(within(strategy)))
-    for place, arrays in groups.items():
+    for place, kind in values["kinds"].items():
         depth, attribute = place.split("/")
-        is_record = place in values["records"]
-        value = ArrayRecord({name: Array(array) for name, array in arrays.items()}) if is_record else arrays
+        value: Any = {name: tensors[f"{place}/{name}"] for name in values["names"][place]}  # in the order they had
+        if kind == "record":
+            value = ArrayRecord({name: Array(array) for name, array in value.items()})
+        elif kind == "list":
+            value = list(value.values())
         setattr(owners[int(depth)], attribute, value)
     for place, number in values["numbers"].items():
         depth, attribute = place.split("/")

@@ -48,10 +48,15 @@ def layout_of(record: ArrayRecord) -> Layout:
     return {name: (tuple(array.shape), array.dtype) for name, array in record.items()}
 
 
-def fault_in(record: ArrayRecord, layout: Layout) -> str | None:
+def fault_in(record: ArrayRecord, layout: Layout, *, of_means: bool = False) -> str | None:
     """What is wrong with a record that should have this layout, in words; None for nothing.
 
     Nothing is decoded before its size is known to be right, and nothing is ever unpickled.
+
+    Args:
+        record: of arrays.
+        layout: names, shapes and dtypes that are allowed.
+        of_means: dtypes may be any that means of such arrays have.
     """
     missing, further = [*(set(layout) - set(record))], [*(set(record) - set(layout))]
     if missing or further:
@@ -61,7 +66,7 @@ def fault_in(record: ArrayRecord, layout: Layout) -> str | None:
         array = record[name]
         if tuple(array.shape) != shape:
             return f"tensor {name!r} of shape {_shape(array.shape)}, allowed is {_shape(shape)}"
-        if array.dtype != dtype and not _is_mean_of(array.dtype, dtype):
+        if array.dtype != dtype and not (of_means or _is_mean_of(array.dtype, dtype)):
             return f"tensor {name!r} of {array.dtype}, allowed is {dtype}"
         if len(array.data) > np.dtype(array.dtype).itemsize * int(np.prod(shape, dtype=np.int64)) + _HEADER:
             return f"tensor {name!r} of {len(array.data)} bytes, allowed are those of shape {_shape(shape)}"

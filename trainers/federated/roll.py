@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ class Roll:
 
     def __init__(self) -> None:
         self._clients: dict[int, int | None] = {}
-        self.num_clients = 0
+        self._claims: Counter[int] = Counter()
 
     def call(self, grid: Grid, nodes: Iterable[int]) -> None:
         """Ask the nodes that have not been asked."""
@@ -33,19 +34,25 @@ class Roll:
         replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=_PATIENCE)}
         for node in new:
             self._note(node, replies.get(node))
-        self.num_clients = max(self.num_clients, len(self._clients))
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are: what most nodes say of it, but no fewer than have been seen."""
+        most = max(self._claims.items(), key=lambda item: (item[1], item[0]), default=(0, 0))[0]
+        return max(most, len(self._clients))
 
     def _note(self, node: int, reply: Message | None) -> None:
         passport: Any = {}
         if reply is not None and not reply.has_error():
             passport = passport_of(reply.content)
-        number, clients = passport.get("partition-id"), passport.get("num-partitions", 0)
+        number, clients = (_count(passport.get(name)) for name in ("partition-id", "num-partitions"))
         if number is None:
             logger.warning(f"node {node} does not say which client it is; it is sampled by its id, which changes")
         elif number in self._clients.values():
             logger.warning(f"client {number} is there more than once; node {node} is one more")
         self._clients[node] = number
-        self.num_clients = max(self.num_clients, clients)
+        if clients:
+            self._claims[clients] += 1
 
     def client(self, node: int) -> int:
         """A node's client, or its own id if it does not say."""
@@ -61,6 +68,11 @@ class Roll:
         """A node in words."""
         number = self._clients.get(node)
         return f"node {node}" if number is None else f"client {number}"
+
+
+def _count(value: Any) -> int | None:
+    """What a node says, if it is a number of things."""
+    return value if type(value) is int and value >= 0 else None
 
 
 class InOrder(Grid):

@@ -7,6 +7,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
+
+from torch.nn import Parameter
 
 from hf_ext.hub_cards import METHODS
 from hf_ext.trainers.federated.checkpoints import (
@@ -16,7 +19,7 @@ from hf_ext.trainers.federated.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
-from hf_ext.trainers.federated.clients import TrainerFactory, evaluated
+from hf_ext.trainers.federated.clients import TrainerFactory, evaluated, private_noise
 from hf_ext.trainers.federated.facts import measured_at_clients, told_of
 from hf_ext.trainers.federated.flower import (
     ArrayRecord,
@@ -51,6 +54,10 @@ _HISTORIES = {
     EVALUATE: "evaluate_metrics_clientapp",
     SERVER: "evaluate_metrics_serverapp",
 }
+
+
+#: strategies that know of a run, which another one would take for its own
+_HAVE_RUN: WeakSet[Strategy] = WeakSet()
 
 
 class FederatedServerApp(ServerApp):
@@ -104,8 +111,10 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         said = context.run_config
+        with private_noise():
+            trainer = trainer_factory(context)
         run = _Run(
-            trainer=trainer_factory(context),
+            trainer=trainer,
             strategy=strategy_factory(context),
             rounds=num_rounds if num_rounds is not None else said.get("num-server-rounds", 3),
             folder=output_dir if output_dir is not None else said.get("output-dir") or None,
@@ -123,8 +132,11 @@ class _Run:
     def __init__(self, *, trainer: Any, strategy: Any, rounds: Any, folder: Any, resume: Any) -> None:
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise ValueError(f"num_rounds: found {rounds!r}, allowed are integers >= 1")
+        if any(one in _HAVE_RUN for one in within(strategy)):
+            raise ValueError(
+                f"strategy_factory: found a {type(strategy).__name__} that has run already, allowed is a new one"
+            )
         self.trainer, self.rounds = trainer, rounds
-        self.guard = guarded(strategy, seed=trainer.args.seed)
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
             trainer.args = copy.copy(trainer.args)
@@ -134,6 +146,11 @@ class _Run:
             self.card.describe_run(trainer.args, trainer.model)
         self.own = travelling_tensors(trainer.model)
         self.frozen = frozen_facts(trainer.model)
+        self.guard = guarded(strategy, seed=trainer.args.seed)
+        buffers = frozenset(name for name, one in self.own.items() if not isinstance(one, Parameter))
+        for one in within(self.guard):
+            if isinstance(one, GuardedMixin):
+                one.buffers = buffers
         self.arrays = to_record(self.own)
         self.guard.ledger.federation = secrets.token_hex(8)
         self.first_numbers = numbers_of(self.guard)
@@ -150,7 +167,16 @@ class _Run:
                     "without, or resume_from_checkpoint=True"
                 )
             return newest
-        return Path(resume)
+        place = Path(resume)
+        is_later = (
+            newest is not None and place.parent.resolve() == newest.parent.resolve() and place.name != newest.name
+        )
+        if newest is not None and is_later:
+            raise ValueError(
+                f"resume_from_checkpoint: found {place.name}, and {newest.name} of another course in "
+                f"{str(self.folder)!r}, allowed is the newest in output_dir, or one of another folder"
+            )
+        return place
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         values = checkpoint.values
@@ -166,6 +192,9 @@ class _Run:
 
     def start(self, grid: Grid, timeout: float, train_config: Any, evaluate_config: Any) -> Result:
         """Run the rounds that are left, by Flower's own loop."""
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+            raise ValueError(f"timeout: found {timeout!r}, allowed are seconds > 0")
+        _HAVE_RUN.update(within(self.guard))
         result = self.guard.start(
             grid,
             self.arrays,

@@ -40,6 +40,7 @@ class LocalGrid(Grid):
         for client in range(num_clients):
             self.contexts.setdefault(client, _context(client, num_clients))
         self.sent: list[Message] = []
+        self.received: list[Message] = []
         self.bytes_sent: list[int] = []
         self.bytes_received: list[int] = []
         self._message_ids = itertools.count(1)
@@ -72,6 +73,7 @@ class LocalGrid(Grid):
             self.bytes_sent.append(bytes_in(message))
             replies += self._reply(message)
         random.SystemRandom().shuffle(replies)
+        self.received += replies
         self.bytes_received += map(bytes_in, replies)
         return replies
 

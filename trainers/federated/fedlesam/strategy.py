@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_ext.functional import global_control_update, server_update
-from hf_ext.trainers.federated.clients import passport_of
+from hf_ext.trainers.federated.clients import NEEDS, passport_of
 from hf_ext.trainers.federated.flower import (
     Array,
     ArrayRecord,
@@ -31,6 +31,7 @@ class VariantUpdates(FedAvg):
     """The server's part of the variants, of replies that are what they should be; see `FedLESAM`."""
 
     ledger: Ledger
+    buffers: frozenset[str] | None
 
     def __init__(
         self,
@@ -54,7 +55,6 @@ class VariantUpdates(FedAvg):
         self.control: dict[str, np.ndarray] = {}  # c of S, the mean drift of D
         self.last_update: dict[str, np.ndarray] = {}
         self._sent = ArrayRecord()
-        self._buffers: set[str] = set()
         self._next: dict[str, dict[str, np.ndarray]] = {}
 
     # ---------------------------------------------------------------------------------------------- to the clients
@@ -64,6 +64,8 @@ class VariantUpdates(FedAvg):
         """Messages with the variant's further tensors."""
         self._sent = arrays
         config["fedlesam-variant"], config["fedlesam-source"] = self.fedlesam_variant, self.fedlesam_source
+        if self.fedlesam_variant != "base" or self.fedlesam_source == "server":
+            config[NEEDS] = "FedLESAMMixin"
         return super().configure_train(server_round, arrays, config, grid)
 
     def _construct_messages(self, record: RecordDict, node_ids: list[int], message_type: str) -> Iterable[Message]:
@@ -84,8 +86,13 @@ class VariantUpdates(FedAvg):
         """S has the change of a client's control variate in every reply."""
         if self.fedlesam_variant != "S":
             return {}
-        buffers = _buffers_of(reply)
+        buffers = self._buffers_in([reply])
         return {"control": {name: one for name, one in layout.items() if name not in buffers}}
+
+    def _buffers_in(self, replies: Iterable[RecordDict]) -> frozenset[str]:
+        if self.buffers is not None:
+            return self.buffers
+        return frozenset(name for reply in replies for name in _buffers_of(reply))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -93,7 +100,7 @@ class VariantUpdates(FedAvg):
         """The next global model; what else it changes counts once `accept` is called."""
         replies = list(replies)
         changes = [_taken_out(reply, "control") for reply in replies] if self.fedlesam_variant == "S" else []
-        buffers = {name for reply in replies for name in _buffers_of(reply.content)}
+        buffers = self._buffers_in([reply.content for reply in replies])
         models = [next(iter(reply.content.array_records.values())) for reply in replies]
         arrays, metrics = super().aggregate_train(server_round, replies)
         if arrays is None:
@@ -127,6 +134,22 @@ class VariantUpdates(FedAvg):
         else:
             control = [torch.zeros_like(tensor) for tensor in like]
         return _arrays(names, global_control_update(control, changes, num_clients=self.ledger.num_clients))
+
+    def check_within(self, outer: Any) -> None:
+        """Refuse to be wrapped where this strategy has to know of the clients' own updates.
+
+        Raises:
+            ValueError: naming both.
+        """
+        for name, found, allowed in (
+            ("fedlesam_variant", self.fedlesam_variant, "base"),
+            ("fedlesam_source", self.fedlesam_source, "client"),
+        ):
+            if found != allowed:
+                raise ValueError(
+                    f"{name}: found {found!r} within {type(outer).__name__}, allowed is {allowed!r}: what comes of "
+                    "clipped or noisy updates is not what clients and server reckon with"
+                )
 
     def accept(self) -> None:
         """A round's aggregate is the global model: what came with it counts, too."""
@@ -168,7 +191,8 @@ def _taken_out(reply: Message, key: str) -> ArrayRecord:
 
 
 def _buffers_of(reply: RecordDict) -> set[str]:
-    return set(passport_of(reply).get("buffers", ()))
+    names = passport_of(reply).get("buffers")
+    return set(names) if isinstance(names, list) else set()
 
 
 def _tensors(record: Mapping[str, Array], names: list[str]) -> list[Tensor]:
