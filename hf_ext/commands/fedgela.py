@@ -77,8 +77,8 @@ def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     """
     scores = (
         f"Accuracy of the global model on all test images after {rounds_of(steps)} rounds: {SETTING}, of {EACH} "
-        "digits each. The personal one is that on test images of a client's own digits, mean over clients: of FedGELA by the "
-        "client's view, of the others by the global model's logits of these digits, the largest of which it takes."
+        "digits each. The personal one is that on test images of a client's own digits, mean over clients: of FedGELA "
+        "by the client's view, of the others by the global model's logits of these digits alone."
     )
     run_demo(
         "fedgela",
