@@ -149,7 +149,6 @@ def test_what_the_server_does(train: Train, tmp_path: Path) -> None:
         "global": ["--global_lr", "0.5"],
         "decay": ["--learning_rate_decay", "0.5"],
         "S": ["--fedlesam_variant", "S"],
-        "D": ["--fedlesam_variant", "D"],
         "server": ["--fedlesam_source", "server"],
     }
     found = set()
@@ -160,7 +159,8 @@ def test_what_the_server_does(train: Train, tmp_path: Path) -> None:
 
 
 def test_fedgela_has_a_simplex_and_both_views(train: Train, tmp_path: Path) -> None:
-    options = ["--partition", "classes", "--client_test_share", "0.2", "--save_partition", "true", "--etf_seed", "3"]
+    options = ["--partition", "classes", "--classes_per_client", "3", "--etf_seed", "3"]
+    options += ["--client_test_share", "0.2", "--save_partition", "true"]
     assert train("fedgela", *options) == 0
     out = tmp_path / "out"
     assert json.loads((out / "config.json").read_text())["etf_seed"] == 3
@@ -240,6 +240,7 @@ def test_the_factory_carries_no_data(train: Train, tmp_path: Path, monkeypatch: 
 
 
 # ------------------------------------------------------------------------------------------------ demos
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "systems"),
     [("fedlesam", list(fedlesam.SYSTEMS)), ("fedgela", ["FedAvg", "FedBABU", "simplex head", "FedGELA"])],
