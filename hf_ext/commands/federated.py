@@ -152,7 +152,8 @@ def train_federation(
     factory = Clients(trainer_class, config_class, args, (chosen, data, options), clients, divided)
     pristine = options.adapted(loaded.model)
     factory.keep(dataclasses.replace(loaded, model=copy.deepcopy(pristine)))
-    trainer = quiet(new_trainer(trainer_class, pristine, args, loaded, train_dataset=None))
+    trainer = new_trainer(trainer_class, pristine, args, loaded, train_dataset=None)
+    quiet(trainer)
     trainer.data_remark = " ".join(
         filter(None, [loaded.remark, f"{len(rows)} rows of {len(divided)} clients: {clients.told}."])
     )

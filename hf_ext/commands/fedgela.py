@@ -65,8 +65,8 @@ def found() -> str:
     """What the demo itself shows of its methods, in words."""
     return (
         "What the demo shows: over three seeds the global view is best with a simplex without class weights, FedAvg "
-        "within the spread of it, and worst with FedGELA and a random head. On their own digits clients do as well with "
-        "FedGELA's view as with any other model's logits of these digits."
+        "within the spread of it, and worst with FedGELA and a random head. On their own digits clients do as well "
+        "with FedGELA's view as with any other model's logits of these digits."
     )
 
 

@@ -58,9 +58,10 @@ def simulate(
             run_simulation(
                 server_app=server_app, client_app=client_app, num_supernodes=num_clients, backend_config=settings
             )
-    if server_app.result is None:
+    result: Result | None = server_app.result  # set as it ran, which mypy cannot see
+    if result is None:
         raise RuntimeError("the server of the federation stopped before its end; what stopped it is logged above")
-    return server_app.result
+    return result
 
 
 @contextmanager
