@@ -121,12 +121,13 @@ def train_federation(
     description: str,
     federation: type[FederationArguments] = FederationArguments,
     adapter: type = LoraArguments,
+    check: Callable[[Any], None] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a model in a federation in this machine, and leave a folder as `train_method` does.
 
     Args:
-        method, trainer_class, config_class, argv, description, adapter, defaults: as for `train_method`.
+        method, trainer_class, config_class, argv, description, adapter, check, defaults: as for `train_method`.
         strategy: from the federation's options, the config and Flower's arguments to a strategy.
         federation: options of clients and server.
 
@@ -143,13 +144,16 @@ def train_federation(
         raise ValueError(
             "load_best_model_at_end: found True, allowed is False: a federation leaves the last round's model"
         )
+    if check is not None:
+        check(args)
     loaded = seeded(args, chosen, data)
     rows = loaded.data["train"]
     divided = clients.divided(rows, args.seed)
     factory = Clients(trainer_class, config_class, args, (chosen, data, options), clients, divided)
     pristine = options.adapted(loaded.model)
     factory.keep(dataclasses.replace(loaded, model=copy.deepcopy(pristine)))
-    trainer: Any = quiet(new_trainer(trainer_class, pristine, args, loaded, train_dataset=None))
+    trainer = new_trainer(trainer_class, pristine, args, loaded, train_dataset=None)
+    quiet(trainer)
     trainer.data_remark = " ".join(
         filter(None, [loaded.remark, f"{len(rows)} rows of {len(divided)} clients: {clients.told}."])
     )
@@ -187,7 +191,7 @@ def note_partition(trainer: Any, divided: Partition, rows: Dataset) -> None:
     trainer.card.add_fact("partition", {"counts": counts, "clients": list(divided.clients), "classes": classes})
 
 
-#: what has been loaded in this process, by what was asked for: a client makes a Trainer of it in every round
+#: what this process has loaded last, by what was asked for: a client makes a Trainer of it in every round
 _LOADED: dict[bytes, Loaded] = {}
 
 
@@ -217,17 +221,21 @@ class Clients:
 
     def keep(self, loaded: Loaded) -> None:
         """Have what is loaded already."""
-        _LOADED[pickle.dumps(self.options)] = loaded
+        _LOADED.clear()
+        _LOADED[self._asked] = loaded
+
+    @property
+    def _asked(self) -> bytes:
+        return pickle.dumps((self.options, self.settings["seed"]))
 
     def __call__(self, context: Any) -> Any:
         number = int(context.node_config["partition-id"])
         args = self.config_class(**self.settings)
-        asked = pickle.dumps(self.options)
-        if asked not in _LOADED:
+        if self._asked not in _LOADED:
             chosen, data, adapter = self.options
             loaded = seeded(args, chosen, data)
             self.keep(dataclasses.replace(loaded, model=adapter.adapted(loaded.model)))
-        loaded = _LOADED[asked]
+        loaded = _LOADED[self._asked]
         rows = loaded.data["train"]
         own = {
             "train_dataset": self.trained.client(rows, number),

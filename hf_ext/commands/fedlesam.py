@@ -13,6 +13,7 @@ from hf_ext.data import dirichlet_partition, load
 from hf_ext.trainers import DISAMConfig, DISAMTrainer
 from hf_ext.trainers.arguments import option
 from hf_ext.trainers.federated import FedLESAM, FedLESAMConfig, FedLESAMTrainer
+from hf_ext.trainers.federated.fedlesam.arguments import check_plain_steps
 
 
 @dataclass
@@ -31,9 +32,15 @@ def train(argv: Sequence[str]) -> None:
         argv,
         strategy=_strategy,
         federation=FedLESAMFederation,
+        check=_check,
         description="Clients with different data train one model: locally estimated global perturbations (FedLESAM, "
         "Fan et al. 2024), in a simulated federation.",
     )
+
+
+def _check(args: FedLESAMConfig) -> None:
+    if args.fedlesam_variant == "S":
+        check_plain_steps(args)
 
 
 def _strategy(clients: FedLESAMFederation, args: FedLESAMConfig, **common: Any) -> FedLESAM:
@@ -58,8 +65,8 @@ SYSTEMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 def found() -> str:
     """What the demo itself shows of its methods, in words."""
     return (
-        "What the study found: see its results (examples/results) once it has been run. Three seeds of a demo are no "
-        "evidence of a difference."
+        "What the demo shows: over three seeds FedLESAM and FedAvg have the same mean, and no two of the three differ "
+        "by more than their spread."
     )
 
 

@@ -1,6 +1,18 @@
 """FedGELA, as cards, README and command line know it."""
 
-from hf_ext.hub_cards.methods.method import CLIENTS_AND_CLASSES, Method
+from collections.abc import Mapping
+from typing import Any
+
+from hf_ext.hub_cards.methods.method import CLIENTS_AND_CLASSES, ON_IMAGES, Method, name_of
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("model_type") != "etf":
+        return {}
+    shown = {"network": name_of(config["base_config"])} if config.get("base_config") else {}
+    names = ("etf_seed", "etf_temperature", "etf_feature_norm", "etf_projection_size")
+    return shown | {name: config[name] for name in names if config.get(name) is not None}
+
 
 METHOD = Method(
     name="fedgela",
@@ -32,5 +44,12 @@ METHOD = Method(
         "one needs the client's own class counts, which are not in this folder. A simplex knows of no classes that "
         "are more alike than others."
     ),
+    usage="""import hf_ext  # or pass trust_remote_code=True, without it
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained({place}).eval()
+""",
+    further=(ON_IMAGES,),
+    settings=_settings,
     pictures=(CLIENTS_AND_CLASSES,),
 )

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 from hf_ext.adapters import MoLAConfig
 from hf_ext.hub_cards import METHODS, CardCallback, create_card, plot_losses, plots
 from hf_ext.hub_cards.saved import FACTS_FILE
-from hf_ext.models import FERForImageClassification, RDForImageClassification
+from hf_ext.models import FERForImageClassification, RDForImageClassification, replace_classifier
 from hf_ext.trainers import (
     DISAMConfig,
     DISAMTrainer,
@@ -31,6 +31,7 @@ from hf_ext.trainers import (
     TARFConfig,
     TARFTrainer,
 )
+from hf_ext.trainers.federated import FedGELAConfig, FedGELATrainer, FedLESAMConfig, FedLESAMTrainer
 
 SIZES: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16}
 SIZES |= {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -47,6 +48,8 @@ TERMS: dict[str, tuple[list[str], list[str]]] = {
     "tarf": (["forget_loss", "retain_loss"], []),
     "fer": (["fer_match", "fer_transform", "fer_contrast"], []),
     "rd": (["student_loss", "reprogrammed_loss", "cka_loss", "kl_loss"], []),
+    "fedlesam": ([], []),
+    "fedgela": ([], []),
 }
 
 
@@ -96,6 +99,10 @@ def _trainer(method: str, folder: Path, data: Dataset, **options: Any) -> Any:
         torch.manual_seed(0)
         model = FERForImageClassification.from_backbones(ViTModel(ViTConfig(**SIZES)), lambda _: texts, CLASSES)
         return FERTrainer(model, FERTrainingConfig(**shared), train_dataset=data)
+    if method == "fedlesam":
+        return FedLESAMTrainer(_vit(), FedLESAMConfig(**shared), train_dataset=data)
+    if method == "fedgela":
+        return FedGELATrainer(replace_classifier(_vit()), FedGELAConfig(**shared), train_dataset=data)
     torch.manual_seed(0)
     model = RDForImageClassification.from_student(_vit(), Teacher(), teacher_width=12)
     return RDTrainer(model, RDTrainingConfig(**shared, rd_beta=0.5), train_dataset=data)

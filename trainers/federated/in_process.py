@@ -69,5 +69,5 @@ def run_in_process(server_app: FederatedServerApp, client_app: ClientApp, num_cl
 
 
 def _context(client: int, num_clients: int) -> Context:
-    config: dict[str, Any] = {"partition-id": client, "num-partitions": num_clients}
+    config: Any = {"partition-id": client, "num-partitions": num_clients}
     return Context(run_id=1, node_id=client + 1, node_config=config, state=RecordDict(), run_config={})

@@ -45,7 +45,7 @@ def simulate(
     Raises:
         RuntimeError: the federation stopped before its end; errors of the server come as they are.
     """
-    server_app.result = None  # of an earlier run
+    server_app.result = None
     with _lines_of_flower(verbose):
         if in_process:
             run_in_process(server_app, client_app, num_clients)
@@ -58,7 +58,7 @@ def simulate(
             run_simulation(
                 server_app=server_app, client_app=client_app, num_supernodes=num_clients, backend_config=settings
             )
-    result: Result | None = server_app.result
+    result: Result | None = server_app.result  # set as it ran, which mypy cannot see
     if result is None:
         raise RuntimeError("the server of the federation stopped before its end; what stopped it is logged above")
     return result
