@@ -106,7 +106,7 @@ _CASES = (
     Case("digits, Dirichlet", "digits", {"kind": "dirichlet"}),
     Case("images, classes", "images", {"kind": "classes"}),
 )
-_TEMPERATURES = {"temperature": (0.05, 0.1, 0.2)}
+_TEMPERATURES = {"temperature": (0.05, 0.1, 0.2, 0.4)}
 
 
 def _lengths() -> str:

@@ -1,6 +1,8 @@
 """One federation of a study, from Flower's apps to numbers: how it is trained, and what is read off it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +14,9 @@ from transformers import Trainer, TrainingArguments
 
 from hf_ext._runs import arguments, quiet
 from hf_ext.studies.fedlesam.data import Federation, Part
-from hf_ext.studies.fedlesam.grid import run_in_process
 from hf_ext.studies.training import Rows
-from hf_ext.trainers.federated import client_app, server_app
-from hf_ext.trainers.federated.flower import Context, Strategy
+from hf_ext.trainers.federated import client_app, server_app, simulate
+from hf_ext.trainers.federated.flower import FLOWER_LOGGER, Context, Strategy
 from hf_ext.trainers.federated.ledger import SERVER
 
 ACTIVE = 0.2  # share of the clients that train in a round
@@ -109,7 +110,8 @@ def train(
         num_rounds=setting.rounds,
         train_config={"learning-rate-decay": DECAY},
     )
-    run_in_process(server, client_app(make_trainer), num_clients=len(federation))
+    with _quiet():
+        simulate(server, client_app(make_trainer), num_clients=len(federation), in_process=True)
     assert server.ledger is not None
     if server.ledger.left_out:
         _refuse_faults(server.ledger.left_out)
@@ -117,6 +119,17 @@ def train(
     history = [server.ledger.history[SERVER][number] for number in range(1, setting.rounds + 1)]
     test, validation = (np.array([one[f"eval_{name}"] for one in history]) for name in ("test", "validation"))
     return Trained(server.trainer.model.eval(), test, validation)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Flower warns of every federation whose clients do not evaluate."""
+    level = FLOWER_LOGGER.level
+    FLOWER_LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        FLOWER_LOGGER.setLevel(level)
 
 
 def train_client(

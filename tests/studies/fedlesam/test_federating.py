@@ -39,7 +39,8 @@ def test_weights_are_those_of_flowers_simulation(few: Any, monkeypatch: pytest.M
     settings = {"client": "lesam", "variant": "S", "rho": 0.1, "lamb": 1.0}
     setting = Setting(rounds=3, epochs=1, learning_rate=0.05)
 
-    def elsewhere(server: Any, client: Any, num_clients: int) -> Any:
+    def with_processes(server: Any, client: Any, *, num_clients: int, in_process: bool) -> Any:
+        assert in_process
         return simulate(server, client, num_clients=num_clients)
 
     def trained() -> Trained:
@@ -52,7 +53,7 @@ def test_weights_are_those_of_flowers_simulation(few: Any, monkeypatch: pytest.M
     torch.set_num_threads(1)  # as many as a client of the simulation has
     try:
         here = trained()
-        monkeypatch.setattr(federating, "run_in_process", elsewhere)
+        monkeypatch.setattr(federating, "simulate", with_processes)
         there = trained()
     finally:
         torch.set_num_threads(threads)
