@@ -116,6 +116,10 @@ def _counting(kind: type[Strategy], counts: dict[str, int]) -> type[Strategy]:
     return Counting
 
 
+def _always(strategy: Strategy) -> Callable[[Context], Strategy]:
+    return lambda context: strategy
+
+
 def _bytes(message: Message) -> int:
     return sum(record.count_bytes() for record in message.content.array_records.values())
 
@@ -128,11 +132,9 @@ def bytes_table(run: Run = _simulated, *, quick: bool = False) -> str:
         kind = _counting(setting.get("strategy", FedAvg), counts)
         with tempfile.TemporaryDirectory() as folder:
             make = _factory(setting, quick, folder)
-            options = setting.get("options", {})
-            strategy = kind(
-                fraction_evaluate=0.0, **{key: one for key, one in options.items() if key != "fedlesam_rho"}
-            )
-            run(server_app(lambda _, one=strategy: one, make, num_rounds=2), client_app(make), 2)
+            settings: dict[str, Any] = {"fraction_evaluate": 0.0, **setting.get("options", {})}
+            strategy = kind(**settings)
+            run(server_app(_always(strategy), make, num_rounds=2), client_app(make), 2)
         whole = whole or counts["down"]
         cells = [f"{counts[way]:,} ({counts[way] / whole:.3f})" for way in ("down", "up")]
         lines.append([name, *cells])
