@@ -1,9 +1,9 @@
 """The names of Flower that this package stands on."""
 
 try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
-    from flwr.common.constant import ErrorCode
+    from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
     from flwr.serverapp import Grid, ServerApp
     from flwr.serverapp.strategy import FedAvg, Result, Strategy
     from flwr.simulation import run_simulation
@@ -14,6 +14,7 @@ except ImportError as error:
 
 __all__ = [
     "FLOWER_LOGGER",
+    "SUPERLINK_NODE_ID",
     "Array",
     "ArrayRecord",
     "ClientApp",
@@ -24,6 +25,7 @@ __all__ = [
     "FedAvg",
     "Grid",
     "Message",
+    "Metadata",
     "MetricRecord",
     "RecordDict",
     "Result",

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from hf_ext.trainers.federated.clients import passport_of
 from hf_ext.trainers.federated.flower import (
+    SUPERLINK_NODE_ID,
     ArrayRecord,
     ConfigRecord,
     ErrorCode,
     FedAvg,
     Grid,
     Message,
+    Metadata,
     MetricRecord,
     RecordDict,
     Strategy,
@@ -63,7 +65,7 @@ class GuardedMixin(_Base):
         self.ledger = Ledger()
         self.roll = Roll()
         self._layout: Layout = {}
-        self._asked: set[int] = set()
+        self._asked: list[Metadata] = []
 
     # ---------------------------------------------------------------------------------------------- sampling
     def configure_train(
@@ -77,7 +79,7 @@ class GuardedMixin(_Base):
         with InOrder(grid, self.roll, f"{self.seed or 0}/{number}/train") as ordered:
             messages = list(super().configure_train(number, arrays, config, ordered))
         self.ledger.num_clients = max(self.ledger.num_clients, self.roll.num_clients)
-        self._asked = {message.metadata.dst_node_id for message in messages}
+        self._asked = [message.metadata for message in messages]
         self.ledger.weigh(sent=[message.content for message in messages])
         for message in messages:
             message.content = self._with_taken(message)
@@ -90,7 +92,7 @@ class GuardedMixin(_Base):
         number = server_round + self.ledger.rounds_done
         with InOrder(grid, self.roll, f"{self.seed or 0}/{number}/evaluate") as ordered:
             messages = list(super().configure_evaluate(number, arrays, config, ordered))
-        self._asked = {message.metadata.dst_node_id for message in messages}
+        self._asked = [message.metadata for message in messages]
         return messages
 
     def _with_taken(self, message: Message) -> RecordDict:
@@ -155,11 +157,18 @@ class GuardedMixin(_Base):
         return metrics
 
     def _checked(self, number: int, replies: Iterable[Message], fault_of: Any) -> list[Message]:
-        replies = sorted(replies, key=lambda reply: self.roll.place(reply.metadata.src_node_id))
+        asked = {message.message_id: message.dst_node_id for message in self._asked}
+
+        def node_of(reply: Message) -> int:
+            """Who has replied; Flower says in its own name that one is gone."""
+            own = reply.metadata.src_node_id
+            return asked.get(reply.metadata.reply_to_message_id, own) if own == SUPERLINK_NODE_ID else own
+
+        replies = sorted(replies, key=lambda reply: self.roll.place(node_of(reply)))
         taken: set[str] = set()
         good = []
         for reply in replies:
-            node = reply.metadata.src_node_id
+            node = node_of(reply)
             client = self.roll.name(node)  # one that has come again may be there as two nodes for a while
             fault = self._fault_in_sender(node) or _error_in(reply)
             if not fault and client in taken:
@@ -170,15 +179,16 @@ class GuardedMixin(_Base):
             else:
                 taken.add(client)
                 good.append(reply)
-        replied = {reply.metadata.src_node_id for reply in replies}
-        for node in sorted(self._asked - replied, key=self.roll.place):
+        silent = set(asked.values()) - set(map(node_of, replies))
+        for node in sorted(silent, key=self.roll.place):
             self._leave_out(f"round {number}: {self.roll.name(node)} has not replied in time")
         good = self._without_absurd_sizes(number, good)
         _keep_common_metrics(good)
         return good
 
     def _fault_in_sender(self, node: int) -> str | None:
-        return None if not self._asked or node in self._asked else "nothing was asked of this client"
+        asked = {message.dst_node_id for message in self._asked}
+        return None if not asked or node in asked else "nothing was asked of this client"
 
     def further_layouts(self, reply: RecordDict, layout: Layout) -> dict[str, Layout]:
         """Records of arrays that a reply has to have beside the model's, and what is in them. Cooperative."""

@@ -39,7 +39,7 @@ class Roll:
     def num_clients(self) -> int:
         """How many clients there are: what most nodes say of it, but no fewer than have been seen."""
         most = max(self._claims.items(), key=lambda item: (item[1], item[0]), default=(0, 0))[0]
-        return max(most, len(self._clients))
+        return max(most, len(set(map(self.name, self._clients))))  # one that has come again is two nodes
 
     def _note(self, node: int, reply: Message | None) -> None:
         passport: Any = {}

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -121,19 +120,16 @@ class Flower:
         """All that run with this home, or those with a word in their commands."""
         found = []
         for process in psutil.process_iter():
-            try:
+            with contextlib.suppress(psutil.Error):
                 is_ours = process.environ().get("FLWR_HOME") == str(self.home)
-                if is_ours and process.status() != psutil.STATUS_ZOMBIE and name in " ".join(process.cmdline()):
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE and name in _command(process):
                     found.append(process)
-            except psutil.Error:
-                continue
         return found
 
-    def kill(self, *names: str) -> None:
-        """Kill -9 those with all these words in their commands."""
-        for process in self.processes(names[0]):
-            if all(name in " ".join(process.cmdline()) for name in names):
-                os.kill(process.pid, signal.SIGKILL)
+    def kill(self, name: str) -> None:
+        """Kill -9 those with a word in their commands."""
+        for process in self.processes(name):
+            _kill(process)
 
     def stop(self) -> None:
         """Kill all that run with this home; whoever is killed first cannot start others anew."""
@@ -141,13 +137,33 @@ class Flower:
         def gone() -> bool:
             left = self.processes()
             for process in left:
-                with_its_end(process)
+                _kill(process)
             return not left
 
         until(gone, "the end of all processes", 30.0)
 
 
-def with_its_end(process: psutil.Process) -> None:
+def kill_with_children(pid: int) -> None:
+    """Kill -9 a process and all that it has started, before any of them notices."""
+    first = psutil.Process(pid)
+    for process in [first, *first.children(recursive=True)]:
+        _kill(process)
+
+
+def is_training(pid: int) -> bool:
+    """Whether a supernode runs a client just now."""
+    children = psutil.Process(pid).children(recursive=True)
+    return any("flwr-clientapp" in _command(child) for child in children)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _kill(process: psutil.Process) -> None:
     with contextlib.suppress(psutil.Error):
         process.kill()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from federation import assert_same
-from processes import EXAMPLE, Flower, ledger_in, model_in, tree, until
+from processes import EXAMPLE, Flower, is_training, kill_with_children, ledger_in, model_in, tree, until
 
 pytestmark = pytest.mark.slow
 
@@ -79,4 +79,26 @@ def test_a_deployment_is_the_simulation_and_survives_its_servers_death(
         assert first.pop("federation") != second.pop("federation")
         assert first.pop("rounds_done") != second.pop("rounds_done")
         assert first == second
+    assert flower.processes() == []
+
+
+def test_supernodes_come_late_are_killed_and_come_again(app: Path, tmp_path: Path) -> None:
+    """Flower waits for two missed heartbeats, a minute; then the round goes on without the one that was killed."""
+    out = tmp_path / "out"
+    settings = {**SETTINGS, "num-server-rounds": 3, "fraction-train": 1.0, "output-dir": str(out)}
+    with Flower(tmp_path) as flower:
+        flower.start_superlink()
+        _, killed = (flower.start_supernode(client, CLIENTS) for client in (0, 1))
+        run = flower.start_run("run", app, "loopback", **settings)
+        until(lambda: (out / "round-1").is_dir(), "the first round")
+        flower.start_supernode(2, CLIENTS)
+        until(lambda: is_training(killed.pid), "a client of the second round")
+        kill_with_children(killed.pid)
+        flower.start_supernode(1, CLIENTS)
+        log = flower.finish(run, "run")
+    ledger = ledger_in(out)
+    assert ledger["participants"] == {"1": [0, 1], "2": [0], "3": [0, 1, 2]}, log[-3000:]
+    assert len(ledger["left_out"]) == 1
+    assert ledger["left_out"][0].startswith("round 2: the reply of client 1 is left out: found an error (")
+    assert ledger["num_clients"] == CLIENTS
     assert flower.processes() == []

@@ -76,6 +76,23 @@ def test_a_client_that_has_come_again_counts_though_its_old_node_does_not_answer
     assert "client 1 is left out: found an error (node unavailable)" in server.ledger.left_out[0]
 
 
+def test_that_a_node_is_gone_flower_says_in_its_own_name(tmp_path: Path) -> None:
+    def gone(reply: Message, number: int) -> Message:
+        error = Message(Error(5, "Node Unavailable"), reply_to=reply)
+        error.metadata.__dict__["_reply_to_message_id"] = reply.metadata.reply_to_message_id
+        error.metadata.__dict__["_src_node_id"] = 1
+        return error
+
+    server = run(factory(output_dir=tmp_path), faults={1: gone})
+    line = "the reply of client 1 is left out: found an error (Node Unavailable)"
+    assert server.ledger.left_out == [f"round {number}: {line}" for number in (1, 2)]
+
+
+def test_a_client_that_is_there_as_two_nodes_is_one_of_all(tmp_path: Path) -> None:
+    contexts = {number: node(number % 3, num_partitions=3) for number in range(4)}
+    assert run(factory(output_dir=tmp_path), contexts=contexts).ledger.num_clients == 3
+
+
 LIES: list[dict[str, Any]] = [
     {"partition-id": "1"},
     {"partition-id": 1.5},
