@@ -273,7 +273,7 @@ def test_scores_of_views() -> None:
     predicted = torch.tensor([[1.0, 0.9, 2.0], [0.5, 0.4, 0.0], [0.1, 0.0, 3.0]])
     labels, counts = torch.tensor([0, 1, 2]), torch.tensor([[3, 1, 0]])
     plain = fedgela._scores(predicted, labels, counts, has_views=False)
-    assert plain == {"accuracy": 1 / 3, "personal accuracy": pytest.approx(0.75)}
+    assert plain == {"accuracy": 1 / 3, "personal accuracy": 0.0, "own classes known": pytest.approx(0.75)}
     view = fedgela._scores(torch.tensor([[1.0, 0.0, 0.0]] * 3), labels, counts, has_views=True)
     assert view["personal accuracy"] == pytest.approx(0.75)
     assert np.isclose(fedgela._scores(-predicted, labels, counts, has_views=True)["personal accuracy"], 0.0)
