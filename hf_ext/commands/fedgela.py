@@ -64,10 +64,10 @@ METRICS = GENERIC, PERSONAL, KNOWN = ("accuracy", "personal accuracy", "own clas
 def found() -> str:
     """What the demo itself shows of its methods, in words."""
     return (
-        "What the demo shows: on a client's own digits FedGELA's view is right far more often than any system's global "
-        "model, because it knows which digits these are; asked for these alone, the others do as well. As a global "
-        "model, with three seeds, the simplex without class weights is the best, FedAvg within its spread, and FedGELA "
-        "behind both."
+        "What the demo shows: on a client's own digits FedGELA's view is right far more often than the global model "
+        "of any system, because it knows which digits these are; asked for these alone, the others do as well. As a "
+        "global model, with three seeds, the simplex without class weights is the best, FedAvg within its spread, "
+        "and FedGELA behind both."
     )
 
 
