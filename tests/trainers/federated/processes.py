@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "federated"
-_PATIENCE = 150.0
+_PATIENCE = 300.0
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ import pytest
 from federation import assert_same
 from processes import EXAMPLE, Flower, is_training, kill_with_children, ledger_in, model_in, tree, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # each message starts a process that imports torch
 
 CLIENTS, ROUNDS = 3, 2
 SETTINGS: dict[str, Any] = {"num-server-rounds": ROUNDS, "num-clients": CLIENTS, "fraction-train": 0.6}
