@@ -98,7 +98,7 @@ class VariantUpdates(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The next global model; what else it changes counts once `accept` is called."""
-        replies = list(replies)
+        replies, self._next = list(replies), {}  # what a round that was not accepted has left counts for nothing
         changes = [_taken_out(reply, "control") for reply in replies] if self.fedlesam_variant == "S" else []
         buffers = self._buffers_in([reply.content for reply in replies])
         models = [next(iter(reply.content.array_records.values())) for reply in replies]
