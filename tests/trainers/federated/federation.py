@@ -9,14 +9,16 @@ import torch
 from datasets import Dataset
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+
+from hf_ext.trainers.federated.in_process import ProcessGrid
 
 CLASSES = 3
 
 
-class LocalGrid(Grid):
+class LocalGrid(ProcessGrid):
     """Flower's grid whose nodes are called at once, in an order and with ids that are never the same.
 
     Args:
@@ -45,25 +47,10 @@ class LocalGrid(Grid):
         self.bytes_received: list[int] = []
         self._message_ids = itertools.count(1)
 
-    def set_run(self, run: Any) -> None: ...
-
-    @property
-    def run(self) -> Any:
-        return None
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError
-
     def get_node_ids(self) -> Iterable[int]:
         nodes = list(self.nodes)
         random.SystemRandom().shuffle(nodes)
         return nodes
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         replies: list[Message] = []
