@@ -17,6 +17,7 @@ from hf_ext.studies.fedlesam.data import (
     CLASSES_EACH,
     CLIENTS,
     LOCAL_TEST,
+    MILDER,
     NEEDS,
     Federation,
     Part,
@@ -104,6 +105,7 @@ def angles_on_test(model: nn.Module, clients: Federation) -> Tensor:
 _CASES = (
     Case("digits, classes", "digits", {"kind": "classes"}),
     Case("digits, Dirichlet", "digits", {"kind": "dirichlet"}),
+    Case("digits, milder Dirichlet", "digits", {"kind": "milder"}),
     Case("images, classes", "images", {"kind": "classes"}),
 )
 _TEMPERATURES = {"temperature": (0.05, 0.1, 0.2, 0.4)}
@@ -118,8 +120,8 @@ def _lengths() -> str:
 
 PROTOCOL = f"""
 - **Federations.** {CLIENTS} clients, of which {ACTIVE:.0%} train in a round. *classes*: {CLASSES_EACH} classes at
-  each client. *Dirichlet*: shares of every class drawn with alpha {ALPHA:g}. A client keeps {LOCAL_TEST:.0%} of its
-  rows for tests of its own.
+  each client. *Dirichlet*: shares of every class drawn with alpha {ALPHA:g}, *milder* {MILDER:g}. A client
+  keeps {LOCAL_TEST:.0%} of its rows for tests of its own.
 - **Metric.** The global view's accuracy on common test rows, mean over the last {LAST} rounds.
 - **Systems.** With a learnt head: Flower's FedAvg and FedProx (mu 0.01), FedRS (alpha 0.5). With one that is fixed:
   FedBABU, the head as it was drawn; *{ETF}*, without class weights; FedGELA; and the control *{RANDOM_GELA}*: FedGELA

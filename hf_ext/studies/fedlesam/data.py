@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hf_ext.studies.tables import check_classes, check_table, hold_out, one_tabl
 from hf_ext.studies.training import Rows
 
 CLIENTS = 20
-ALPHA, FEWEST = 0.1, 10  # of the Dirichlet distribution; rows that a client holds at least
+ALPHA, MILDER, FEWEST = 0.1, 0.5, 10  # of the Dirichlet distribution; rows that a client holds at least
 CLASSES_EACH = 2  # that a client holds
 LOCAL_TEST = 0.2  # share of its rows that a client does not train on, for the personal view
 SIZE = {"origins": 14, "images": 32}  # pixels a side
@@ -130,8 +131,9 @@ def federation(problem: Problem, kind: str, seed: int, clients: int = CLIENTS) -
 
     Args:
         problem: whose `train` rows are divided.
-        kind: a key of `KINDS`: `dirichlet` (shares of every class drawn with `ALPHA`), `classes` (`CLASSES_EACH` a
-            client) or `natural` (every client has pictures of one origin; as many clients for each).
+        kind: a key of `KINDS`: `dirichlet` (shares of every class drawn with `ALPHA`), `milder` (with `MILDER`),
+            `classes` (`CLASSES_EACH` a client) or `natural` (every client has pictures of one origin; as many clients
+            for each).
         seed: draws who gets which rows.
         clients: how many; fewer where so many cannot be as many for each origin.
 
@@ -154,10 +156,13 @@ def _natural(held: Part, clients: int, seed: int) -> Partition:
     return natural_partition(held.origins, clients_per_value=max(1, clients // origins), seed=seed)
 
 
+def _dirichlet(held: Part, clients: int, seed: int, alpha: float) -> Partition:
+    return dirichlet_partition(held.labels, clients, alpha=alpha, min_size=FEWEST, seed=seed)
+
+
 KINDS: dict[str, Callable[[Part, int, int], Partition]] = {
-    "dirichlet": lambda held, clients, seed: dirichlet_partition(
-        held.labels, clients, alpha=ALPHA, min_size=FEWEST, seed=seed
-    ),
+    "dirichlet": partial(_dirichlet, alpha=ALPHA),
+    "milder": partial(_dirichlet, alpha=MILDER),
     "classes": lambda held, clients, seed: classes_partition(
         held.labels, clients, classes_per_client=CLASSES_EACH, seed=seed
     ),

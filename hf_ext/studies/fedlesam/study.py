@@ -227,12 +227,11 @@ LARGER = Study(
     prepare=prepare,
     run=run,
     protocol=(
-        f"As in the study `fedlesam`, with fewer systems and seeds; nothing is chosen: rho is {_RHO:g} wherever there "
+        f"As in the study `fedlesam`, with fewer systems; nothing is chosen: rho is {_RHO:g} wherever there "
         "is one, and the learning rate the same for all. "
         f"*origins*: every client has pictures of one origin, as many clients for each. {_lengths(_LARGER_CASES)}. "
         f"Targets: {_targets(_LARGER_CASES)}."
     ),
-    seeds=3,
     details=_DETAILS,
 )
 

@@ -129,7 +129,7 @@ def test_clients_that_cannot_be_as_many_for_each_origin(problems: dict[str, Prob
 
 
 def test_unknown_kind(problems: dict[str, Problem]) -> None:
-    with pytest.raises(ValueError, match="kind: found 'iid', allowed are dirichlet, classes, natural"):
+    with pytest.raises(ValueError, match="kind: found 'iid', allowed are dirichlet, milder, classes, natural"):
         federation(problems["digits"], "iid", 0)
 
 
