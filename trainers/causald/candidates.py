@@ -1,11 +1,16 @@
 """Training rows with candidates that stay the same: the next item first, then others, drawn once and for all."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+
+from hf_ext.data.interactions.negatives import NegativeSampler
 
 #: column of the teachers' effect on a row's candidates, `[C]`, and of its weight in the next item's own loss
 EFFECT, WEIGHT = "effect_logits", "row_weight"
@@ -16,8 +21,8 @@ class CandidateRows(Dataset[dict[str, Any]]):
     """The rows of a data set, each with candidates, and with what else is known of its number.
 
     Works for any map-style data set of dicts and copies nothing; all other attributes are the data set's. The others
-    are uniform over the items that are not the next one, with replacement, and a function of the seed, the row's
-    number and their place alone.
+    are those of `NextItems(..., num_negatives=C - 1, fixed_negatives=True)`: uniform over the items that are not the
+    next one, with replacement, and a function of the seed, the row's number and their place alone.
 
     Args:
         dataset: with a length; its rows have `input_ids`, int64 `[L]`, and `labels`, the next item's row.
@@ -34,6 +39,8 @@ class CandidateRows(Dataset[dict[str, Any]]):
     ) -> None:
         self.dataset, self.columns = dataset, columns
         self.num_items, self.num_candidates, self.seed = num_items, num_candidates, seed
+        catalogue: Any = SimpleNamespace(num_items=num_items)  # all that uniform draws need to know of a split
+        self._sampler = NegativeSampler(catalogue, num_candidates - 1, "uniform", avoid_history=False, seed=seed)
 
     def with_columns(self, **columns: NDArray[Any]) -> "CandidateRows":
         """The same rows with further columns."""
@@ -53,32 +60,14 @@ class CandidateRows(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of a batch, which a DataLoader asks for at once."""
-        places = np.asarray(indices, dtype=np.int64) % max(len(self), 1)
-        rows = read_rows(self.dataset, places.tolist())
+        numbers = np.asarray(indices, dtype=np.int64) % max(len(self), 1)
+        rows = read_rows(self.dataset, numbers.tolist())
         targets = np.array([int(row["labels"]) for row in rows], dtype=np.int64)
-        own = {"candidate_ids": self._candidates(places, targets), "labels": np.zeros_like(targets)}
-        own |= {name: values[places] for name, values in self.columns.items()}
-        return [
-            {**row, **dict(zip(own, values, strict=True))}
-            for row, values in zip(rows, zip(*own.values(), strict=True), strict=True)
-        ]
-
-    def _candidates(self, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """`[B, C]`."""
-        width = np.uint64(self.num_candidates)
-        counters = rows.astype(np.uint64)[:, None] * width + np.arange(1, self.num_candidates, dtype=np.uint64)
-        drawn = 1 + (_mixed(counters + _mixed(np.uint64(self.seed))) % np.uint64(self.num_items - 1)).astype(np.int64)
-        others = drawn + (drawn >= targets[:, None])  # over the gap that the next item leaves
-        return np.concatenate([targets[:, None], others], axis=1)
-
-
-def _mixed(values: Any) -> Any:
-    """SplitMix64 (Steele, Lea and Flood 2014): a number's hash, wrapped to 64 bits."""
-    with np.errstate(over="ignore"):
-        values = values + np.uint64(0x9E3779B97F4A7C15)
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))
+        others = self._sampler.draw(numbers, numbers, targets, epoch=0)
+        own = {"candidate_ids": np.concatenate([targets[:, None], others], axis=1), "labels": np.zeros_like(targets)}
+        own |= {name: values[numbers] for name, values in self.columns.items()}
+        values = zip(*(torch.from_numpy(column).unbind() for column in own.values()), strict=True)
+        return [{**row, **dict(zip(own, some, strict=True))} for row, some in zip(rows, values, strict=True)]
 
 
 def read_rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -95,15 +84,13 @@ def targets_of(dataset: Any) -> NDArray[np.int64]:
     return np.array([int(row["labels"]) for part in _parts(dataset) for row in part], dtype=np.int64)
 
 
-def _parts(dataset: Any) -> Any:
+def _parts(dataset: Any) -> Iterator[list[dict[str, Any]]]:
     for first in range(0, len(dataset), _ROWS_AT_ONCE):
         yield read_rows(dataset, range(first, min(first + _ROWS_AT_ONCE, len(dataset))))
 
 
 def fingerprint(dataset: Any) -> str:
     """SHA-256 of all histories and next items, read once."""
-    import hashlib
-
     digest = hashlib.sha256()
     for part in _parts(dataset):
         for row in part:
@@ -125,6 +112,8 @@ def check_rows(dataset: Any, num_items: int, num_candidates: int) -> None:
         )
     if (part := getattr(dataset, "part", "train")) != "train":
         raise ValueError(f"train_dataset: found the part {part!r}, allowed is 'train'")
+    if num_items < 2:
+        raise ValueError(f"model: found a catalogue of {num_items} item, allowed are 2 or more to tell apart")
     if num_candidates > num_items:
         raise ValueError(
             f"causald_num_candidates: found {num_candidates}, allowed are at most {num_items}, the items there are"
