@@ -80,7 +80,24 @@ class FrontDoorSum:
                 other or what was added before.
         """
         scores = at_least_float32(scores)
-        weight = torch.as_tensor(weight, dtype=scores.dtype, device=scores.device)
+        weight = self._checked(scores, torch.as_tensor(weight, dtype=scores.dtype, device=scores.device))
+        if scores.ndim == 2:
+            scores, weight = scores[None], weight[None]
+        weight = weight[..., None]
+        counts = weight > 0
+        # neither 0 * inf nor log 0 may arise, not even in a gradient that `where` drops
+        scores = torch.where(counts, scores, 0.0)
+        sums: tuple[Tensor, ...]
+        if self.average == "logit":
+            sums = ((weight * scores).sum(0),)
+        else:
+            log_weight = torch.where(counts, weight, 1.0).log()
+            parts = (scores.log_softmax(-1),) if self.kind == "softmax" else _log_bernoulli(scores)
+            sums = tuple(_masked_logsumexp(log_weight + part, counts) for part in parts)
+        self._join(sums, weight.sum(0))
+
+    def _checked(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """The weight in the shape of the scores without candidates."""
         _check_weights("weight", weight)
         if scores.ndim not in (2, 3) or not all(scores.shape):
             raise ValueError(
@@ -91,28 +108,15 @@ class FrontDoorSum:
                 f"scores: found shape {tuple(scores.shape)}, allowed is what was added before, "
                 f"{list(self._sums[0].shape)}"
             )
+        if scores.isnan().any():
+            raise ValueError("scores: found NaN, allowed are numbers")
         try:
-            weight = weight.expand(scores.shape[:-1])
+            return weight.expand(scores.shape[:-1])
         except RuntimeError:
             raise ValueError(
                 f"weight: found shape {tuple(weight.shape)}, allowed are those that broadcast to "
                 f"{list(scores.shape[:-1])}"
             ) from None
-        if scores.isnan().any():
-            raise ValueError("scores: found NaN, allowed are numbers")
-        if scores.ndim == 2:
-            scores, weight = scores[None], weight[None]
-        counts = (weight > 0)[..., None]
-        # neither 0 * inf nor log 0 may arise, not even in a gradient that `where` drops
-        scores = torch.where(counts, scores, 0.0)
-        weight = weight[..., None]
-        if self.average == "logit":
-            sums = ((weight * scores).sum(0),)
-        else:
-            log_weight = torch.where(counts, weight, 1.0).log()
-            parts = (scores.log_softmax(-1),) if self.kind == "softmax" else _log_bernoulli(scores)
-            sums = tuple(_masked_logsumexp(log_weight + part, counts) for part in parts)
-        self._join(sums, weight.sum(0))
 
     def _join(self, sums: tuple[Tensor, ...], weight: Tensor) -> None:
         if self._sums is None:
@@ -268,22 +272,23 @@ def causald_loss(
         )
     student = at_least_float32(student_logits)
     effect = at_least_float32(effect_logits.detach())
+    divergences = _divergences(effect / temperature, student / temperature, kind)
     terms = {
-        "recommendation": _recommendation_losses(student, labels, kind),
-        "distillation": _divergences(effect / temperature, student / temperature, kind),
+        "recommendation": _recommendation_loss(student, labels, kind, reduction),
+        "distillation": divergences.mean() if reduction == "mean" else divergences,
     }
-    if reduction == "mean":
-        terms = {name: values.mean() for name, values in terms.items()}
     weights = {"recommendation": 1 - alpha, "distillation": alpha * temperature**2}
     total = torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum(0)
     return {**terms, "total": total}
 
 
-def _recommendation_losses(student: Tensor, labels: Tensor, kind: Kind) -> Tensor:
+def _recommendation_loss(student: Tensor, labels: Tensor, kind: Kind, reduction: Reduction) -> Tensor:
+    """The mean is torch's own, to the last bit that of a student without teachers."""
     if kind == "bce":
         if labels.shape != student.shape:
             raise ValueError(f"labels: found shape {tuple(labels.shape)}, allowed is {list(student.shape)} for 'bce'")
-        return F.binary_cross_entropy_with_logits(student, labels.to(student.dtype), reduction="none").mean(-1)
+        losses = F.binary_cross_entropy_with_logits(student, labels.to(student.dtype), reduction=reduction)
+        return losses.mean(-1) if reduction == "none" else losses
     if labels.shape != student.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             f"labels: found {labels.dtype} of shape {tuple(labels.shape)}, allowed are integers of shape "
@@ -292,7 +297,7 @@ def _recommendation_losses(student: Tensor, labels: Tensor, kind: Kind) -> Tenso
     # elsewhere the kernel refuses by itself, and to look would wait for the device in every step
     if labels.device.type == "cpu" and not ((labels >= 0) & (labels < student.shape[1])).all():
         raise ValueError(f"labels: found {labels.tolist()}, allowed are places in [0, {student.shape[1]})")
-    return F.cross_entropy(student, labels.long(), reduction="none")
+    return F.cross_entropy(student, labels.long(), reduction=reduction)
 
 
 def _divergences(effect: Tensor, student: Tensor, kind: Kind) -> Tensor:
