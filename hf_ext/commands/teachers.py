@@ -199,7 +199,9 @@ def _parts(rows: NextItems, division: str, number: int, seed: int) -> Sequence[A
         order = np.argsort(_times_of(rows), kind="stable")
         chosen = [np.sort(part) for part in np.array_split(order, number)]
     if not all(map(len, chosen)):
-        raise ValueError(f"teacher_data: found {division!r}, whose {number} parts are not all of a row, allowed is 'all'")
+        raise ValueError(
+            f"teacher_data: found {division!r}, whose {number} parts are not all of a row, allowed is 'all'"
+        )
     return [_Part(rows, part.tolist()) for part in chosen]
 
 
