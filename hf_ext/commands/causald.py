@@ -29,12 +29,13 @@ from hf_ext.trainers import CausalDConfig, CausalDTrainer
 from hf_ext.trainers.checkpoints import newest_complete_checkpoint
 
 TITLE = "CausalD"
+STEPS = 1000
 #: of TrainingArguments, since tables of items learn nothing by those for pretrained models
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
-    "num_train_epochs": 10.0,
+    "num_train_epochs": 0.0,  # STEPS steps, whatever the size of the data
     "per_device_train_batch_size": 256,
     "per_device_eval_batch_size": 256,
 }
@@ -50,10 +51,14 @@ def train(argv: Sequence[str]) -> None:
         (InteractionArguments, RecommenderArguments, TeacherArguments, CausalDConfig),
         argv,
         prog="hf-ext train causald",
-        description="Train a recommender with several teachers (CausalD, Zhang et al. 2024), or alone.",
+        description="Train a recommender with several teachers (CausalD, Zhang et al. 2024), or alone, and compare it "
+        f"with what knows only what is popular, or what goes together. {STEPS} steps, unless max_steps or "
+        "num_train_epochs say otherwise.",
         defaults=DEFAULTS,
     )
     check_counts(args)
+    if args.max_steps <= 0 and not args.num_train_epochs:
+        args.max_steps = STEPS
     chosen.check(args.causald_alpha)
     resumed = resumed_from(args)
     if resumed is True:  # found out now, not after the teachers' training
@@ -90,7 +95,7 @@ def _compare(trainer: Any, teachers: Teachers, rows: NextItems) -> dict[str, dic
         system = f"teacher {number + 1} ({teachers.places[number]})"
         compared[system] = metrics_of(source, rows, trainer.args.device)
     for system, metrics in compared.items():
-        trainer.card.add_baseline(system, {f"eval_{name}": value for name, value in metrics.items()})
+        trainer.card.add_baseline(system, {f"eval_{name}": metrics[name] for name in METRICS})
     return compared
 
 

@@ -5,10 +5,12 @@ from io import StringIO
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModel
 
 from hf_ext.data.interactions import NextItems
+from hf_ext.hub_cards.text import visible
 from hf_ext.metrics import RankingMetrics, item_knn_ranks, popularity_ranks, rank_targets
 
 POPULARITY, ITEM_KNN = "popularity", "item-kNN"
@@ -21,6 +23,7 @@ SHOWN = {
     "hr@10": "HR@10",
     "auc": "AUC",
     "coverage@10": "coverage@10",
+    "popularity@10": "popularity@10",
 }
 _EXAMPLES, _BEST, _NEWEST = 3, 3, 3  # users, recommendations each, items of the history that are shown
 _LONGEST = 40  # characters of a title
@@ -45,8 +48,8 @@ def table_of(systems: Mapping[str, Mapping[str, float]], method: str) -> str:
         table.add_column(name, justify="right")
     for system, metrics in systems.items():
         cells = (f"{metrics[name]:.3f}" if name in metrics else "-" for name in SHOWN)
-        table.add_row(system, *cells, style="bold" if system == method else None)
-    console = Console(file=StringIO(), width=100)
+        table.add_row(escape(visible(system)), *cells, style="bold" if system == method else None)
+    console = Console(file=StringIO(), width=110)
     console.print(table)
     return console.file.getvalue().rstrip()
 
@@ -67,8 +70,8 @@ def examples_of(model: Any, rows: NextItems) -> str:
 
 
 def _listed(titles: list[str]) -> str:
-    short = (title if len(title) <= _LONGEST else f"{title[: _LONGEST - 3]}..." for title in titles)
-    return ", ".join(" ".join(title.split()) for title in short)
+    plain = [" ".join(visible(title).split()) for title in titles]
+    return ", ".join(title if len(title) <= _LONGEST else f"{title[: _LONGEST - 3]}..." for title in plain)
 
 
 def loading_lines(folder: str, model: Any) -> str:

@@ -144,8 +144,9 @@ def remark_on(split: SplitInteractions, test: NextItems) -> str:
     tested = np.unique(test.users)
     heads = np.unique(test.users[test.groups == 1])
     return (
-        f"{len(log)} events of {log.num_users} users with {log.num_items} items, split by {split.method}. Evaluated on "
-        f"{len(test)} next items of {len(tested)} users in the test, each ranked among all items but those that the "
-        f"user had before. Head: the {len(heads)} of them who were most active in training; tail: the other "
-        f"{len(tested) - len(heads)}; gap: head minus tail."
+        f"{len(log)} events of {log.num_users} users with {log.num_items} items, split by {split.method}. Evaluated "
+        f"on {len(test)} next items of {len(tested)} users in the test, each ranked among all items but those that "
+        f"the user had before. Head: the {len(heads)} of them who were most active in training; tail: the other "
+        f"{len(tested) - len(heads)}; gap: head minus tail. coverage@10: the share of the items that anybody is "
+        "recommended; popularity@10: how popular these are, as the share of the items that are less so."
     )

@@ -24,7 +24,7 @@ from hf_ext.trainers.processes import decided_by_main
 #: folder of those that were trained, within output_dir
 FOLDER = "causald_teachers"
 _WHAT = "teacher.json"
-_DEFAULT = ("din", "deepfm", "sasrec")
+_DEFAULT = ("deepfm", "gru", "sasrec")
 _DIRECT_RANK = 8
 #: what a teacher's Trainer does not do, whatever the student's does
 _AT_TEACHERS: dict[str, Any] = {
@@ -44,13 +44,13 @@ class TeacherArguments(MethodArguments):
     teachers: list[str] | None = option(
         None,
         "Teachers, separated by commas: architectures, which are trained first, and folders or Hub ids of saved "
-        "recommenders of the same items; 'none' for none (with --causald_alpha 0). By default din,deepfm,sasrec.",
+        "recommenders of the same items; 'none' for none (with --causald_alpha 0). By default deepfm,gru,sasrec.",
     )
     teacher_hidden_size: Count = option(32, "Width of those that are trained first.")
     teacher_steps: Count | None = option(None, "Steps of each one's training; by default as long as the student's.")
     teacher_direct_rank: Annotated[int, Bounds(at_least=0)] | None = option(
         None,
-        f"Rank of their direct path; by default {_DIRECT_RANK} with causald_front_door 'bank', which needs one, else 0.",
+        f"Rank of their direct path; by default {_DIRECT_RANK} with causald_front_door 'bank' (it takes one), else 0.",
     )
     teacher_data: Literal["all", "users", "time"] = option(
         "all",
@@ -74,8 +74,8 @@ class TeacherArguments(MethodArguments):
         """
         if alpha == 0 and self.teachers is not None and self.places:
             raise ValueError(
-                f"teachers: found {', '.join(self.places)} with causald_alpha=0, allowed is 'none', or a causald_alpha "
-                "above 0: nobody would learn from them"
+                f"teachers: found {', '.join(self.places)} with causald_alpha=0, allowed is 'none', or a larger "
+                "causald_alpha: nobody would learn from them"
             )
         for place in self.places:
             if place not in get_args(Architecture):
@@ -206,7 +206,7 @@ def _parts(rows: NextItems, division: str, number: int, seed: int) -> Sequence[A
 
 
 def _times_of(rows: NextItems) -> NDArray[Any]:
-    """When the target of every training row was taken, `[N]`: a user's rows are those events but the first, in order."""
+    """When the target of every training row was taken, `[N]`: rows are a user's events but the first, in order."""
     log = rows.split.interactions
     if log.times is None:
         raise ValueError("teacher_data: found 'time' with time_column 'none', allowed are 'all' and 'users'")
