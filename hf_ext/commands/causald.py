@@ -66,7 +66,7 @@ def train(argv: Sequence[str]) -> None:
     split = interactions.load()
     seed_all(args)
     loaded = loaded_for(recommender, split, args)
-    teachers = Teachers(chosen, recommender, split, args)
+    teachers = Teachers(chosen, recommender, split, args, resumes=bool(resumed))
     rows: dict[str, Any] = {}
     if is_alone := not teachers.sources and args.causald_alpha == 0 and args.causald_debias == "none":
         rows["train_dataset"] = None  # CausalD would draw candidates, the same in every epoch
@@ -116,7 +116,7 @@ def _told(trainer: Any, model: dict[str, float], compared: dict[str, dict[str, f
 
 # ------------------------------------------------------------------------------------------------ demo
 DATASET, LENGTH, BATCH = "shop", 20, 128
-TEACHERS = {"din": 32, "deepfm": 32, "sasrec": 32}
+TEACHERS = {"deepfm": 32, "gru": 32, "sasrec": 32}
 DIRECT_RANK = 8
 PLAIN, ONE, SHOWN, BANK = "plain student", "taught by the best teacher", "CausalD, ensemble", "CausalD, bank"
 #: by system, what is said to the Trainer

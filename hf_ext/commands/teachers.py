@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Subset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_ext._arguments import Bounds, Count
 from hf_ext._files import is_regular, read_json, write_atomically
@@ -17,7 +18,6 @@ from hf_ext.commands.places import check_place
 from hf_ext.commands.recommenders import Architecture, RecommenderArguments
 from hf_ext.commands.training import options_of
 from hf_ext.data.interactions import NextItems, NextItemsCollator, SetEpoch, SplitInteractions
-from hf_ext.models import SequentialRecommenderForNextItem
 from hf_ext.trainers.arguments import MethodArguments, option
 from hf_ext.trainers.processes import decided_by_main
 
@@ -98,70 +98,88 @@ class Teachers:
         recommender: what of the student's options holds for teachers, too.
         split: what they learn from.
         args: the student's.
+        resumes: whether the student's training goes on.
 
     Raises:
         ValueError: the folder has a teacher of something else, or a part of the data has no rows.
     """
 
     def __init__(
-        self, chosen: TeacherArguments, recommender: RecommenderArguments, split: SplitInteractions, args: Any
+        self,
+        chosen: TeacherArguments,
+        recommender: RecommenderArguments,
+        split: SplitInteractions,
+        args: Any,
+        *,
+        resumes: bool = False,
     ) -> None:
-        self.places, self._args = ([] if args.causald_alpha == 0 else chosen.places), args
+        self.places = [] if args.causald_alpha == 0 else chosen.places
+        #: as `CausalDTrainer` takes them
+        self.sources: list[Any] = list(self.places)
+        self._args, self._steps = args, chosen.teacher_steps
+        self._waiting: dict[int, _Waiting] = {}
         trained = [number for number, place in enumerate(self.places) if place in get_args(Architecture)]
+        if not trained:
+            return
         rank = chosen.teacher_direct_rank
         if rank is None:
             rank = _DIRECT_RANK if args.causald_front_door == "bank" else 0
         config = {"hidden_size": chosen.teacher_hidden_size, "direct_rank": rank, "loss": args.causald_kind}
-        self._folders: dict[int, Path] = {}
-        self._rows: dict[int, Any] = {}
-        self._what: dict[int, dict[str, Any]] = {}
-        self._steps = chosen.teacher_steps
-        #: as `CausalDTrainer` takes them
-        self.sources: list[Any] = list(self.places)
-        rows = recommender.rows(split, args) if trained else None
-        parts = _parts(rows, chosen.teacher_data, len(trained), args.seed) if rows is not None else []
-        for part, number in zip(parts, trained, strict=True):
+        rows = recommender.rows(split, args)
+        for part, number in zip(_parts(rows, chosen.teacher_data, len(trained), args.seed), trained, strict=True):
             folder = Path(args.output_dir) / FOLDER / str(number + 1)
             own = {**config, "architecture": self.places[number]}
-            what = {"data": rows.digest, "part": f"{chosen.teacher_data} {number + 1}", "config": own}  # type: ignore[union-attr]
-            what |= {"recommender": asdict(recommender), "training": self._training(args), "seed": args.seed + number}
-            if decided_by_main(lambda folder=folder, what=what: _is_kept(folder, what)):  # type: ignore[misc]
+            what = {**asdict(recommender), **own, "data": rows.digest, "seed": args.seed + number}
+            what |= {"teacher_data": f"{chosen.teacher_data}, {trained.index(number) + 1} of {len(trained)}"}
+            # a run that is resumed may be longer than it was to be at first, its teachers stay
+            what |= {} if resumes else self._training()
+            if decided_by_main(partial(_is_kept, folder, what)):
                 self.sources[number] = str(folder)
                 continue
-            self.sources[number] = recommender.make(split.interactions.items, **own)
-            self._folders[number], self._rows[number], self._what[number] = folder, part, what
+            set_seed(what["seed"])
+            model = recommender.make(split.interactions.items, **own)
+            self.sources[number] = model
+            self._waiting[number] = _Waiting(folder, model, part, what | self._training())
 
-    def _training(self, args: Any) -> dict[str, Any]:
+    def _training(self) -> dict[str, Any]:
         """What of the arguments tells one training from another."""
         names = ("learning_rate", "weight_decay", "warmup_steps", "num_train_epochs", "per_device_train_batch_size")
-        steps = self._steps or args.max_steps
-        return {name: getattr(args, name) for name in (*names, "gradient_accumulation_steps")} | {
-            "steps": steps,
-            "lr_scheduler_type": str(args.lr_scheduler_type),
+        options = {name: getattr(self._args, name) for name in (*names, "gradient_accumulation_steps")}
+        schedule = self._args.lr_scheduler_type
+        return options | {
+            "teacher_steps": self._steps or self._args.max_steps,
+            "lr_scheduler_type": str(getattr(schedule, "value", schedule)),
         }
 
     def train(self, say: Callable[[str], None]) -> None:
         """Train those that are not there yet, one after the other, and save each; `say` is told which."""
-        for number, folder in self._folders.items():
-            model: SequentialRecommenderForNextItem = self.sources[number]
+        for number, (folder, model, rows, what) in self._waiting.items():
             say(f"teacher {number + 1} of {len(self.sources)}: {self.places[number]}")
-            steps = {} if self._steps is None else {"max_steps": self._steps}
-            seed = {"seed": self._args.seed + number}
-            options = options_of(TrainingArguments, self._args) | _AT_TEACHERS | seed | steps
+            own: dict[str, Any] = {"output_dir": str(folder), "seed": what["seed"]}
+            own |= {} if self._steps is None else {"max_steps": self._steps}
             trainer = Trainer(
                 model,
-                TrainingArguments(**{**options, "output_dir": str(folder)}),
+                TrainingArguments(**{**options_of(TrainingArguments, self._args), **_AT_TEACHERS, **own}),
                 data_collator=NextItemsCollator(),
-                train_dataset=self._rows[number],
+                train_dataset=rows,
                 callbacks=[SetEpoch()],
             )
             trainer.train()
             trainer.save_model()
             model.to("cpu")
             if trainer.is_world_process_zero():
-                write_atomically(folder / _WHAT, json.dumps(self._what[number], indent=1))
+                write_atomically(folder / _WHAT, json.dumps(what, indent=1))
             self.sources[number] = str(folder)
-        self._folders, self._rows = {}, {}
+        self._waiting = {}
+
+
+class _Waiting(NamedTuple):
+    """A teacher to be trained: where it is kept, the model, what it learns from, and what it is made of."""
+
+    folder: Path
+    model: Any
+    rows: Any
+    what: dict[str, Any]
 
 
 def _is_kept(folder: Path, what: dict[str, Any]) -> bool:
@@ -172,7 +190,7 @@ def _is_kept(folder: Path, what: dict[str, Any]) -> bool:
     if different := [name for name, value in json.loads(json.dumps(what)).items() if found.get(name) != value]:
         raise ValueError(
             f"output_dir: found a teacher with other values of {', '.join(different)} in {str(folder)!r}, allowed are "
-            "those of an equal run: name another folder, or delete that one and causald_effects beside it"
+            f"those of an equal run: name another folder, or delete {FOLDER} and causald_effects in it"
         )
     return True
 

@@ -110,11 +110,13 @@ def test_teachers_are_found_again(table: Path, tmp_path: Path, capsys: pytest.Ca
         assert main([*words, *further]) == 0
         assert "teacher 1 of 2" not in capsys.readouterr().out
         assert are_equal(first, weights(out))
+    longer = ["--max_steps", "3", "--resume_from_checkpoint", "true"]
+    assert main([*words, *longer]) == 0 and (out / "checkpoint-3").is_dir()
     assert all(are_equal(old, weights(one)) for old, one in zip(kept, teachers, strict=True))
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert main([*words, "--teacher_hidden_size", "8"]) == 2
     message = capsys.readouterr().err
-    assert "output_dir: found a teacher with other values of config in" in message
+    assert "output_dir: found a teacher with other values of hidden_size in" in message
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
@@ -156,7 +158,7 @@ def test_what_each_teacher_sees(table: Path, tmp_path: Path) -> None:
     times = np.concatenate([log.times[log.offsets[u] + 1 : log.offsets[u] + split.train_ends[u]] for u in range(20)])
     for division in ("all", "users", "time"):
         chosen = TeacherArguments(["deepfm,deepfm,gru"], teacher_data=division)  # type: ignore[arg-type]
-        parts = list(Teachers(chosen, options, split, args)._rows.values())
+        parts = [one.rows for one in Teachers(chosen, options, split, args)._waiting.values()]
         if division == "all":
             assert [part.digest for part in parts] == [rows.digest] * 3
             continue
@@ -182,7 +184,8 @@ def test_options_from_a_file(table: Path, tmp_path: Path) -> None:
     file.write_text(
         f"dataset: {table}\nuser_column: customer\nitem_column: product\ntime_column: none\n"
         f"title_column: product name\narchitecture: gru\nteachers: [deepfm, sasrec]\n"
-        f"output_dir: {out}\nmax_steps: 2\nuse_cpu: true\ncausald_num_candidates: 4\nsplit: leave_one_out\nhidden_size: 4\n"
+        f"output_dir: {out}\nmax_steps: 2\nuse_cpu: true\ncausald_num_candidates: 4\n"
+        "split: leave_one_out\nhidden_size: 4\n"
     )
     assert main(["train", "causald", "--config", str(file), "--teachers", "gru"]) == 0
     assert [folder.name for folder in (out / "causald_teachers").iterdir()] == ["1"]
