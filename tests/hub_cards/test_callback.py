@@ -306,7 +306,9 @@ def test_a_trainer_that_only_evaluates(
     assert "| learning_rate | 0.125 |" in text and "| **Toy** | loss |" in text
 
 
-def test_baselines_stand_beside_the_model(model: ViTForImageClassification, data: Dataset, tmp_path: Path) -> None:
+def test_baselines_stand_beside_the_model(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
     trainer: Any = ToyTrainer(model, _arguments(tmp_path), eval_dataset=data, compute_metrics=_accuracy)
     trainer.evaluate()
     trainer.card.add_baseline("the largest class", {"eval_accuracy": 0.25, "eval_domain_0_accuracy": 0.125})
