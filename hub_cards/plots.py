@@ -232,7 +232,7 @@ def plot_groups(groups: Mapping[str, Mapping[str, float]], path: str | os.PathLi
     figure, panels = new_figure(5, 0.4 * len(names) * len(groups) + 0.8 * len(groups), rows=len(groups))
     for axes, (metric, values) in zip(panels, groups.items(), strict=True):
         for position, (name, colour) in enumerate(zip(names, cycle((BASELINE, METHOD, *_LINES[1:])), strict=False)):
-            value = values.get(name, math.nan)
+            value = float(values.get(name, math.nan))  # a card that was read again has words for what is no number
             length = value if math.isfinite(value) else 0.0
             axes.barh(position, length, color=colour)
             words = f"{value:.3f}" if math.isfinite(value) else "-"

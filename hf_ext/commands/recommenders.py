@@ -98,8 +98,8 @@ class RecommenderArguments(MethodArguments):
     told_apart: Literal["candidates", "catalogue"] = option(
         "candidates",
         "What a recommender that learns alone (a teacher, or with --teachers none) tells the next item apart from: "
-        "'candidates', causald_num_candidates - 1 others, drawn anew in every epoch; 'catalogue', all items, which is "
-        "better and slower.",
+        "'candidates', causald_num_candidates - 1 others, drawn anew in every epoch; 'catalogue', all items, which "
+        "takes longer.",
     )
 
     def make(self, items: Any, **config: Any) -> SequentialRecommenderForNextItem:

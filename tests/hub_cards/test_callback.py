@@ -315,7 +315,7 @@ def test_baselines_stand_beside_the_model(
     trainer.create_model_card()
     card = ModelCard.load(tmp_path / "README.md")
     assert "| the largest class | accuracy | 0.250 | 1 |\n| **Toy** | accuracy |" in card.text
-    assert "| | the largest class: accuracy |" in card.text and "| domain 0 | 0.125 |" in card.text
+    assert "| | the largest class | Toy |" in card.text and "| domain 0 | 0.125 |" in card.text
     assert (
         "seeds |\n|---|---|---|---|\n| **Toy** | loss |" in card.text
     )  # what the model alone has is a table of its own
