@@ -140,7 +140,9 @@ class CausalDMixin(MethodMixin):
             )
         weights = args.causald_teacher_weights
         if weights is not None and len(weights) != number:
-            raise ValueError(f"causald_teacher_weights: found {len(weights)}, allowed is one for each of {number} teachers")
+            raise ValueError(
+                f"causald_teacher_weights: found {len(weights)}, allowed is one for each of {number} teachers"
+            )
         for teacher in self._teachers:
             check_teacher(teacher, config.num_items)
         if args.causald_front_door == "bank" and not any(teacher.has_direct_path for teacher in self._teachers):
