@@ -100,7 +100,7 @@ def test_divbs_picks_by_the_gradients_of_the_items(recommender: Make, data: Next
 
 
 def test_divbs_says_where_there_are_no_such_gradients(recommender: Make, data: NextItems, tmp_path: Path) -> None:
-    """Candidates of each row's own; scores that are not linear in the mediator, or by a direct path; but it may draw."""
+    """Candidates of each row's own; scores not linear in the mediator, or by a direct path; but it may draw."""
     sampled = NextItems(data.split, max_length=6, num_negatives=4)
     before = recommender()
 
@@ -112,7 +112,7 @@ def test_divbs_says_where_there_are_no_such_gradients(recommender: Make, data: N
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.state_dict().items())
     for other in (recommender("din"), recommender("deepfm"), recommender(direct_rank=2)):
         with pytest.raises(
-            ValueError, match="divbs_head_module: found nothing and no linear .* in SequentialRecommender"
+            ValueError, match=r"divbs_head_module: found nothing and no linear .* in SequentialRecommender"
         ):
             train(other, data)
     for other, rows in ((recommender("din"), data), (recommender(), sampled)):
