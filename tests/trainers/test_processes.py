@@ -69,7 +69,9 @@ TWO_PROCESSES = {
     "causald bank": Case(
         "causald", {**_BANK, "causald_debias": "ips", "causald_average": "logit", "gradient_accumulation_steps": 2}
     ),
-    "causald student alone": Case("causald", {"causald_alpha": 0.0, "gradient_accumulation_steps": 2}),
+    "causald student alone": Case(
+        "causald", {"causald_alpha": 0.0, "causald_num_candidates": 6, "gradient_accumulation_steps": 2}
+    ),
     "fedlesam": Case("fedlesam", {"fedlesam_rho": 0.5}),
     "fedlesam s": Case("fedlesam", {"fedlesam_variant": "S", "gradient_accumulation_steps": 2}),
     "fedlesam d": Case("fedlesam", {"fedlesam_variant": "D", "fedlesam_direction": "random"}),
