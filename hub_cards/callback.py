@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +61,7 @@ class CardCallback(TrainerCallback):
         self._log_history: list[dict[str, float]] = []
         self._federation: dict[str, Any] = {}
         self._at_clients: list[Result] = []
+        self._baselines: dict[str, dict[str, float]] = {}
         self._started = 0.0
         #: the checkpoint that training resumes from, where a Trainer says so
         self.resumed_from: str | None = None
@@ -100,6 +101,10 @@ class CardCallback(TrainerCallback):
     def add_federation(self, facts: Mapping[str, Any], results: Iterable[Result] = ()) -> None:
         """Say how clients have trained the model, and what they measured."""
         self._federation, self._at_clients = dict(facts), list(results)
+
+    def add_baseline(self, system: str, metrics: Mapping[str, float]) -> None:
+        """Show another system's metrics of the last evaluation beside the model's: `{"eval_accuracy": 0.5}`."""
+        self._baselines[system] = dict(metrics)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -199,17 +204,21 @@ class CardCallback(TrainerCallback):
         return create_card(folder, self.method, run=self.card_facts(), **facts)
 
     def _results(self) -> list[Result]:
-        title, groups = METHODS[self.method].title, self._facts["groups"]
-        results = []
+        """The baselines', then the model's."""
+        title = METHODS[self.method].title
+        results = [row for name, metrics in self._baselines.items() for row in self._rows(name, "eval", metrics)]
         for prefix, seen in self._facts["evaluations"].items():
             step = None if seen["step"] == self._facts["step"] else seen["step"]
-            for key, value in seen["metrics"].items():
-                if key in self._facts["hidden"] or key.endswith(_NO_RESULTS):
-                    continue
-                group, metric = groups.get(key, ("", key.removeprefix(f"{prefix}_")))
-                group = ", ".join(filter(None, (_part_of(prefix), group)))
-                results.append(Result(title, metric, value, is_method=True, group=group, step=step))
+            results += self._rows(title, prefix, seen["metrics"], is_method=True, step=step)
         return results
+
+    def _rows(self, system: str, prefix: str, metrics: Mapping[str, float], **facts: Any) -> Iterator[Result]:
+        for key, value in metrics.items():
+            if key in self._facts["hidden"] or key.endswith(_NO_RESULTS):
+                continue
+            group, metric = self._facts["groups"].get(key, ("", key.removeprefix(f"{prefix}_")))
+            group = ", ".join(filter(None, (_part_of(prefix), group)))
+            yield Result(system, metric, value, group=group, **facts)
 
 
 def _checkpoint_of(args: TrainingArguments, state: TrainerState) -> Path:

@@ -195,11 +195,13 @@ class MethodCard:
 
     @property
     def tables(self) -> list[list[Result]]:
-        """These; of several systems, a table for every metric, since metrics differ in unit and in size."""
-        several = len({row.system for row in self.overall}) > 1
+        """These; a table for every metric of several systems, since metrics differ in unit and in size."""
+        systems: dict[str, set[str]] = {}
+        for row in self.overall:
+            systems.setdefault(row.metric, set()).add(row.system)
         tables: dict[str, list[Result]] = {}
         for row in self.overall:
-            tables.setdefault(row.metric if several else "", []).append(row)
+            tables.setdefault(row.metric if len(systems[row.metric]) > 1 else "", []).append(row)
         return list(tables.values())
 
     @property

@@ -81,8 +81,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     demo = commands.add_parser(
         "demo",
         parents=[common],
-        help="train a method on embedded real data, next to its baselines (minutes, nothing is downloaded)",
-        description="Train a method on embedded real data, next to its baselines; leaves a folder ready for the Hub.",
+        help="train a method on embedded data, next to its baselines (minutes, nothing is downloaded)",
+        description="Train a method on embedded data, next to its baselines; leaves a folder ready for the Hub.",
     )
     demo.add_argument("method", nargs="?", default="mola", choices=trained, help="default: mola")
     demo.add_argument("--out", help="folder for the result; default: ./hf_ext_demo_METHOD")

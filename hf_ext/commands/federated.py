@@ -20,7 +20,7 @@ from hf_ext._runs import progress_bars, quiet
 from hf_ext.commands.loading import DataArguments, Loaded, ModelArguments
 from hf_ext.commands.lora import LoraArguments
 from hf_ext.commands.parsing import parse
-from hf_ext.commands.training import check_counts, leave, new_trainer, resumed_from, seeded
+from hf_ext.commands.training import check_counts, leave, new_trainer, options_of, resumed_from, seeded
 from hf_ext.data import Partition, classes_partition, dirichlet_partition, iid_partition, natural_partition
 from hf_ext.trainers.arguments import MethodArguments, option
 from hf_ext.trainers.federated import client_app, server_app, simulate
@@ -210,8 +210,7 @@ class Clients:
         federation: FederationArguments,
         divided: Partition,
     ) -> None:
-        fields = (field.name for field in dataclasses.fields(config_class) if field.init)
-        settings = {name: getattr(args, name) for name in fields} | _AT_CLIENTS
+        settings = options_of(config_class, args) | _AT_CLIENTS
         self.trainer_class, self.config_class, self.settings = trainer_class, config_class, settings
         self.options = options
         self.tested: Partition | None = None

@@ -1,7 +1,7 @@
 """Model, data and collator for training from the command line."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -132,16 +132,23 @@ class OwnDataArguments(DataArguments):
     )
 
 
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of samples whose largest logit is the label's."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": float((np.asarray(logits).argmax(-1) == prediction.label_ids).mean())}
+
+
 @dataclass
 class Loaded:
     """What a Trainer needs."""
 
     model: nn.Module
-    data: DatasetDict
+    data: Mapping[str, Any]  # `train` and, where there is something to evaluate on, `eval`
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     processor: Any
     keeps_columns: bool  # the collator reads columns that the model does not know
     remark: str = ""  # on the data, for output and card
+    metrics: Callable[[EvalPrediction], dict[str, float]] | None = accuracy  # None: the Trainer's own
 
 
 def load_model_and_data(model: ModelArguments, data: DataArguments, *, seed: int = 0) -> Loaded:
@@ -275,9 +282,3 @@ def _classes(rows: Dataset, column: str) -> list[str]:
     if names is None:
         return sorted(map(str, values))
     return [names[value] for value in sorted(values) if 0 <= value < len(names)]
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of samples whose largest logit is the label's."""
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return {"accuracy": float((np.asarray(logits).argmax(-1) == prediction.label_ids).mean())}

@@ -1,5 +1,6 @@
 """What all of `hf-ext train METHOD` share: a Trainer from the command line, and what is done with it."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, enable_full_determinism, set_seed
 
 from hf_ext._arguments import Count, check_value
-from hf_ext.commands.loading import DataArguments, Loaded, ModelArguments, accuracy, load_model_and_data
+from hf_ext.commands.loading import DataArguments, Loaded, ModelArguments, load_model_and_data
 from hf_ext.commands.lora import LoraArguments
 from hf_ext.commands.parsing import parse
 
@@ -74,8 +75,18 @@ def check_counts(args: TrainingArguments) -> None:
 
 def seeded(args: TrainingArguments, chosen: ModelArguments, data: DataArguments) -> Loaded:
     """Model and data. Seeds are set here already, as Trainer does it later: heads and adapters start at random."""
-    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+    seed_all(args)
     return load_model_and_data(chosen, data, seed=args.seed)
+
+
+def seed_all(args: TrainingArguments) -> None:
+    """Set seeds as Trainer does when it is made."""
+    enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+
+
+def options_of(kind: type[TrainingArguments], args: TrainingArguments) -> dict[str, Any]:
+    """What to make arguments of a class from, with the values of others that have the same fields."""
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(kind) if field.init}
 
 
 def new_trainer(
@@ -90,7 +101,7 @@ def new_trainer(
             args=args,
             data_collator=loaded.collator,
             processing_class=loaded.processor,
-            compute_metrics=accuracy,
+            compute_metrics=loaded.metrics,
             **own | rows,
         )
     trainer.data_remark = loaded.remark
@@ -109,8 +120,12 @@ def leave(
     *,
     evaluated: Callable[[Any], Mapping[str, Any]] | None = None,
     saved: Callable[[Any], None] | None = None,
+    told: Callable[[Mapping[str, Mapping[str, float]]], str] | None = None,
 ) -> None:
-    """Evaluate what has been trained, and leave its folder, or send it to the Hub; see `train_method`."""
+    """Evaluate what has been trained, and leave its folder, or send it to the Hub; see `train_method`.
+
+    `told`, called with the metrics of every data set, says in words what came out, in place of a line for each.
+    """
     args = trainer.args
     metrics = {} if trainer.eval_dataset is None else {"eval": trainer.evaluate()}
     for name, rows in (evaluated(trainer) if evaluated is not None else {}).items():
@@ -124,7 +139,7 @@ def leave(
     if args.push_to_hub:
         trainer.push_to_hub(dataset=dataset)
     if trainer.is_world_process_zero():
-        print(summary(metrics, args.output_dir, trainer.data_remark))
+        print(summary(metrics, args.output_dir, trainer.data_remark) if told is None else told(metrics))
     trainer.accelerator.end_training()  # a process group that is left to the interpreter's end may abort there
 
 
@@ -134,7 +149,12 @@ def summary(metrics: Mapping[str, Mapping[str, float]], folder: str, remark: str
     for values in metrics.values():
         shown = {name: value for name, value in values.items() if not _OF_TIME.search(name)}
         lines += [f"{name}: {value:.4g}" for name, value in shown.items() if isinstance(value, int | float)]
-    return "\n".join([*lines, f"result: {Path(folder).resolve()} (README.md is its model card)"])
+    return "\n".join([*lines, result_line(folder)])
+
+
+def result_line(folder: str) -> str:
+    """Where the result lies."""
+    return f"result: {Path(folder).resolve()} (README.md is its model card)"
 
 
 @contextmanager

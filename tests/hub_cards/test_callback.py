@@ -306,6 +306,23 @@ def test_a_trainer_that_only_evaluates(
     assert "| learning_rate | 0.125 |" in text and "| **Toy** | loss |" in text
 
 
+def test_baselines_stand_beside_the_model(
+    toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
+) -> None:
+    trainer: Any = ToyTrainer(model, _arguments(tmp_path), eval_dataset=data, compute_metrics=_accuracy)
+    trainer.evaluate()
+    trainer.card.add_baseline("the largest class", {"eval_accuracy": 0.25, "eval_domain_0_accuracy": 0.125})
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "| the largest class | accuracy | 0.250 | 1 |\n| **Toy** | accuracy |" in card.text
+    assert "| | the largest class | Toy |" in card.text and "| domain 0 | 0.125 |" in card.text
+    assert (
+        "seeds |\n|---|---|---|---|\n| **Toy** | loss |" in card.text
+    )  # what the model alone has is a table of its own
+    assert card.text.count("| system | metric | value | seeds |") == 2
+    assert not card.data.eval_results or all(row.metric_value != 0.25 for row in card.data.eval_results)
+
+
 def test_words_of_the_user_are_kept(
     toy: Method, model: ViTForImageClassification, data: Dataset, tmp_path: Path
 ) -> None:
