@@ -99,7 +99,7 @@ def _compare(trainer: Any, teachers: Teachers, rows: NextItems) -> dict[str, dic
     return compared
 
 
-def _told(trainer: Any, model: dict[str, float], compared: dict[str, dict[str, float]], name: str) -> str:
+def _told(trainer: Any, model: Mapping[str, float], compared: dict[str, dict[str, float]], name: str) -> str:
     """What is printed at the end."""
     student, folder, rows = unwrapped(trainer.model), trainer.args.output_dir, trainer.eval_dataset
     own = {key.removeprefix("eval_"): value for key, value in model.items()}

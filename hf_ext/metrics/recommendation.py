@@ -56,7 +56,7 @@ class RankingMetrics:
         if not np.array_equal(labels, self._targets):
             raise ValueError(
                 f"labels: found {labels.shape[0]} that are not the {len(self._targets)} targets of the dataset that "
-                "the metrics were made for, allowed are these, in order"
+                "the metrics were made for, allowed are these, in order (dataloader_drop_last=True leaves out some)"
             )
         return self.of(RankedTargets(*map(np.asarray, prediction.predictions)))
 

@@ -79,6 +79,8 @@ class CausalDMixin(MethodMixin):
 
     args: Any  # TrainingArguments with CausalDArguments mixed in
     model: Any
+    eval_dataset: Any
+    preprocess_logits_for_metrics: Any
     method = "causald"
     arguments = CausalDArguments
     replaces_loss = True
@@ -263,12 +265,17 @@ class CausalDMixin(MethodMixin):
     # ---------------------------------------------------------------------------------------------- evaluation
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate; `NextItems` by ranks over the whole catalogue, if Trainer was given no other metrics."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        drops_last = self.args.dataloader_drop_last
         if self._ranks_by_default and isinstance(rows, NextItems):
             self.preprocess_logits_for_metrics = ranks_of_logits
             self.compute_metrics = RankingMetrics(rows, head_fraction=self.args.causald_head_fraction)
-        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+            self.args.dataloader_drop_last = False  # which leaves out users here, the more of them the more processes
+        try:
+            metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops_last
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

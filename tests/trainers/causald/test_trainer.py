@@ -215,6 +215,15 @@ def test_evaluation_ranks_all_items_for_head_and_tail(
     assert facts["ndcg@10"] == pytest.approx({"head": expected["head_ndcg@10"], "tail": expected["tail_ndcg@10"]})
 
 
+def test_evaluation_leaves_out_nobody(make_trainer: Make, data: NextItems) -> None:
+    rows = NextItems(data.split, "validation", max_length=6)
+    assert len(rows) % 16
+    sizes = {"causald_alpha": 0.0, "per_device_eval_batch_size": 16}
+    dropping, whole = (make_trainer(eval_dataset=rows, dataloader_drop_last=drops, **sizes) for drops in (True, False))
+    assert dropping.evaluate()["eval_auc"] == whole.evaluate()["eval_auc"]
+    assert dropping.args.dataloader_drop_last
+
+
 def test_metrics_of_a_user_stay(make_trainer: Make, recommender: Make, data: NextItems) -> None:
     rows = NextItems(data.split, "validation", max_length=6)
 
