@@ -71,6 +71,8 @@ def train(argv: Sequence[str]) -> None:
     if is_alone := not teachers.sources and args.causald_alpha == 0 and args.causald_debias == "none":
         rows["train_dataset"] = None  # CausalD would draw candidates, the same in every epoch
     trainer = new_trainer(CausalDTrainer, loaded.model, args, loaded, teachers=teachers.sources, **rows)
+    if not teachers.sources:
+        trainer.data_remark = f"No teacher has taught this model (causald_alpha=0). {loaded.remark}"
     if is_alone:
         trainer.train_dataset = recommender.rows(split, args)
         trainer.add_callback(SetEpoch())

@@ -151,7 +151,8 @@ def test_a_recommender_alone(architecture: str, words: list[str], table: Path, t
     assert main(short(table, out, *alone, *words)) == 0
     assert AutoModel.from_pretrained(out).config.architecture == architecture
     card = ModelCard.load(out / "README.md").text
-    assert "| teachers | none |" in card and "| item-kNN | ndcg@10 |" in card
+    assert "| teachers | none |" in card and "No teacher has taught this model" in card
+    assert "| item-kNN | ndcg@10 |" in card
     assert not (out / "causald_teachers").exists() and not (out / "causald_effects").exists()
 
 

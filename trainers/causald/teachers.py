@@ -109,7 +109,8 @@ def check_items(teacher: Teacher, model: Any, items: Any) -> None:
 
 def identity_of(teacher: Teacher, model: Any) -> dict[str, str]:
     """What a teacher computes by: its configuration, and the SHA-256 of its weights and buffers."""
-    config = teacher.config.to_dict() if hasattr(teacher.config, "to_dict") else {}
+    # as it is saved: so a teacher in memory is the same as the one that was read from its folder
+    config = teacher.config.to_diff_dict() if hasattr(teacher.config, "to_diff_dict") else {}
     config = {name: value for name, value in config.items() if name not in _NOT_COMPUTED}
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
