@@ -24,6 +24,7 @@ from hf_ext.data.interactions import (
     leave_one_out,
     simulate_shop,
 )
+from hf_ext.hub_cards.text import without_path
 from hf_ext.models import SequentialRecommenderForNextItem
 from hf_ext.trainers import CausalDConfig, CausalDTrainer
 from hf_ext.trainers.checkpoints import newest_complete_checkpoint
@@ -94,14 +95,14 @@ def _compare(trainer: Any, teachers: Teachers, rows: NextItems) -> dict[str, dic
     """Metrics of the baselines and the teachers, which the card shows beside the model's."""
     compared = baselines(rows)
     for number, source in enumerate(teachers.sources):
-        system = f"teacher {number + 1} ({teachers.places[number]})"
+        system = f"teacher {number + 1} ({without_path(teachers.places[number])})"
         compared[system] = metrics_of(source, rows, trainer.args.device)
     for system, metrics in compared.items():
         trainer.card.add_baseline(system, {f"eval_{name}": metrics[name] for name in METRICS})
     return compared
 
 
-def _told(trainer: Any, model: dict[str, float], compared: dict[str, dict[str, float]], name: str) -> str:
+def _told(trainer: Any, model: Mapping[str, float], compared: dict[str, dict[str, float]], name: str) -> str:
     """What is printed at the end."""
     student, folder, rows = unwrapped(trainer.model), trainer.args.output_dir, trainer.eval_dataset
     own = {key.removeprefix("eval_"): value for key, value in model.items()}

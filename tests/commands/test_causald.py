@@ -136,7 +136,8 @@ def test_saved_teachers(table: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(short(table, out, "--teachers", f"{saved},gru")) == 0
     assert are_equal(before, weights(saved))
     assert [folder.name for folder in (out / "causald_teachers").iterdir()] == ["2"]
-    assert "| teachers | sasrec, gru |" in ModelCard.load(out / "README.md").text
+    card = ModelCard.load(out / "README.md").text
+    assert "| teachers | sasrec, gru |" in card and "| teacher 1 (1) | ndcg@10 |" in card and str(tmp_path) not in card
     other = purchases(tmp_path / "other.csv", product="P 99")
     capsys.readouterr()
     assert main(short(other, tmp_path / "third", "--teachers", str(saved))) == 2
