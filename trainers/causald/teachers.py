@@ -14,7 +14,10 @@ from transformers import AutoConfig, AutoModel
 from hf_ext.trainers.passes import evaluation_mode
 
 #: of a configuration, what says nothing of what a model computes
-_NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
+_NOT_COMPUTED = (
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"),
+    "use_cache",  # which Trainer sets, so that a model just trained has it and the one of its folder has not
+)
 
 
 class Teacher:
@@ -109,8 +112,7 @@ def check_items(teacher: Teacher, model: Any, items: Any) -> None:
 
 def identity_of(teacher: Teacher, model: Any) -> dict[str, str]:
     """What a teacher computes by: its configuration, and the SHA-256 of its weights and buffers."""
-    # as it is saved: so a teacher in memory is the same as the one that was read from its folder
-    config = teacher.config.to_diff_dict() if hasattr(teacher.config, "to_diff_dict") else {}
+    config = teacher.config.to_dict() if hasattr(teacher.config, "to_dict") else {}
     config = {name: value for name, value in config.items() if name not in _NOT_COMPUTED}
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
