@@ -24,6 +24,7 @@ from hf_ext.data.interactions import (
     leave_one_out,
     simulate_shop,
 )
+from hf_ext.hub_cards.text import without_path
 from hf_ext.models import SequentialRecommenderForNextItem
 from hf_ext.trainers import CausalDConfig, CausalDTrainer
 from hf_ext.trainers.checkpoints import newest_complete_checkpoint
@@ -71,6 +72,8 @@ def train(argv: Sequence[str]) -> None:
     if is_alone := not teachers.sources and args.causald_alpha == 0 and args.causald_debias == "none":
         rows["train_dataset"] = None  # CausalD would draw candidates, the same in every epoch
     trainer = new_trainer(CausalDTrainer, loaded.model, args, loaded, teachers=teachers.sources, **rows)
+    if not teachers.sources:
+        trainer.data_remark = f"No teacher has taught this model (causald_alpha=0). {loaded.remark}"
     if is_alone:
         trainer.train_dataset = recommender.rows(split, args)
         trainer.add_callback(SetEpoch())
@@ -92,7 +95,7 @@ def _compare(trainer: Any, teachers: Teachers, rows: NextItems) -> dict[str, dic
     """Metrics of the baselines and the teachers, which the card shows beside the model's."""
     compared = baselines(rows)
     for number, source in enumerate(teachers.sources):
-        system = f"teacher {number + 1} ({teachers.places[number]})"
+        system = f"teacher {number + 1} ({without_path(teachers.places[number])})"
         compared[system] = metrics_of(source, rows, trainer.args.device)
     for system, metrics in compared.items():
         trainer.card.add_baseline(system, {f"eval_{name}": metrics[name] for name in METRICS})

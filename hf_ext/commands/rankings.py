@@ -49,9 +49,9 @@ def table_of(systems: Mapping[str, Mapping[str, float]], method: str) -> str:
     for system, metrics in systems.items():
         cells = (f"{metrics[name]:.3f}" if name in metrics else "-" for name in SHOWN)
         table.add_row(escape(visible(system)), *cells, style="bold" if system == method else None)
-    printed = StringIO()
-    Console(file=printed, width=110).print(table)
-    return printed.getvalue().rstrip()
+    text = StringIO()
+    Console(file=text, width=110).print(table)
+    return text.getvalue().rstrip()
 
 
 def examples_of(model: Any, rows: NextItems) -> str:

@@ -136,7 +136,8 @@ def test_saved_teachers(table: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(short(table, out, "--teachers", f"{saved},gru")) == 0
     assert are_equal(before, weights(saved))
     assert [folder.name for folder in (out / "causald_teachers").iterdir()] == ["2"]
-    assert "| teachers | sasrec, gru |" in ModelCard.load(out / "README.md").text
+    card = ModelCard.load(out / "README.md").text
+    assert "| teachers | sasrec, gru |" in card and "| teacher 1 (1) | ndcg@10 |" in card and str(tmp_path) not in card
     other = purchases(tmp_path / "other.csv", product="P 99")
     capsys.readouterr()
     assert main(short(other, tmp_path / "third", "--teachers", str(saved))) == 2
@@ -151,7 +152,8 @@ def test_a_recommender_alone(architecture: str, words: list[str], table: Path, t
     assert main(short(table, out, *alone, *words)) == 0
     assert AutoModel.from_pretrained(out).config.architecture == architecture
     card = ModelCard.load(out / "README.md").text
-    assert "| teachers | none |" in card and "| item-kNN | ndcg@10 |" in card
+    assert "| teachers | none |" in card and "No teacher has taught this model" in card
+    assert "| item-kNN | ndcg@10 |" in card
     assert not (out / "causald_teachers").exists() and not (out / "causald_effects").exists()
 
 

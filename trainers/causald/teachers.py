@@ -14,7 +14,10 @@ from transformers import AutoConfig, AutoModel
 from hf_ext.trainers.passes import evaluation_mode
 
 #: of a configuration, what says nothing of what a model computes
-_NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map")
+_NOT_COMPUTED = (
+    *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "auto_map"),
+    "use_cache",  # which Trainer sets, so that a model just trained has it and the one of its folder has not
+)
 
 
 class Teacher:
