@@ -1,4 +1,7 @@
-"""CausalD's update next to the plain Trainer's, its effects next to the teachers' forward passes, and its student."""
+"""CausalD's update next to the plain Trainer's, its effects next to the teachers' forward passes, and its student.
+
+Besides, as tables: rankings and recommendations of large catalogues, and RecBole.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +15,8 @@ from transformers import AutoModel, Trainer, TrainingArguments
 
 from hf_ext._runs import quiet as _quiet
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
+from hf_ext.benchmarks.ranking_tables import ranking_table, recommend_table
+from hf_ext.benchmarks.recbole_table import recbole_table
 from hf_ext.benchmarks.recommenders import events, recommender
 from hf_ext.benchmarks.training import inference, update
 from hf_ext.data.interactions import NextItems, NextItemsCollator, SplitInteractions
@@ -238,3 +243,4 @@ INFERENCE = Benchmark(
 )
 
 BENCHMARKS = (INFERENCE, UPDATE, EFFECTS)
+TABLES = (ranking_table, recommend_table, recbole_table)
