@@ -5,7 +5,8 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -111,12 +112,8 @@ def measure(
     if chosen not in ("cpu", "cuda") or (chosen == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"--device: found {chosen!r}, allowed are cpu{', cuda' if torch.cuda.is_available() else ''}")
     place, rounds = torch.device(chosen), 2 if quick else rounds
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         times, operations, memory = _measure(benchmark, place, rounds, quick, console)
-    finally:
-        torch.set_num_threads(threads)
 
     def ratios(name: str, peer: str) -> tuple[float, float, float]:
         """Lower quartile, median and upper quartile."""
@@ -166,6 +163,17 @@ def measure(
         command=command,
         quick=quick,
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """While this lasts torch computes on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _measure(

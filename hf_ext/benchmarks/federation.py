@@ -5,14 +5,11 @@ simulation together, of a network of 5 million weights at 100 clients that train
 """
 
 import argparse
-import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import psutil
 import torch
 from datasets import Dataset
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
@@ -22,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainingArguments
 
 from hf_ext._reports import markdown_table
+from hf_ext.benchmarks.memory import peak_memory
 from hf_ext.benchmarks.training import images, vit
 from hf_ext.models import replace_classifier
 from hf_ext.trainers.federated import (
@@ -143,36 +141,12 @@ def bytes_table(run: Run = _simulated, *, quick: bool = False) -> str:
 
 def memory_of(clients: int, rounds: int = 2, *, quick: bool = False) -> tuple[float, float]:
     """GiB that all processes of a simulation held at most, and the seconds it took."""
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.2):
-            peak = max(peak, _resident(psutil.Process(os.getpid())))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     start = time.perf_counter()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            make = _factory(SETTINGS["FedLESAM"], quick, folder)
-            server = server_app(lambda _: FedLESAM(fraction_evaluate=0.0), make, num_rounds=rounds)
-            _simulated(server, client_app(make), clients)
-    finally:
-        done.set()
-        watcher.join()
-    return peak / 2**30, time.perf_counter() - start
-
-
-def _resident(process: psutil.Process) -> int:
-    """Bytes of a process and its children that are theirs alone, and of what they share each one's part."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            total += one.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total
+    with peak_memory() as peak, tempfile.TemporaryDirectory() as folder:
+        make = _factory(SETTINGS["FedLESAM"], quick, folder)
+        server = server_app(lambda _: FedLESAM(fraction_evaluate=0.0), make, num_rounds=rounds)
+        _simulated(server, client_app(make), clients)
+    return peak.most / 2**30, time.perf_counter() - start
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_ext._files import read_json, write_atomically
 from hf_ext._reports import markdown_table, write_json
+from hf_ext.benchmarks.tables import load_tables
 
 
 @dataclass
@@ -106,9 +107,9 @@ def load_results(folder: Path) -> list[BenchmarkResult]:
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.md` over all results in a folder, complete or not at all."""
-    results = load_results(folder)
-    quick = any(result.quick for result in results)
+    """Write `report.md` over all results and tables in a folder, complete or not at all."""
+    results, tables = load_results(folder), load_tables(folder)
+    quick = any(one.quick for one in [*results, *tables])
     parts = ["# Benchmarks", "**Quick runs: they show that everything works, not how fast.**"][: 1 + quick]
     parts += [
         "Steps are taken in turns, every contender once per round in an order drawn anew; times are medians over "
@@ -123,6 +124,9 @@ def write_report(folder: Path) -> Path:
         rounds = f"{result.setting}. {result.rounds} rounds on {result.device}."
         parts += [f"## {result.title}", rounds, times_table(result)]
         parts += [", ".join(f"{name} {value}" for name, value in result.environment.items()), f"`{result.command}`"]
+    for table in tables:
+        parts += [f"## {table.title}", table.setting, table.markdown()]
+        parts += [", ".join(f"{name} {value}" for name, value in table.environment.items()), f"`{table.command}`"]
     path = folder / "report.md"
     write_atomically(path, "\n\n".join(parts) + "\n")
     return path

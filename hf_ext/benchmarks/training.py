@@ -66,13 +66,13 @@ def update(
     return step
 
 
-def inference(model: Any, pixel_values: torch.Tensor, device: torch.device) -> Step:
-    """Logits of a batch of images."""
-    model.to(device).eval()
-    pixels = pixel_values.to(device)
+def inference(model: Any, inputs: torch.Tensor, device: torch.device) -> Step:
+    """Logits of a batch, such as of images."""
+    model.to(device).eval().requires_grad_(False)  # or torch's FLOP counter looks for gradients that are not there
+    placed = inputs.to(device)
 
     @torch.inference_mode()
     def step() -> Any:
-        return model(pixels).logits
+        return model(placed).logits
 
     return step

@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.markdown import Markdown
 
 from hf_ext.benchmarks import Benchmark, measure
 from hf_ext.benchmarks.results import BenchmarkResult, bars_table, times_table, write_report
+from hf_ext.benchmarks.tables import FOLDER, MakeTable, Skipped
 from hf_ext.commands.evidence import importable, named_methods, results_folder
 from hf_ext.commands.readme import BENCH_FOLDER, update_readme
 from hf_ext.hub_cards.methods import METHODS
@@ -18,6 +21,8 @@ from hf_ext.hub_cards.methods import METHODS
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, and leave `OUT/bench/BENCHMARK-DEVICE.json` and `OUT/bench/report.md` over all that are there.
+
+    What a method measures in a way of its own, on the CPU, is in `OUT/bench/tables/NAME.json`, if it can be measured.
 
     Those of quick runs are in `OUT/quick/bench`, where they replace nothing else.
 
@@ -45,13 +50,36 @@ def run(arguments: argparse.Namespace) -> None:
             result.save(out / f"{benchmark.name}-{result.device}.json")
             console.print(f"[bold]{benchmark.title}[/]: {benchmark.setting}", Markdown(times_table(result)))
             measured.append(result)
+    if "cpu" in devices:
+        for make in tables_of(methods):
+            _measure_table(make, arguments, out, shlex.join([*words, "--device", "cpu"]), console)
     console.print(Markdown(bars_table(measured)))
     console.print(f"report: {write_report(out)}")
     if arguments.readme:
         update_readme(arguments.readme, folder)
 
 
+def _measure_table(make: MakeTable, arguments: argparse.Namespace, out: Path, command: str, console: Console) -> None:
+    try:
+        table = make(arguments.rounds, arguments.quick)
+    except Skipped as reason:
+        console.print(f"left out: {reason}")
+        return
+    table.command = command
+    table.save(out / FOLDER / f"{table.name}.json")
+    console.print(f"[bold]{table.title}[/]: {table.setting}", Markdown(table.markdown()))
+
+
 def benchmarks_of(methods: Iterable[str]) -> list[Benchmark]:
     """The benchmarks in these methods' modules."""
-    modules = [METHODS[name].module("benchmarks") for name in methods]
-    return [benchmark for module in modules if module for benchmark in importlib.import_module(module).BENCHMARKS]
+    return [benchmark for module in _modules(methods) for benchmark in module.BENCHMARKS]
+
+
+def tables_of(methods: Iterable[str]) -> list[MakeTable]:
+    """What measures the tables in these methods' modules, on the CPU."""
+    return [make for module in _modules(methods) for make in getattr(module, "TABLES", ())]
+
+
+def _modules(methods: Iterable[str]) -> Iterator[ModuleType]:
+    names = [METHODS[name].module("benchmarks") for name in methods]
+    return (importlib.import_module(name) for name in names if name)

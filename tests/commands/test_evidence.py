@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_ext.benchmarks import BenchmarkResult
+from hf_ext.benchmarks.tables import load_tables
 from hf_ext.commands import readme
 from hf_ext.commands.cli import main
 from hf_ext.commands.evidence import named_methods
@@ -75,6 +76,20 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for where in (text.read_text(), (tmp_path / "bench" / "report.md").read_text()):
         assert "toy-products, cpu" in where and "| <= 1e+09 | met | 0.50 |" in where
     assert "64 rows" in capsys.readouterr().out
+
+
+def test_bench_measures_tables_and_says_what_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["bench", "toy", "--device", "cpu", "--out", str(tmp_path)]
+    assert main([*common, "--rounds", "3"]) == 0
+    (table,) = load_tables(tmp_path / "bench")
+    assert table.rows == [["rounds", "3"]] and table.values == {"rounds": 3} and not table.quick
+    assert table.command == "hf-ext bench toy --rounds 3 --device cpu"
+    report = (tmp_path / "bench" / "report.md").read_text()
+    assert "## Counting\n\nby hand\n\n| a | b |\n| --- | --- |\n| rounds | 3 |" in report
+    printed = capsys.readouterr().out
+    assert "left out: toy-nothing, since there is nothing" in printed and "Counting: by hand" in printed
+    assert main([*common, "--quick"]) == 0
+    assert load_tables(tmp_path / "quick" / "bench")[0].quick and not load_tables(tmp_path / "bench")[0].quick
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""A benchmark of sums of tensors."""
+"""A benchmark of sums of tensors, and tables."""
 
 import torch
 
 from hf_ext.benchmarks import Bar, Benchmark, Contender
 from hf_ext.benchmarks.engine import Step
+from hf_ext.benchmarks.tables import Skipped, Table
 
 
 def _product(rows: int) -> Contender:
@@ -24,3 +25,15 @@ BENCHMARKS = (
         bars=(Bar("64 rows", "128 rows", 1e9), Bar("64 rows", "128 rows", 0.0)),
     ),
 )
+
+
+def _count(rounds: int, quick: bool) -> Table:
+    values = {"rounds": rounds}
+    return Table("toy-count", "Counting", "by hand", ["a", "b"], [["rounds", str(rounds)]], values, quick=quick)
+
+
+def _nothing(rounds: int, quick: bool) -> Table:
+    raise Skipped("toy-nothing, since there is nothing")
+
+
+TABLES = (_nothing, _count)
