@@ -126,7 +126,7 @@ def _row(name: str, found: Mapping[str, Measured], quality: Mapping[str, float])
     no_worse = quality[name] >= quality[PEER] - TOLERANCE
     return [
         name,
-        f"{statistics.median(own):.1f}",
+        f"{statistics.median(own):.2f}",
         "1" if name == PEER else f"{middle:.2f} ({low:.2f} to {high:.2f})",
         f"{quality[name]:.4f}",
         "" if name == PEER else "yes" if no_worse else "no",
