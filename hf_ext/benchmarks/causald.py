@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 from transformers import AutoModel, Trainer, TrainingArguments
 
 from hf_ext._runs import quiet as _quiet
@@ -130,24 +131,7 @@ UPDATE = Benchmark(
 def _some(quick: bool) -> CandidateRows:
     """So many rows that what is done once for all of them is small."""
     rows = _candidates(quick)
-    return rows if quick else CandidateRows(_First(rows.dataset, 8 * ROWS), rows.num_items, CANDIDATES)
-
-
-class _First:
-    """The first rows of a data set."""
-
-    def __init__(self, dataset: Any, number: int) -> None:
-        self._dataset, self._number = dataset, number
-        self.users = dataset.users[:number]
-
-    def __len__(self) -> int:
-        return self._number
-
-    def __getitem__(self, index: int) -> Any:
-        return self._dataset[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> Any:
-        return self._dataset.__getitems__(indices)
+    return rows if quick else CandidateRows(Subset(rows.dataset, range(8 * ROWS)), rows.num_items, CANDIDATES)
 
 
 def _forward(device: torch.device, quick: bool) -> Step:
@@ -171,7 +155,7 @@ def _effects(bank: int | None) -> Callable[[torch.device, bool], Step]:
     def make(device: torch.device, quick: bool) -> Step:
         rows = _some(quick)
         teachers = [Teacher(model, place) for place, model in enumerate(_teachers(quick, direct_rank=8))]
-        drawn = bank and draw_bank(rows.dataset, min(bank, len(set(rows.dataset.users))))
+        drawn = bank and draw_bank(rows.dataset, bank, method="interactions")
         adjustment = Adjustment(teachers, [1 / len(teachers)] * len(teachers), drawn or None, "probability", "softmax")
 
         def step() -> None:
@@ -219,7 +203,7 @@ def _served(device: torch.device, quick: bool) -> Step:
             report_to="none",
             disable_tqdm=True,
         )
-        rows: Any = _First(_rows(quick), 8)
+        rows = Subset(_rows(quick), range(8))
         own: dict[str, Any] = {"train_dataset": rows, "teachers": _teachers(quick)}
         trainer = _quiet(CausalDTrainer(model=_model(quick), args=args, **own))
         trainer.train()

@@ -51,10 +51,9 @@ def stand_in() -> None:
     """Give RecBole 1.2.1 the names that newer libraries took away. Its own files stay as they were installed."""
     import numpy as np
 
-    for name, now in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
-        if not hasattr(np, name):
-            setattr(np, name, now)
-    for name, now in (("float", float), ("int", int), ("bool", np.bool_), ("object", object), ("str", str)):
+    names: dict[str, type] = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
+    names |= {"float": float, "int": int, "bool": np.bool_, "object": object, "str": str}
+    for name, now in names.items():
         if name not in np.__dict__:
             setattr(np, name, now)
     try:
@@ -181,7 +180,7 @@ def measure(given: dict[str, Any], scratch: str) -> dict[str, Any]:
     cpu_seconds: list[float] = []
     curve: list[dict[str, float]] = []
 
-    class Timed(Trainer):  # type: ignore[misc]
+    class Timed(Trainer):
         def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
             if given["in_turns"]:
                 sys.stdin.readline()

@@ -109,7 +109,7 @@ def load_results(folder: Path) -> list[BenchmarkResult]:
 def write_report(folder: Path) -> Path:
     """Write `report.md` over all results and tables in a folder, complete or not at all."""
     results, tables = load_results(folder), load_tables(folder)
-    quick = any(one.quick for one in [*results, *tables])
+    quick = any(result.quick for result in results) or any(table.quick for table in tables)
     parts = ["# Benchmarks", "**Quick runs: they show that everything works, not how fast.**"][: 1 + quick]
     parts += [
         "Steps are taken in turns, every contender once per round in an order drawn anew; times are medians over "

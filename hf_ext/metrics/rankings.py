@@ -1,6 +1,6 @@
 """Where each target stands among all items: by a model inside of a Trainer, by a model alone, or by any scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -86,11 +86,6 @@ class RankedTargets:
     num_candidates: Integers
     top: Integers
     mean_ranks: Floats
-
-    @classmethod
-    def joined(cls, parts: Sequence["RankedTargets"]) -> "RankedTargets":
-        """Those of all parts, in order."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def ranks_of_logits(logits: Any, labels: Tensor, k: int = 10) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -184,8 +179,18 @@ def rank_by_scores(
     num_items = len(dataset.split.item_counts) - 1
     rows = max(1, min(batch_size, _MOST_SCORES // num_items))
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=rows, collate_fn=collator)  # type: ignore[arg-type]
+    found: list[NDArray[Any]] = []
+    first = 0
     with torch.inference_mode():
-        return RankedTargets.joined([_ranked(score(batch), batch, num_items, k) for batch in loader])
+        for batch in loader:
+            ranked = _ranked(score(batch), batch, num_items, k)
+            part = [getattr(ranked, field.name) for field in fields(RankedTargets)]
+            # arrays for all are made once: small ones that stay, between scores that go, would keep their memory
+            found = found or [np.empty((len(dataset), *values.shape[1:]), values.dtype) for values in part]
+            for whole, values in zip(found, part, strict=True):
+                whole[first : first + len(values)] = values
+            first += len(part[0])
+    return RankedTargets(*found)
 
 
 def _ranked(scores: Tensor, batch: Batch, num_items: int, k: int) -> RankedTargets:

@@ -129,9 +129,9 @@ def test_ratios_of_cpu_time_and_means_of_late_epochs(measured: Callable[..., Any
     table = measured(ours=(0.0, 0.0, 0.103))
     assert table.name == "causald-recbole" and "RecBole 1.2.1" in table.setting and "440 targets" in table.setting
     assert [row[:5] for row in table.rows] == [
-        [PEER, "4.0", "1", "0.1100", ""],
-        [LAST, "2.0", "0.50 (0.50 to 0.50)", "0.1030", "yes"],  # within the tolerance
-        [EVERY, "1.0", "0.25 (0.25 to 0.25)", "0.1030", "yes"],
+        [PEER, "4.00", "1", "0.1100", ""],
+        [LAST, "2.00", "0.50 (0.50 to 0.50)", "0.1030", "yes"],  # within the tolerance
+        [EVERY, "1.00", "0.25 (0.25 to 0.25)", "0.1030", "yes"],
     ]
     assert [row[4] for row in measured(ours=(0.2, 0.2, 0.101)).rows] == ["", "no", "no"]
 

@@ -198,7 +198,7 @@ def test_every_position_is_the_mean_of_the_prefixes(
     expected = torch.stack(losses).mean()
     found = model(HISTORIES, labels=labels)
     torch.testing.assert_close(found.loss, expected)
-    assert torch.equal(found.logits, model(HISTORIES).logits)
+    torch.testing.assert_close(found.logits, model(HISTORIES).logits)  # of which the last layer is computed otherwise
     monkeypatch.setattr(modeling_recsys, "BUDGET", 3 * ITEMS)  # a few positions at once
     torch.testing.assert_close(model(HISTORIES, labels=labels).loss, expected)
     long, more = F.pad(HISTORIES, (2, 0), value=8), F.pad(labels, (2, 0), value=3)

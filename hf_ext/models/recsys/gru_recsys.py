@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from .configuration_recsys import SequentialRecommenderConfig
+from .histories_recsys import at_places
 
 
 class GRUEncoder(nn.Module):
@@ -21,7 +22,10 @@ class GRUEncoder(nn.Module):
         )
         self.dense = nn.Linear(config.inner_size, config.hidden_size)
 
-    def forward(self, embedded: Tensor) -> Tensor:
-        """`[B, L, D]`, items in front, to states `[B, L, D]`, each of an item and those before it."""
+    def forward(self, embedded: Tensor, places: Tensor | None = None) -> Tensor:
+        """`[B, L, D]`, items in front, to states `[B, L, D]`, each of an item and those before it.
+
+        With one place of every row, `[B]`, to the states there, `[B, 1, D]`.
+        """
         states, _ = self.gru(self.dropout(embedded))
-        return self.dense(states)
+        return self.dense(states if places is None else at_places(states, places))

@@ -30,10 +30,24 @@ class Compacted:
         back = states.gather(1, self._places[..., None].expand(-1, -1, states.shape[-1]))
         return back * self.mask[..., None].to(back.dtype)
 
+    @property
+    def places(self) -> Tensor:
+        """Where every row's newest item is in that order, `[B]`; 0 in a row without items."""
+        return (self.lengths - 1).clamp(min=0)
+
     def newest(self, states: Tensor) -> Tensor:
-        """The state of every row's newest item, `[B, D]`; zeros for a row without items."""
-        places = (self.lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[-1])
-        return states.gather(1, places)[:, 0] * (self.lengths > 0)[:, None].to(states.dtype)
+        """The state of every row's newest item, `[B, D]`, of those of all, or of `[B, 1, D]`, those at `places`.
+
+        Zeros for a row without items.
+        """
+        own = states if states.shape[1] == 1 else at_places(states, self.places)
+        return own[:, 0] * (self.lengths > 0)[:, None].to(states.dtype)
+
+
+def at_places(values: Tensor, places: Tensor) -> Tensor:
+    """Of `[B, ..., L, D]` what is at one place of every row, `[B]`: `[B, ..., 1, D]`."""
+    index = places.view(-1, *[1] * (values.ndim - 1))
+    return values.gather(-2, index.expand(*values.shape[:-2], 1, values.shape[-1]))
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -134,8 +134,10 @@ class SequentialRecommenderModel(SequentialRecommenderPreTrainedModel):
         outputs = SequentialRecommenderModelOutput(mediator=mediator, hidden_states_all=history.states)
         return outputs.to_tuple() if return_dict is False else outputs
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> EncodedHistory:
-        """Histories, as candidates can be scored for them."""
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, everywhere: bool = True
+    ) -> EncodedHistory:
+        """Histories, as candidates can be scored for them; with the states of all places, or the newest alone."""
         input_ids = check_rows("input_ids", input_ids, self.config.num_items, (2,))
         mask = input_ids != 0
         if attention_mask is not None:
@@ -150,8 +152,9 @@ class SequentialRecommenderModel(SequentialRecommenderPreTrainedModel):
         embedded = self.item_embeddings(compacted.compact(input_ids))
         if self.encoder is None:
             return EncodedHistory(input_ids, mask, mediator=history_fields(embedded, compacted))
-        states = self.encoder(embedded)
-        return EncodedHistory(input_ids, mask, mediator=compacted.newest(states), states=compacted.restore(states))
+        states = self.encoder(embedded, None if everywhere else compacted.places)
+        history = EncodedHistory(input_ids, mask, mediator=compacted.newest(states))
+        return history._replace(states=compacted.restore(states)) if everywhere else history
 
     def mediate(self, history: EncodedHistory, candidates: Tensor) -> Tensor:
         """The mediators of histories, of `"din"` for each of the candidates `[B, C, D]` or `[C, D]`."""
@@ -211,10 +214,11 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
                 are looked at), or other shapes.
         """
         candidate_ids, labels = self._checked(candidate_ids, labels)
-        history = self.encode(input_ids, attention_mask)
+        everywhere = labels is not None and labels.ndim == 2 and candidate_ids is None
+        history = self.encode(input_ids, attention_mask, everywhere=everywhere)
         loss = logits = direct = None
         mediator = history.mediator
-        if labels is not None and labels.ndim == 2 and candidate_ids is None:
+        if labels is not None and everywhere:
             loss, labels = self._loss_everywhere(history, labels, num_items_in_batch), labels[:, -1]
         if loss is None or not self.training:
             if candidate_ids is None:
@@ -242,9 +246,11 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
             labels = check_labels(labels, targets=number, first=first, shapes=shapes, floats=floats)
         return candidate_ids, labels
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> EncodedHistory:
-        """Histories, as candidates can be scored for them."""
-        history = self.model.encode(input_ids, attention_mask)
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, everywhere: bool = False
+    ) -> EncodedHistory:
+        """Histories, as candidates can be scored for them; with the states of all places, or the newest alone."""
+        history = self.model.encode(input_ids, attention_mask, everywhere=everywhere)
         if self.direct is None:
             return history
         return history._replace(direct=self.direct.means(history.input_ids, history.mask))

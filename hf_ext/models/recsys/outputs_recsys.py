@@ -46,7 +46,7 @@ class EncodedHistory(NamedTuple):
         input_ids, mask: `[B, L]`.
         embedded: `[B, L, D]`, of `"din"` alone.
         mediator: `[B, D]` or `[B, 2 D]`; None of `"din"`.
-        states: `[B, L, D]` of causal encoders, zeros at padding.
+        states: `[B, L, D]` of causal encoders, zeros at padding; None where the newest alone was asked for.
         direct: `[B, R]` for the direct path; None without one.
     """
 

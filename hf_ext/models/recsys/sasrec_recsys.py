@@ -7,6 +7,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_recsys import SequentialRecommenderConfig
+from .histories_recsys import at_places
 
 
 class SASRecLayer(GradientCheckpointingLayer):
@@ -26,14 +27,18 @@ class SASRecLayer(GradientCheckpointingLayer):
         self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """`[B, L, D]` to `[B, L, D]`."""
+    def forward(self, states: Tensor, places: Tensor | None = None) -> Tensor:
+        """`[B, L, D]` to `[B, L, D]`, or with one place of every row, `[B]`, to `[B, 1, D]`, what is there alone."""
         rows, length, width = states.shape
         projected = self.query_key_value(states).view(rows, length, 3, self.heads, width // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4).unbind(0)
+        seen = None
+        if places is not None:
+            seen = (torch.arange(length, device=states.device) <= places[:, None])[:, None, None]
+            query, states = at_places(query, places), at_places(states, places)
         dropout = self.attention_dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-        attended = self.attention_output(attended.transpose(1, 2).reshape(rows, length, width))
+        attended = F.scaled_dot_product_attention(query, key, value, seen, dropout, is_causal=seen is None)
+        attended = self.attention_output(attended.transpose(1, 2).flatten(2))
         states = self.attention_norm(states + self.dropout(attended))
         changed = self.output(self.activation(self.intermediate(states)))
         return self.output_norm(states + self.dropout(changed))
@@ -49,10 +54,14 @@ class SASRecEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(SASRecLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, embedded: Tensor) -> Tensor:
-        """`[B, L, D]`, items in front, to states `[B, L, D]`, each of an item and those before it."""
-        places = torch.arange(embedded.shape[1], device=embedded.device)
-        states = self.dropout(self.norm(embedded + self.positions(places)))
-        for layer in self.layers:
+    def forward(self, embedded: Tensor, places: Tensor | None = None) -> Tensor:
+        """`[B, L, D]`, items in front, to states `[B, L, D]`, each of an item and those before it.
+
+        With one place of every row, `[B]`, to the states there, `[B, 1, D]`, and less work.
+        """
+        positions = torch.arange(embedded.shape[1], device=embedded.device)
+        states = self.dropout(self.norm(embedded + self.positions(positions)))
+        for layer in self.layers[:-1]:
             states = layer(states)
+        states = self.layers[-1](states, places)
         return states
