@@ -162,6 +162,11 @@ MODELS: dict[str, ModelEntry] = {
         config="RDConfig",
         models={"AutoModel": "RDModel", "AutoModelForImageClassification": "RDForImageClassification"},
     ),
+    "sequential_recommender": ModelEntry(
+        package="hf_ext.models.recsys",
+        config="SequentialRecommenderConfig",
+        models={"AutoModel": "SequentialRecommenderForNextItem"},
+    ),
 }
 
 

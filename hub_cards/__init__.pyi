@@ -7,6 +7,7 @@ from .methods import Method as Method
 from .methods import Picture as Picture
 from .methods import register_method as register_method
 from .plots import plot_gravity as plot_gravity
+from .plots import plot_groups as plot_groups
 from .plots import plot_losses as plot_losses
 from .plots import plot_partition as plot_partition
 from .plots import plot_results as plot_results

@@ -216,6 +216,36 @@ def plot_gravity(identified: Mapping[str, Any], path: str | os.PathLike[str]) ->
     save_figure(figure, path)
 
 
+def plot_groups(groups: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str]) -> None:
+    """Bars of every metric for groups of users, side by side; what is no number has no bar.
+
+    Args:
+        groups: by metric, such as "ndcg@10": the groups' values, such as "head" and "tail", in the same order.
+        path: of the picture.
+
+    Raises:
+        ValueError: no metrics.
+    """
+    if not groups:
+        raise ValueError("groups: found no metrics, allowed is one or more")
+    names = list(dict.fromkeys(name for values in groups.values() for name in values))
+    figure, panels = new_figure(5, 0.4 * len(names) * len(groups) + 0.8 * len(groups), rows=len(groups))
+    for axes, (metric, values) in zip(panels, groups.items(), strict=True):
+        for position, (name, colour) in enumerate(zip(names, cycle((BASELINE, METHOD, *_LINES[1:])), strict=False)):
+            value = values.get(name, math.nan)
+            length = value if math.isfinite(value) else 0.0
+            axes.barh(position, length, color=colour)
+            words = f"{value:.3f}" if math.isfinite(value) else "-"
+            axes.annotate(words, (max(length, 0), position), (5, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(names)), list(map(visible, names)))
+        _plain_text(axes.get_yticklabels())
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.15)
+        axes.set_xlabel(visible(metric), parse_math=False)
+    save_figure(figure, path)
+
+
 def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches that needs no display, with panels one below the other in the house style."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -1,5 +1,6 @@
 from . import federated as federated
 from .base import MethodMixin as MethodMixin
+from .causald import *
 from .disam import *
 from .divbs import *
 from .fer import *

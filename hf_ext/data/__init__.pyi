@@ -1,6 +1,7 @@
 from .collators import KeepColumns as KeepColumns
 from .digits import digits as digits
 from .facts import facts as facts
+from .interactions import *
 from .loading import EMBEDDED as EMBEDDED
 from .loading import load as load
 from .mismatch import MismatchSplit as MismatchSplit

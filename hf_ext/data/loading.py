@@ -12,11 +12,13 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from hf_ext.data.columns import holds_text, text_values
 from hf_ext.data.digits import VARIANTS, digits
 from hf_ext.data.facts import facts
+from hf_ext.data.interactions.shop import shop
 
 #: data sets that come with the package, by name: `(**options) -> DatasetDict`
 EMBEDDED: dict[str, Callable[..., DatasetDict]] = {
     **{name: partial(digits, name) for name in VARIANTS},
     "facts": facts,
+    "shop": shop,
 }
 #: names of splits, in the order in which one to evaluate on is looked for
 EVALUATED = ("test", "validation", "val", "valid", "dev", "eval")
@@ -32,8 +34,9 @@ def load(name: str, **options: Any) -> DatasetDict:
         name: an embedded name (`EMBEDDED`); a folder written by `save_to_disk`; a folder of csv, json or parquet files
             (each a split of its name), of images in class folders, or laid out like a Hub repository; one csv, json
             or parquet file; or else a Hub id. Only the last is looked up on the Hub.
-        **options: of the loader for embedded names (`digits`, `facts`), of `load_from_disk` for saved folders, of
-            `load_dataset` otherwise (where `split` and `streaming` change the type returned, as they do there).
+        **options: of the loader for embedded names (`digits`, `facts`, `simulate_shop`), of `load_from_disk` for saved
+            folders, of `load_dataset` otherwise (where `split` and `streaming` change the type returned, as they do
+            there).
 
     Returns:
         The splits; a single file or unsplit folder is the split `train`; see `split_by_column`.

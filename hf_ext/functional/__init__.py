@@ -6,6 +6,7 @@ One file per method, which opens with a map from the paper's symbols and equatio
 
 # ruff: noqa: F403 (a star stands for the `__all__` of a file, so that a name is written there and nowhere else)
 
+from hf_ext.functional.causald import *
 from hf_ext.functional.disam import *
 from hf_ext.functional.divbs import *
 from hf_ext.functional.fedgela import *
@@ -13,5 +14,6 @@ from hf_ext.functional.fedlesam import *
 from hf_ext.functional.fer import *
 from hf_ext.functional.losses import *
 from hf_ext.functional.mola import *
+from hf_ext.functional.ranking import *
 from hf_ext.functional.rd import *
 from hf_ext.functional.tarf import *

@@ -1,3 +1,4 @@
 from .etf import *
 from .fer import *
 from .rd import *
+from .recsys import *

@@ -26,6 +26,7 @@ WRAPPERS = {
     "divbs_select": "divbs_select_with_info",
     "divbs_select_gram": "_greedy_gram",
     "domain_mean_losses": "_sums_of_present",
+    "front_door_effect": "FrontDoorSum",
     "linear_cka": "_cka",
     "rd_losses": "rd_losses_of_logits",
     "representation_gravity": "loss_gravity",

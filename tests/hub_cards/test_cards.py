@@ -16,6 +16,7 @@ from hf_ext.hub_cards import (
     MethodCard,
     Result,
     create_card,
+    plot_groups,
     plot_losses,
     plot_partition,
     plot_results,
@@ -224,7 +225,8 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
     plot_routing(np.full((4, 3), 1 / 3), tmp_path / "routing.png", ["a", "b", "c", "d"])
     plot_partition(np.eye(4, 3, dtype=int), tmp_path / "partition.png", classes=["a", "b", "c"])
     plot_partition(np.zeros((1000, 100), dtype=int), tmp_path / "large.png")
-    sizes = {"results": (1050, 285), "losses": (1050, 525), "routing": (540, 480), "partition": (675, 405)}
+    plot_groups({"ndcg@10": {"head": 0.2, "tail": 0.1}, "auc": {"head": 0.9, "tail": np.nan}}, tmp_path / "groups.png")
+    sizes = {"groups": (750, 480), "results": (1050, 285), "losses": (1050, 525), "routing": (540, 480), "partition": (675, 405)}
     for name, size in {**sizes, "large": (2400, 2400)}.items():
         assert _png_size(tmp_path / f"{name}.png") == size
 
@@ -233,6 +235,7 @@ def test_names_in_pictures_are_no_formulas(tmp_path: Path) -> None:
     plot_results([Result("$\\bad{$", "$\\bad{$", 0.5)], tmp_path / "results.png")
     plot_routing([[1.0]], tmp_path / "routing.png", ["$\\bad{$"])
     plot_partition([[1]], tmp_path / "partition.png", ["$\\bad{$"], ["$\\bad{$"])
+    plot_groups({"$\\bad{$": {"$\\bad{$": 0.5}}, tmp_path / "groups.png")
     term = "domain_loss/$\\bad{$"
     plot_losses([{"loss": 1.0, term: 1.0, "step": 1}], tmp_path / "losses.png", terms=[term])
 
@@ -248,6 +251,8 @@ def test_plots_refuse_what_they_cannot_show(tmp_path: Path) -> None:
         plot_routing([1.0], tmp_path / "x.png")
     with pytest.raises(ValueError, match="tasks: found 1 names, allowed are 2"):
         plot_routing(np.eye(2), tmp_path / "x.png", ["a"])
+    with pytest.raises(ValueError, match="groups: found no metrics"):
+        plot_groups({}, tmp_path / "x.png")
     with pytest.raises(ValueError, match="counts: found the shape"):
         plot_partition([1, 2], tmp_path / "x.png")
     with pytest.raises(ValueError, match="classes: found 1 names, allowed are 2"):

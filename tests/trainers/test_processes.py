@@ -39,6 +39,7 @@ _ROUTER = {"adapter": {"routing": "router", "twd_weight": 1.0}, "linear_router":
 _DIVBS = {"divbs_ratio": 0.25, "divbs_selection_scope": "global"}
 _DISAM = {"disam_rho": 0.5, "disam_lambda": 1.0}
 _SAMPLES = {"tarf_selection": "samples", "tarf_forget_loss": "npo", "gradient_accumulation_steps": 2}
+_BANK = {"causald_front_door": "bank", "causald_bank_size": 5, "causald_num_candidates": 6}
 TWO_PROCESSES = {
     "mola task": Case("mola"),
     "mola task, sum": Case("mola", {"mola_task_reduction": "sum"}),
@@ -64,6 +65,11 @@ TWO_PROCESSES = {
     "rd debiased": Case("rd", {"rd_debiased": True, "rd_decay": "linear"}),
     "rd cached": Case("rd", {"rd_cache_teacher": True, "rd_detach_reprogrammed": True, "rd_alpha": 0.0}),
     "rd raw features": Case("rd", {"rd_method": "cka"}),
+    "causald": Case("causald", {"causald_num_candidates": 6}),
+    "causald bank": Case(
+        "causald", {**_BANK, "causald_debias": "ips", "causald_average": "logit", "gradient_accumulation_steps": 2}
+    ),
+    "causald student alone": Case("causald", {"causald_alpha": 0.0, "gradient_accumulation_steps": 2}),
     "fedlesam": Case("fedlesam", {"fedlesam_rho": 0.5}),
     "fedlesam s": Case("fedlesam", {"fedlesam_variant": "S", "gradient_accumulation_steps": 2}),
     "fedlesam d": Case("fedlesam", {"fedlesam_variant": "D", "fedlesam_direction": "random"}),
@@ -87,6 +93,7 @@ KILLED = {
     ),
     "fer": Case("fer"),
     "rd": Case("rd", {"rd_beta": 0.5, "rd_decay": "linear"}),
+    "causald": Case("causald", _BANK, kills=({"kill_at": 5}, {"kill_while_saving": True}, {"kill_while_caching": True})),
     "fedlesam s": Case(
         "fedlesam",
         {"fedlesam_variant": "S", "optim": "sgd", "learning_rate": 0.1},

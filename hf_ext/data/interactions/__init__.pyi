@@ -1,0 +1,11 @@
+from .epochs import SetEpoch as SetEpoch
+from .items import ItemTable as ItemTable
+from .next_items import NextItems as NextItems
+from .next_items import NextItemsCollator as NextItemsCollator
+from .shop import ShopData as ShopData
+from .shop import simulate_shop as simulate_shop
+from .sources import load_interactions as load_interactions
+from .splits import SplitInteractions as SplitInteractions
+from .splits import leave_one_out as leave_one_out
+from .splits import split_by_time as split_by_time
+from .table import Interactions as Interactions

@@ -1,0 +1,3 @@
+from .configuration_recsys import SequentialRecommenderConfig as SequentialRecommenderConfig
+from .modeling_recsys import SequentialRecommenderForNextItem as SequentialRecommenderForNextItem
+from .modeling_recsys import SequentialRecommenderModel as SequentialRecommenderModel
