@@ -3,3 +3,11 @@ from .attacks import threshold_attack as threshold_attack
 from .forgetting import UNLEARNING_METRIC as UNLEARNING_METRIC
 from .forgetting import gap as gap
 from .forgetting import unlearning_metrics as unlearning_metrics
+from .ranking_baselines import item_knn_ranks as item_knn_ranks
+from .ranking_baselines import popularity_ranks as popularity_ranks
+from .rankings import RankedTargets as RankedTargets
+from .rankings import rank_targets as rank_targets
+from .rankings import ranks_of_logits as ranks_of_logits
+from .recommendation import RANKING_METRIC as RANKING_METRIC
+from .recommendation import RankingMetrics as RankingMetrics
+from .recommendation import ranking_report as ranking_report
