@@ -59,8 +59,15 @@ class CandidateRows(Dataset[dict[str, Any]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The rows of a batch, which a DataLoader asks for at once."""
-        numbers = np.asarray(indices, dtype=np.int64) % max(len(self), 1)
+        """The rows of a batch, which a DataLoader asks for at once.
+
+        Raises:
+            IndexError: an index out of range.
+        """
+        numbers = np.asarray(indices, dtype=np.int64)
+        if numbers.size and not -len(self) <= numbers.min() <= numbers.max() < len(self):
+            raise IndexError(f"index: found {numbers.min()} to {numbers.max()}, allowed are rows of {len(self)}")
+        numbers = numbers % len(self)
         rows = read_rows(self.dataset, numbers.tolist())
         targets = np.array([int(row["labels"]) for row in rows], dtype=np.int64)
         others = self._sampler.draw(numbers, numbers, targets, epoch=0)

@@ -102,7 +102,7 @@ def open_effects(folder: str | os.PathLike[str]) -> NDArray[np.float32]:
     Raises:
         OSError, ValueError: none, or a file that is no such array.
     """
-    found = np.load(Path(folder) / _EFFECTS, mmap_mode="r", allow_pickle=False)
+    found = np.lib.format.open_memmap(Path(folder) / _EFFECTS, mode="r")  # which reads no objects
     if found.dtype != _DTYPE or found.ndim != 2:
         raise ValueError(f"causald_cache_dir: found {found.dtype} of shape {found.shape}, allowed is float32 [N, C]")
     return np.asarray(found)  # whose rows are read faster than those of a numpy.memmap

@@ -81,6 +81,8 @@ class CausalDMixin(MethodMixin):
     def __init__(self, *args: Any, teachers: Iterable[Any] = (), **kwargs: Any) -> None:
         self._teachers = [Teacher(source, number) for number, source in enumerate(_listed(teachers))]
         self._about_teachers = [teacher.architecture for teacher in self._teachers]
+        if len(args) < 3:  # the third one is a collator
+            kwargs["data_collator"] = kwargs.get("data_collator") or NextItemsCollator()
         super().__init__(*args, **kwargs)
         self._ranks_by_default = self.compute_metrics is None and self.preprocess_logits_for_metrics is None
         if self.train_dataset is not None:
@@ -206,10 +208,7 @@ class CausalDMixin(MethodMixin):
         """CausalD's loss; the model's own in evaluation, and in training where there is nothing to add to it."""
         effect, weights = inputs.get(EFFECT), inputs.get(WEIGHT)
         if not self.model.training or (effect is None and weights is None):
-            result = super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
-            )
-            return result
+            return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**{name: inputs[name] for name in inputs if name not in ("labels", EFFECT, WEIGHT)})
         losses = self._losses(outputs.logits, inputs["labels"], effect, weights)
         self.record(terms={f"{name}_loss": value.mean() for name, value in losses.items() if name != "total"})

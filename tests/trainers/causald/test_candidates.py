@@ -33,10 +33,10 @@ class Rows:
 
 def test_candidates_are_the_next_item_and_others() -> None:
     rows = CandidateRows(Rows(), 9, 5)
-    for row, target in zip(rows, rows.targets, strict=False):
-        assert row["candidate_ids"].dtype == np.int64 and row["candidate_ids"].shape == (5,)
+    for row, target in zip(rows, rows.targets, strict=True):  # a plain iteration ends
+        assert row["candidate_ids"].dtype == torch.int64 and row["candidate_ids"].shape == (5,)
         assert row["labels"] == 0 and row["candidate_ids"][0] == target
-        assert set(row["candidate_ids"][1:]) <= {*range(1, 10)} - {target}
+        assert set(row["candidate_ids"][1:].tolist()) <= {*range(1, 10)} - {target}
 
 
 def test_others_are_uniform() -> None:
