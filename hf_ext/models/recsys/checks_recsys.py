@@ -47,8 +47,8 @@ def check_labels(labels: Any, *, kind: str, targets: int, first: int, shapes: tu
     if labels.is_floating_point():
         if kind != "bce" or not binary or labels.ndim != 2:
             raise ValueError(
-                f"labels: found {labels.dtype} of shape {tuple(labels.shape)} with loss={kind!r}, allowed are integers, "
-                "and with loss='bce' and candidate_ids floats [B, C]"
+                f"labels: found {labels.dtype} of shape {tuple(labels.shape)} with loss={kind!r}, allowed are "
+                "integers, and with loss='bce' and candidate_ids floats [B, C]"
             )
         return labels
     if labels.ndim not in shapes:

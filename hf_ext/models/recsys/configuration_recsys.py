@@ -11,7 +11,7 @@ from .portable import Number, as_number
 #: what a history becomes before candidates are scored, in `NAME_recsys.py`
 ARCHITECTURES = ("sasrec", "gru", "din", "deepfm")
 
-_CHOICES = {"architecture": ARCHITECTURES, "loss": ("softmax", "bce"), "hidden_act": tuple(ACT2FN)}
+_CHOICES = {"architecture": ARCHITECTURES, "loss": ("softmax", "bce"), "hidden_act": (None, *ACT2FN)}
 _COUNT: dict[str, Any] = {"at_least": 1, "integer": True}
 _NON_NEGATIVE: dict[str, Any] = {"at_least": 0}
 #: bounds of numbers, as `as_number` takes them
@@ -50,8 +50,9 @@ class SequentialRecommenderConfig(PreTrainedConfig):
         intermediate_size (`int`, *optional*):
             Width of inner layers: the feed-forward layer of `"sasrec"` (by default 4 times `hidden_size`), the GRU's
             state and the perceptron's hidden layers (by default twice).
-        hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation of these layers; a GRU has its own.
+        hidden_act (`str`, *optional*):
+            Activation of these layers and of DIN's attention; by default `"gelu"` of `"sasrec"` and `"relu"` of the
+            others; a GRU has its own.
         dropout (`float`, *optional*, defaults to 0.1):
             Probability of dropout.
         attention_dropout (`float`, *optional*):
@@ -85,7 +86,7 @@ class SequentialRecommenderConfig(PreTrainedConfig):
     num_hidden_layers: Number = 2
     num_attention_heads: Number = 2
     intermediate_size: Number | None = None
-    hidden_act: str = "gelu"
+    hidden_act: str | None = None
     dropout: Number = 0.1
     attention_dropout: Number | None = None
     layer_norm_eps: Number = 1e-12
@@ -99,7 +100,7 @@ class SequentialRecommenderConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(allowed)}")
+                raise ValueError(f"{name}: found {getattr(self, name)!r}, allowed are {', '.join(map(str, allowed))}")
         for name, bounds in _NUMBERS.items():
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, as_number(value, name, **bounds))
@@ -119,6 +120,11 @@ class SequentialRecommenderConfig(PreTrainedConfig):
     def inner_size(self) -> int:
         """`intermediate_size`, or the architecture's own."""
         return int(self.intermediate_size or _WIDENING[self.architecture] * self.hidden_size)
+
+    @property
+    def activation(self) -> str:
+        """`hidden_act`, or the architecture's own."""
+        return str(self.hidden_act or ("gelu" if self.architecture == "sasrec" else "relu"))
 
 
 __all__ = ["SequentialRecommenderConfig"]

@@ -18,13 +18,13 @@ class TargetAttention(nn.Module):
 
     def __init__(self, config: SequentialRecommenderConfig) -> None:
         super().__init__()
-        width, inner = config.hidden_size, config.inner_size
+        width = config.hidden_size
         self.normalise = config.din_normalise
-        self.from_candidate = nn.Linear(width, inner)
-        self.from_item = nn.Linear(width, inner, bias=False)
-        self.from_product = nn.Linear(width, inner, bias=False)
-        self.activation = ACT2FN[config.hidden_act]
-        self.output = nn.Linear(inner, 1)
+        self.from_candidate = nn.Linear(width, width)
+        self.from_item = nn.Linear(width, width, bias=False)
+        self.from_product = nn.Linear(width, width, bias=False)
+        self.activation = ACT2FN[config.activation]
+        self.output = nn.Linear(width, 1)
 
     def forward(self, history: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
         """Interests `[B, C, D]`, zeros where there are no items.

@@ -22,6 +22,6 @@ class GRUEncoder(nn.Module):
         self.dense = nn.Linear(config.inner_size, config.hidden_size)
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """States `[B, L, D]` of histories `[B, L, D]` whose items are in front; a state sees its item and older ones."""
+        """`[B, L, D]`, items in front, to states `[B, L, D]`, each of an item and those before it."""
         states, _ = self.gru(self.dropout(embedded))
         return self.dense(states)

@@ -82,7 +82,7 @@ class ItemTable:
         """The table of a model with so many items.
 
         Raises:
-            ValueError: a file that is no such table, or larger than a table of so many items can be, which is not read.
+            ValueError: a file that is no such table, or larger than one of so many items can be, which is not read.
         """
         most = _BYTES * (num_items + 1)
         with open(path, "rb") as file:
@@ -124,7 +124,7 @@ def _plain_id(value: Any) -> int | str:
     """As JSON has it; numpy's are taken, too."""
     if isinstance(value, str) and len(value) <= _LONGEST_ID:
         return str(value)
-    if isinstance(value, Integral) and not isinstance(value, bool) and -_INT64 <= value < _INT64:
+    if isinstance(value, Integral) and type(value) is not bool and -_INT64 <= int(value) < _INT64:
         return int(value)
     shown = f"text of {len(value)} characters" if isinstance(value, str) else repr(value)[:80]
     raise ValueError(f"ids: found {shown}, allowed are integers of 64 bits and text of up to {_LONGEST_ID} characters")

@@ -7,16 +7,14 @@ rank from the history to the scores may stand beside it.
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
-from transformers.utils import ModelOutput, cached_file
 
+from .carrying_recsys import ItemsMixin
 from .checks_recsys import check_labels, check_rows
 from .configuration_recsys import SequentialRecommenderConfig
 from .deepfm_recsys import DeepFMScorer, history_fields
@@ -25,67 +23,16 @@ from .direct_recsys import DirectPath
 from .dot_recsys import DotScorer, dot_scores
 from .gru_recsys import GRUEncoder
 from .histories_recsys import Compacted, running_mean
-from .items_recsys import ITEMS_NAME, ItemTable
 from .losses_recsys import IGNORED, mask_candidates, next_item_loss
+from .outputs_recsys import EncodedHistory, SequentialRecommenderModelOutput, SequentialRecommenderOutput
 from .portable import carrying_code
-from .portable_loading import _HUB, LoadedWhole
+from .portable_loading import LoadedWhole
 from .recommending_recsys import BUDGET, RecommendingMixin, excluded
 from .sasrec_recsys import SASRecEncoder
 from .tables_recsys import Rows, rows_of, spans
 
 _ENCODERS: dict[str, type[nn.Module]] = {"sasrec": SASRecEncoder, "gru": GRUEncoder}
 _SCORERS: dict[str, Any] = {"din": DINScorer, "deepfm": DeepFMScorer}
-
-
-@dataclass
-class SequentialRecommenderModelOutput(ModelOutput):
-    """Output of `SequentialRecommenderModel`.
-
-    Args:
-        mediator: what a history becomes, `[B, D]`; of `"deepfm"` `[B, 2 D]`; of `"din"` `[B, C, D]` with candidates,
-            else None.
-        hidden_states_all: of `"sasrec"` and `"gru"` the mediator after every item, `[B, L, D]`; else None.
-    """
-
-    mediator: Tensor | None = None
-    hidden_states_all: Tensor | None = None
-
-
-@dataclass
-class SequentialRecommenderOutput(ModelOutput):
-    """Output of `SequentialRecommenderForNextItem`.
-
-    Args:
-        loss: scalar, with labels.
-        logits: `[B, C]` of the candidates, or `[B, num_items]`, where column j is row j + 1; None in training mode
-            with labels at every position.
-        mediator: see `SequentialRecommenderModelOutput`.
-        direct_logits: the part of the logits that comes by the direct path; None without one.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    mediator: Tensor | None = None
-    direct_logits: Tensor | None = None
-
-
-class EncodedHistory(NamedTuple):
-    """Histories of a batch, of at most `max_length`, before there are candidates.
-
-    Args:
-        input_ids, mask: `[B, L]`.
-        embedded: `[B, L, D]`, of `"din"` alone.
-        mediator: `[B, D]` or `[B, 2 D]`; None of `"din"`.
-        states: `[B, L, D]` of causal encoders, zeros at padding.
-        direct: `[B, R]` for the direct path; None without one.
-    """
-
-    input_ids: Tensor
-    mask: Tensor
-    embedded: Tensor | None = None
-    mediator: Tensor | None = None
-    states: Tensor | None = None
-    direct: Tensor | None = None
 
 
 class SequentialRecommenderPreTrainedModel(LoadedWhole):
@@ -215,7 +162,7 @@ class SequentialRecommenderModel(SequentialRecommenderPreTrainedModel):
         return history.mediator
 
 
-class SequentialRecommenderForNextItem(RecommendingMixin, SequentialRecommenderPreTrainedModel):  # type: ignore[misc]
+class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, SequentialRecommenderPreTrainedModel):
     """Scores of the next item, losses to learn them by, and recommendations."""
 
     def __init__(self, config: SequentialRecommenderConfig) -> None:
@@ -245,14 +192,14 @@ class SequentialRecommenderForNextItem(RecommendingMixin, SequentialRecommenderP
             input_ids: rows of items, int64 `[B, L]`, newest last, 0 for padding; of more than `max_length` the newest.
             attention_mask: `[B, L]`; by default where there is a row other than 0, which is never an item.
             candidate_ids: rows `[B, C]`, or `[C]` that all histories share; all items by default. The logits of row 0
-                are -inf.
-            labels: without candidates the target's row, int64 `[B]`, or of `"sasrec"` and `"gru"` `[B, L]`, after every
-                item the next; with candidates the target's place among them, int64 `[B]`, or with `loss="bce"` 0 and 1,
-                floats `[B, C]`. -100 is in no loss.
-            candidate_log_q: logarithm of the probability that a candidate was drawn, `[B, C]` or `[C]`, subtracted from
-                the logits in training mode. With labels, further copies of the target among the candidates have -inf.
-            exclude_ids: rows `[B, E]`, 0 for none, whose logits are -inf in evaluation mode, except the label's own; the
-                loss is that with them.
+                are -inf, and with labels those of further copies of the target.
+            labels: without candidates the target's row, int64 `[B]`, or of `"sasrec"` and `"gru"` `[B, L]`, after
+                every item the next; with candidates the target's place among them, int64 `[B]`, or with `loss="bce"`
+                0 and 1, floats `[B, C]`. -100 is in no loss.
+            candidate_log_q: logarithm of the probability that a candidate was drawn, `[B, C]` or `[C]`, subtracted
+                from the logits in training mode.
+            exclude_ids: rows `[B, E]`, 0 for none, whose logits are -inf in evaluation mode, except the label's own;
+                the loss is that of all.
             num_items_in_batch: what the sum of losses is divided by; by default the number of labels.
             return_dict: False gives a tuple.
 
@@ -365,7 +312,7 @@ class SequentialRecommenderForNextItem(RecommendingMixin, SequentialRecommenderP
         if torch.compiler.is_compiling():  # of a graph, whose batch may be of any size, there is but one
             return config.num_items
         pair = {
-            "din": config.max_length * (config.hidden_size + 2 * config.inner_size),
+            "din": 3 * config.max_length * config.hidden_size,
             "deepfm": 2 * config.inner_size,
         }.get(config.architecture, 0 if whole else 1)
         return max(1, BUDGET // (rows * pair)) if rows * pair else config.num_items
@@ -433,41 +380,6 @@ class SequentialRecommenderForNextItem(RecommendingMixin, SequentialRecommenderP
                 places = torch.arange(logits.shape[1], device=logits.device)
                 unwanted = unwanted & (places != labels[:, None])
         return logits.masked_fill(unwanted, -math.inf)
-
-    # ---------------------------------------------------------------------------------------------- items
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save, with the items; a file of items of another model in the same folder goes."""
-        if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            if self._items is None:
-                Path(save_directory, ITEMS_NAME).unlink(missing_ok=True)
-            else:
-                self._items.save(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def _get_files_timestamps(self, working_dir: str | os.PathLike[str]) -> Any:
-        """Those of files that are there before a model is saved and pushed; the items are saved already, yet new."""
-        stamps: Any = super()._get_files_timestamps(working_dir)
-        return {name: stamp for name, stamp in stamps.items() if name != ITEMS_NAME}
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, with the items that were saved with the model.
-
-        Raises:
-            ValueError: see `LoadedWhole.from_pretrained`; or a file of items that is none, or of another number.
-            OSError: no weights there.
-        """
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        hub = {name: kwargs[name] for name in _HUB if kwargs.get(name) is not None}
-        if pretrained_model_name_or_path is not None:
-            file = cached_file(
-                pretrained_model_name_or_path, ITEMS_NAME, _raise_exceptions_for_missing_entries=False, **hub
-            )
-            if file is not None:
-                model.set_items(ItemTable.load(file, model.config.num_items))
-        return loaded
 
 
 def _checkpointed(function: Any) -> Any:

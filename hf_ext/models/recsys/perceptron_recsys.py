@@ -1,4 +1,4 @@
-"""A perceptron over pairs of what is known of a history and of a candidate, without a tensor of all pairs' features."""
+"""A perceptron of pairs of a history and a candidate, without a tensor of the features of all pairs."""
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -23,7 +23,7 @@ class PairPerceptron(nn.Module):
         self.from_history = nn.Linear(history, inner)
         self.from_candidate = nn.Linear(candidate, inner, bias=False)
         self.hidden = nn.ModuleList(nn.Linear(inner, inner) for _ in range(config.num_hidden_layers - 1))
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = ACT2FN[config.activation]
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(inner, 1)
 

@@ -4,18 +4,15 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checks_recsys import check_rows
-from .items_recsys import ItemTable, check_items
+from .items_recsys import ItemTable
 from .portable import as_number
 from .tables_recsys import spans
-
-if TYPE_CHECKING:
-    from typing import Self
 
 #: floats that scoring a chunk of the catalogue may hold at once
 BUDGET = 2**25
@@ -42,45 +39,11 @@ class Recommendations:
 
 
 class RecommendingMixin:
-    """`recommend` of a model that scores rows of items, and the items that it knows by name."""
+    """`recommend` of a model that scores spans of rows, and knows its items by name."""
 
     config: Any
     device: Any
-    _items: ItemTable | None = None
-
-    @classmethod
-    def from_items(cls, items: Any, **config: Any) -> "Self":
-        """A new model for some items.
-
-        Args:
-            items: anything that has `ids` and `titles`, such as an `ItemTable`.
-            **config: of `SequentialRecommenderConfig`, but for `num_items`.
-
-        Raises:
-            ValueError: see `set_items`.
-        """
-        kind: Any = cls
-        table = items if isinstance(items, ItemTable) else ItemTable(items.ids, items.titles)
-        model: Any = kind(kind.config_class(num_items=len(table), **config))
-        model.set_items(table)
-        return model
-
-    @property
-    def items(self) -> ItemTable | None:
-        """Raw ids and titles by row; None if nobody has said."""
-        return self._items
-
-    def set_items(self, items: Any) -> None:
-        """Say what the rows are; it is saved with the model.
-
-        Args:
-            items: anything that has `ids`, of every row from 1 on, and `titles` (text, or None for none); None for
-                none.
-
-        Raises:
-            ValueError: ids that are not integers or text or not unique, or not as many as the model has rows.
-        """
-        self._items = None if items is None else check_items(items, self.config.num_items)
+    items: ItemTable | None
 
     @torch.no_grad()
     def top_items(
@@ -152,7 +115,7 @@ class RecommendingMixin:
             self.top_items(part.to(self.device), k, exclude_history=exclude_history) for part in rows.split(_HISTORIES)
         ]
         scores, best = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        table = self._items
+        table = self.items
         if table is None:
             return Recommendations(best, scores)
         named = [[row for row in line if row] for line in best.tolist()]
@@ -164,12 +127,12 @@ class RecommendingMixin:
         if isinstance(history, Tensor):
             history = history[None] if history.ndim == 1 else history
             return check_rows("history", history, self.config.num_items, (2,))
-        if self._items is None:
+        if self.items is None:
             raise ValueError(
                 "history: found raw ids for a model without items, allowed are tensors of rows (or set_items first)"
             )
         histories = _lists(history)
-        lines = [self._items.rows(line) for line in histories]
+        lines = [self.items.rows(line) for line in histories]
         rows = torch.zeros(len(lines), max((len(line) for line in lines), default=0), dtype=torch.int64)
         for row, line in zip(rows, lines, strict=True):
             if len(line):

@@ -21,7 +21,7 @@ class SASRecLayer(GradientCheckpointingLayer):
         self.attention_output = nn.Linear(width, width)
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.intermediate = nn.Linear(width, inner)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = ACT2FN[config.activation]
         self.output = nn.Linear(inner, width)
         self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -50,7 +50,7 @@ class SASRecEncoder(nn.Module):
         self.layers = nn.ModuleList(SASRecLayer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, embedded: Tensor) -> Tensor:
-        """States `[B, L, D]` of histories `[B, L, D]` whose items are in front; a state sees its item and older ones."""
+        """`[B, L, D]`, items in front, to states `[B, L, D]`, each of an item and those before it."""
         places = torch.arange(embedded.shape[1], device=embedded.device)
         states = self.dropout(self.norm(embedded + self.positions(places)))
         for layer in self.layers:
