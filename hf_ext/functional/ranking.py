@@ -65,11 +65,14 @@ def target_ranks(scores: Tensor, targets: Tensor, *, exclude: Tensor | None = No
         raise ValueError("scores: found NaN, allowed are numbers")
     places = targets.long()[:, None]
     own = scores.gather(1, places)
-    rivals = torch.ones_like(scores, dtype=torch.bool) if exclude is None else ~exclude
-    rivals = rivals.scatter(1, places, False)
-    better, tied = (((scores > own) & rivals).sum(1), ((scores == own) & rivals).sum(1))
+    better, same = scores > own, scores == own
+    if exclude is not None:
+        candidates = (~exclude).scatter(1, places, True)
+        better, same = better & candidates, same & candidates
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    return 1 + better.to(dtype) + _TIED[ties] * tied.to(dtype)
+    ranks = 1 + better.sum(1).to(dtype)
+    tied = same.sum(1).to(dtype) - 1  # but for the target itself
+    return ranks + _TIED[ties] * tied
 
 
 def ranking_metrics(ranks: Tensor, num_candidates: int | Tensor, *, k: int = 10) -> dict[str, Tensor]:

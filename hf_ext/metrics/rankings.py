@@ -113,14 +113,26 @@ def ranks_of_logits(logits: Any, labels: Tensor, k: int = 10) -> tuple[Tensor, T
     broken = logits.isnan().any(-1)
     if broken.any():
         logits = logits.masked_fill(broken[:, None], 0.0)
-    excluded = logits == -torch.inf
+    logits = _with_targets(logits, labels - 1)
     ranks, mean_ranks = (
-        target_ranks(logits, labels - 1, exclude=excluded, ties=ties).masked_fill(broken, torch.nan)
-        for ties in ("worst", "mean")
+        target_ranks(logits, labels - 1, ties=ties).masked_fill(broken, torch.nan) for ties in ("worst", "mean")
     )
-    excluded.scatter_(1, labels[:, None] - 1, False)
     best = logits.topk(min(k, logits.shape[1]), dim=1)
-    return ranks, (~excluded).sum(1), (best.indices + 1).where(best.values > -torch.inf, 0), mean_ranks
+    top = (best.indices + 1).where(best.values > -torch.inf, 0)
+    return ranks, (logits > -torch.inf).sum(1), top, mean_ranks
+
+
+def _with_targets(logits: Tensor, places: Tensor) -> Tensor:
+    """Targets that have -inf are last, but no longer equal to what is no candidate."""
+    if logits.ndim != 2 or places.shape != logits.shape[:1]:
+        found, number = tuple(places.shape), tuple(logits.shape)
+        raise ValueError(f"labels: found shape {found} for logits {number}, allowed are [B] and [B, num_items]")
+    if ((places < 0) | (places >= logits.shape[1])).any():
+        raise ValueError(f"labels: found {(places + 1).tolist()}, allowed are item rows in [1, {logits.shape[1]}]")
+    own = logits.gather(1, places[:, None])
+    if not (own == -torch.inf).any():
+        return logits
+    return logits.scatter(1, places[:, None], own.clamp(min=torch.finfo(logits.dtype).min))
 
 
 def rank_targets(
@@ -180,9 +192,10 @@ def _ranked(scores: Tensor, batch: Batch, num_items: int, k: int) -> RankedTarge
     labels, excluded = (batch[name].to(scores.device) for name in ("labels", "exclude_ids"))
     if scores.shape != (len(labels), num_items):
         raise ValueError(f"scores: found shape {tuple(scores.shape)}, allowed is {[len(labels), num_items]}")
-    if scores.isnan().any():
-        raise ValueError("scores: found NaN, allowed are numbers")
     own = labels[:, None] - 1
     places = torch.where(excluded > 0, excluded - 1, own)  # padding excludes the target, which comes back below
-    candidates = scores.scatter(1, places, -torch.inf).scatter(1, own, scores.gather(1, own))
-    return RankedTargets(*(values.cpu().numpy() for values in ranks_of_logits(candidates, labels, k)))
+    candidates = scores.scatter(1, places, -torch.inf).scatter_(1, own, scores.gather(1, own))
+    ranked = ranks_of_logits(candidates, labels, k)
+    if ranked[0].isnan().any():
+        raise ValueError("scores: found NaN, allowed are numbers")
+    return RankedTargets(*(values.cpu().numpy() for values in ranked))

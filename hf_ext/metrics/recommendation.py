@@ -101,7 +101,10 @@ def ranking_report(
     # float32 at least, float64 as it is
     scores = np.asarray(scores)
     rows = torch.from_numpy(scores.astype(np.promote_types(scores.dtype, np.float32)))
-    ranked = ranks_of_logits(rows, torch.as_tensor(np.asarray(targets)) + 1, k)
+    places = torch.as_tensor(np.asarray(targets))
+    if rows.ndim != 2 or places.shape != rows.shape[:1] or not ((places >= 0) & (places < rows.shape[1])).all():
+        raise ValueError(f"targets: found {places.tolist()}, allowed are places in [0, {rows.shape[-1]}), one a row")
+    ranked = ranks_of_logits(rows, places + 1, k)
     named = np.arange(len(rows)) if users is None else np.asarray(users)
     grouped = None if groups is None else np.asarray(groups)
     for name, values in (("users", named), ("groups", grouped)):
@@ -160,6 +163,6 @@ def _user_groups_of_rows(users: NDArray[Any], groups: Integers) -> Integers:
 def _percentiles(counts: Integers) -> Values:
     """Of every item the share of all with fewer events, those with as many as a half."""
     ordered = np.sort(counts)
-    below, not_above = (np.searchsorted(ordered, counts, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    below, not_above = (np.searchsorted(ordered, counts, side=side) for side in ("left", "right"))
     shares: Values = (below + not_above) / (2 * len(counts))
     return shares

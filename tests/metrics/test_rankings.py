@@ -20,10 +20,10 @@ def test_what_evaluation_keeps_of_logits() -> None:
     logits = torch.tensor([[0.5, 0.9, 0.1, 0.9], [0.3, 0.2, 0.2, 0.2], [0.0, 1.0, 2.0, 3.0]])
     logits[0, 1] = logits[2, :2] = -torch.inf
     ranks, count, top, mean = ranks_of_logits(logits, torch.tensor([3, 2, 1]), k=3)
-    assert ranks.tolist() == [3, 4, 3]  # the target of the last row is -inf, yet a candidate
+    assert ranks.tolist() == [3, 4, 3]  # the target of the last row has -inf, yet is a candidate, the last
     assert mean.tolist() == [3, 3, 3]
     assert count.tolist() == [3, 4, 3]
-    assert top.tolist() == [[4, 1, 3], [1, *top[1, 1:].tolist()], [4, 3, 0]]
+    assert top.tolist() == [[4, 1, 3], [1, *top[1, 1:].tolist()], [4, 3, 1]]
     assert ranks_of_logits(logits, torch.tensor([3, 2, 1]))[2].shape == (3, 4)  # of fewer items than k, all
 
 
@@ -44,8 +44,10 @@ def test_rows_with_nan_have_no_rank() -> None:
 
 @pytest.mark.parametrize("labels", [[0, 1], [1, 4], [-100, 1]])
 def test_labels_are_rows(labels: list[int]) -> None:
-    with pytest.raises(ValueError, match="targets: found"):
+    with pytest.raises(ValueError, match=r"labels: found .* allowed are item rows in \[1, 3\]"):
         ranks_of_logits(torch.zeros(2, 3), torch.tensor(labels))
+    with pytest.raises(ValueError, match=r"labels: found shape \(2, 3\) for logits \(2, 3\)"):
+        ranks_of_logits(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.int64))
 
 
 # ------------------------------------------------------------------------------------------------ by a model

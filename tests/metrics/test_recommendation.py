@@ -135,7 +135,7 @@ def _predicted(rows: Any, **changes: Any) -> Any:
         ),
         (lambda rows: RankingMetrics(rows, head_fraction=2), "head_fraction: found 2"),
         (lambda rows: ranking_report(np.full((1, 2), np.nan), [0]), "scores: found NaN in 1 of 1 rows"),
-        (lambda rows: ranking_report(np.zeros((1, 2)), [2]), "targets: found"),
+        (lambda rows: ranking_report(np.zeros((1, 2)), [2]), r"targets: found \[2\], allowed are places in \[0, 2\)"),
         (lambda rows: ranking_report(np.zeros((2, 2)), [1, 1], users=[0]), r"users: found shape \(1,\), allowed is"),
         (
             lambda rows: ranking_report(np.zeros((2, 2)), [1, 1], users=[0, 0], groups=[0, 1]),

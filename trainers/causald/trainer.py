@@ -5,6 +5,7 @@ full text nor the authors' code was available.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 from hf_ext._models import base_model
 from hf_ext.data.interactions import NextItems, NextItemsCollator
 from hf_ext.functional import causald_loss, inverse_propensity_weights
+from hf_ext.metrics import RankingMetrics, ranks_of_logits
 from hf_ext.models.recsys.modeling_recsys import SequentialRecommenderForNextItem
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
@@ -42,6 +44,10 @@ from hf_ext.trainers.causald.effects import (
 from hf_ext.trainers.causald.teachers import Teacher, check_items, check_teacher, identity_of
 from hf_ext.trainers.passes import same_randomness
 from hf_ext.trainers.processes import decided_by_main
+
+
+#: metrics of a group of users, as `RankingMetrics` calls them after an evaluation's prefix
+_GROUP = re.compile(r".+?_(?P<group>head|tail)_(?P<metric>.+)")
 
 
 @dataclass
@@ -205,10 +211,19 @@ class CausalDMixin(MethodMixin):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """CausalD's loss; the model's own in evaluation, and in training where there is nothing to add to it."""
+        """CausalD's loss; the model's own in evaluation, and in training where nothing is added to it."""
+        if not self.model.training:
+            return super().compute_loss(
+                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+            )
         effect, weights = inputs.get(EFFECT), inputs.get(WEIGHT)
-        if not self.model.training or (effect is None and weights is None):
-            return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
+        if effect is None and weights is None:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+            steps = self.current_gradient_accumulation_steps if self._is_normalised(num_items_in_batch) else 1
+            self.record(terms={"recommendation_loss": loss.detach() * steps})
+            return (loss, outputs) if return_outputs else loss
         outputs = model(**{name: inputs[name] for name in inputs if name not in ("labels", EFFECT, WEIGHT)})
         losses = self._losses(outputs.logits, inputs["labels"], effect, weights)
         self.record(terms={f"{name}_loss": value.mean() for name, value in losses.items() if name != "total"})
@@ -250,22 +265,34 @@ class CausalDMixin(MethodMixin):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
         if self._ranks_by_default and isinstance(rows, NextItems):
-            self._rank(rows)
-        return super().evaluate(eval_dataset, *args, **kwargs)
+            self.preprocess_logits_for_metrics = ranks_of_logits
+            self.compute_metrics = RankingMetrics(rows, head_fraction=self.args.causald_head_fraction)
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return metrics
 
-    def _rank(self, rows: Any) -> None:
-        raise NotImplementedError
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log; the card shows what an evaluation says of head and tail users apart."""
+        found = {name: match for name in logs if (match := _GROUP.fullmatch(name))}
+        if self.card is not None and found:
+            self.card.add_groups({name: (match["group"], match["metric"]) for name, match in found.items()})
+            by_metric: dict[str, dict[str, float]] = {}
+            for name, match in found.items():
+                by_metric.setdefault(match["metric"], {})[match["group"]] = float(logs[name])
+            self.card.add_fact("user_groups", by_metric)
+        super().log(logs, *args, **kwargs)
 
     def card_facts(self) -> dict[str, Any]:
-        facts, args = super().card_facts(), self.args
-        about: dict[str, Any] = {"teachers": ", ".join(self._about_teachers) or "none"}
-        return with_hyper_parameters(facts, about)
+        args, about = self.args, dict[str, Any](teachers=", ".join(self._about_teachers) or "none")
+        if self._distils:
+            about |= {"front door": args.causald_front_door, "average": args.causald_average}
+            about |= {"histories in the bank": args.causald_bank_size} if args.causald_front_door == "bank" else {}
+        return with_hyper_parameters(super().card_facts(), about)
 
 
 def _listed(teachers: Iterable[Any]) -> list[Any]:
-    if isinstance(teachers, str | os.PathLike | nn.Module):
-        return [teachers]
-    return list(teachers)
+    """One alone is a list of one."""
+    alone = isinstance(teachers, str | os.PathLike | nn.Module) and not isinstance(teachers, nn.ModuleList)
+    return [teachers] if alone else list(teachers)
 
 
 class CausalDTrainer(CausalDMixin, Trainer):

@@ -27,16 +27,15 @@ def check_rows(name: str, rows: Any, num_items: int, shapes: tuple[int, ...]) ->
     return rows.long()
 
 
-def check_labels(labels: Any, *, kind: str, targets: int, first: int, shapes: tuple[int, ...], binary: bool) -> Tensor:
-    """Labels: what each row's target is, or with `binary` floats for all candidates.
+def check_labels(labels: Any, *, targets: int, first: int, shapes: tuple[int, ...], floats: bool) -> Tensor:
+    """Labels: what each row's target is, or floats for all candidates.
 
     Args:
         labels: int64 or floats.
-        kind: of the loss.
         targets: number of things a label may be, from `first` on.
         first: 1 for rows of items, 0 for places of candidates.
         shapes: allowed numbers of dimensions of integers.
-        binary: whether floats are allowed with `"bce"`.
+        floats: whether floats `[B, C]` are labels, too.
 
     Raises:
         ValueError: others.
@@ -45,10 +44,10 @@ def check_labels(labels: Any, *, kind: str, targets: int, first: int, shapes: tu
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"labels: found {found}, allowed are integers")
     if labels.is_floating_point():
-        if kind != "bce" or not binary or labels.ndim != 2:
+        if not floats or labels.ndim != 2:
             raise ValueError(
-                f"labels: found {labels.dtype} of shape {tuple(labels.shape)} with loss={kind!r}, allowed are "
-                "integers, and with loss='bce' and candidate_ids floats [B, C]"
+                f"labels: found {labels.dtype} of shape {tuple(labels.shape)}, allowed are integers, and with "
+                "candidate_ids and loss='bce' floats [B, C]"
             )
         return labels
     if labels.ndim not in shapes:

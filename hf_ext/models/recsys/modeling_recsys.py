@@ -207,37 +207,37 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
             ValueError: rows, places or labels that the model or the candidates do not have (on the CPU, where values
                 are looked at), or other shapes.
         """
-        number, kind = self.config.num_items, self.config.loss
-        binary = candidate_ids is not None
-        if candidate_ids is not None:
-            candidate_ids = check_rows("candidate_ids", candidate_ids, number, (1, 2))
-        if labels is not None:
-            shapes = (1, 2) if candidate_ids is None and self.model.encoder is not None else (1,)
-            targets = number if candidate_ids is None else candidate_ids.shape[-1]
-            first = 1 if candidate_ids is None else 0
-            labels = check_labels(labels, kind=kind, targets=targets, first=first, shapes=shapes, binary=binary)
+        candidate_ids, labels = self._checked(candidate_ids, labels)
         history = self.encode(input_ids, attention_mask)
-        everywhere = labels is not None and candidate_ids is None and labels.ndim == 2
         loss = logits = direct = None
-        if everywhere:
-            loss = self._loss_everywhere(history, labels, num_items_in_batch)
-            labels = labels[:, -1]
         mediator = history.mediator
-        if not (everywhere and self.training):
+        if labels is not None and labels.ndim == 2 and candidate_ids is None:
+            loss, labels = self._loss_everywhere(history, labels, num_items_in_batch), labels[:, -1]
+        if loss is None or not self.training:
             if candidate_ids is None:
                 indirect, direct = self._score_all(history)
-                places = None if labels is None else labels.where(labels == IGNORED, labels - 1)
+                labels = None if labels is None else labels.where(labels == IGNORED, labels - 1)
             else:
                 mediator, indirect, direct = self._score(history, candidate_ids)
-                places = labels
                 indirect = self._corrected(indirect, candidate_ids, labels, candidate_log_q)
             logits = indirect if direct is None else indirect + direct
-            if places is not None and loss is None:
-                loss = self._loss(logits, indirect, places, num_items_in_batch)
+            if labels is not None and loss is None:
+                loss = self._loss(logits, indirect, labels, num_items_in_batch)
             if exclude_ids is not None and not self.training:
-                logits = self._without(logits, exclude_ids, candidate_ids, places)
+                logits = self._without(logits, exclude_ids, candidate_ids, labels)
         outputs = SequentialRecommenderOutput(loss=loss, logits=logits, mediator=mediator, direct_logits=direct)
         return outputs.to_tuple() if return_dict is False else outputs
+
+    def _checked(self, candidate_ids: Tensor | None, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Candidates and labels, if they are some."""
+        number, first, shapes = self.config.num_items, 1, (1,) if self.model.encoder is None else (1, 2)
+        if candidate_ids is not None:
+            candidate_ids = check_rows("candidate_ids", candidate_ids, number, (1, 2))
+            number, first, shapes = candidate_ids.shape[-1], 0, (1,)
+        if labels is not None:
+            floats = candidate_ids is not None and self.config.loss == "bce"
+            labels = check_labels(labels, targets=number, first=first, shapes=shapes, floats=floats)
+        return candidate_ids, labels
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> EncodedHistory:
         """Histories, as candidates can be scored for them."""
@@ -352,7 +352,7 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
 
         def part_of_loss(part: Any) -> Tensor:
             logits = indirect = dot_scores(states[part], rows_of(self.model.item_embeddings, everything))
-            if means is not None:
+            if self.direct is not None and means is not None:
                 logits = indirect + self.direct(means[part], everything)
             return self._loss(logits, indirect, targets[part], count)
 
