@@ -146,7 +146,7 @@ def _lists(history: Any) -> list[list[Any]]:
         raise ValueError(f"history: found {history!r}, allowed is a list of item ids, or a list of such lists")
     values = list(history)
     nested = [not isinstance(value, (str, bytes)) and hasattr(value, "__iter__") for value in values]
-    if any(nested) != all(nested):
+    if 0 < sum(nested) < len(nested):
         raise ValueError("history: found ids and lists of ids side by side, allowed are either")
     return [list(value) for value in values] if values and nested[0] else [values]
 
