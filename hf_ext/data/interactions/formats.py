@@ -1,17 +1,19 @@
 """Files of interactions and of titles as tables: MovieLens, RecBole's atomic files, csv; all other data by `load`."""
 
+import csv
 import io
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.exceptions import DatasetGenerationError
 
 from hf_ext.data.loading import load
 
 USER, ITEM, TIME, RATING, TITLE = "user_id", "item_id", "timestamp", "rating", "title"
 _EVENTS = [USER, ITEM, RATING, TIME]
-_TSV = {".tsv": "\t", ".csv": ","}
+_TABLES = {".tsv": "\t", ".csv": ","}
 #: names of files with a form of their own: what separates columns, and the first of them
 _BARE = {
     "u.data": ("\t", _EVENTS),
@@ -40,12 +42,12 @@ def read_events(name: Any, split: str | None) -> tuple[pd.DataFrame, Path | None
         path = _log_in(path) or path
     if path.is_file() and is_text(path):
         return read_text(path), titles_beside(path)
-    return _frame(load(str(name)), split), None
+    return _loaded(str(name), split), None
 
 
 def is_text(path: Path) -> bool:
     """Whether a file is read here: `load` would make numbers of ids that begin with zeros."""
-    return path.name in _BARE or path.suffix.lower() in (*_TSV, ".inter", ".item")
+    return path.name in _BARE or path.suffix.lower() in (*_TABLES, ".inter", ".item")
 
 
 def read_text(path: Path) -> pd.DataFrame:
@@ -54,25 +56,16 @@ def read_text(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: an empty file, one without the columns of its form, or one that cannot be read.
     """
-    separator, columns = _BARE.get(path.name, (_TSV.get(path.suffix.lower(), "\t"), []))
+    separator, columns = _BARE.get(path.name, (_TABLES.get(path.suffix.lower(), "\t"), []))
     text = _decoded(path)
     if separator == "::":  # one character is read many times faster
         text, separator = text.replace("\t", " ").replace("::", "\t"), "\t"
-    try:
-        table = pd.read_csv(
-            io.StringIO(text),
-            sep=separator,
-            header=None if columns else 0,
-            dtype=str,
-            keep_default_na=False,
-            na_values=[""],
-            quoting=0 if path.suffix.lower() in _TSV else 3,
-            index_col=False,
-        )
+    quoting = csv.QUOTE_MINIMAL if path.suffix.lower() in _TABLES else csv.QUOTE_NONE
+    options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""], "quoting": quoting}
+    try:  # without a header: pandas would rename columns of one name, and let rows be longer than it
+        table = pd.read_csv(io.StringIO(text), sep=separator, header=None, **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(
-            f"name: found {str(path)!r}, which is no table ({error}), allowed are rows of columns"
-        ) from error
+        raise ValueError(f"name: found {str(path)!r}, no table ({error}), allowed are rows of columns") from error
     if columns:
         if table.shape[1] < len(columns):
             raise ValueError(
@@ -80,6 +73,7 @@ def read_text(path: Path) -> pd.DataFrame:
                 f"separated by {_BARE[path.name][0]!r}"
             )
         return table.iloc[:, : len(columns)].set_axis(columns, axis=1)
+    table = table.iloc[1:].set_axis(table.iloc[0].astype(str).tolist(), axis=1).reset_index(drop=True)
     return _untyped(table, path) if path.suffix.lower() in (".inter", ".item") else table
 
 
@@ -127,7 +121,7 @@ def read_titles(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: as `read_text` and `load` do.
     """
-    return read_text(path) if is_text(path) else _frame(load(str(path)), None)
+    return read_text(path) if is_text(path) else _loaded(str(path), None)
 
 
 def column_of(table: pd.DataFrame, argument: str, column: str, hint: str = "") -> str:
@@ -142,6 +136,14 @@ def column_of(table: pd.DataFrame, argument: str, column: str, hint: str = "") -
         what = f"{column!r}, of which there is none" if not count else f"{column!r}, of which there are {count}"
         raise ValueError(f"{argument}: found {what}, allowed are {columns}{hint}")
     return found
+
+
+def _loaded(name: str, split: str | None) -> pd.DataFrame:
+    try:
+        return _frame(load(name), split)
+    except DatasetGenerationError as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"name: found {name!r}, which cannot be read ({cause}), allowed are readable data") from error
 
 
 def _frame(data: Any, split: str | None) -> pd.DataFrame:

@@ -93,7 +93,7 @@ class NegativeSampler:
     def _pairs(self) -> Integers:
         events = self.split.in_training
         interactions = self.split.interactions
-        return np.unique(self._key(interactions.users[events], interactions.item_rows[events]))
+        return np.sort(self._key(interactions.users[events], interactions.item_rows[events]))
 
     def _key(self, users: Integers, items: Integers) -> Integers:
         return users * (self.split.num_items + 1) + items

@@ -102,7 +102,7 @@ def build_interactions(
             user, item = codes[repeated].iloc[0]
             raise ValueError(
                 f"duplicates: found {int(repeated.sum())} repeated events, the first of user "
-                f"{user_ids[user]!r} and item {item!r}, allowed are none (duplicates='error')"
+                f"{user_ids[user]} and item {item}, allowed are none (duplicates='error')"
             )
         codes, order = codes[~repeated], order[~repeated]
     counts = np.bincount(codes["user"], minlength=len(user_ids))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-_LIMIT = 2**63
+_LARGEST, _LARGEST_FLOAT = 2**63 - 1, 2**53  # a larger float may have been another integer
 
 
 def ids_of(table: pd.DataFrame, column: str) -> pd.Series:
@@ -18,17 +18,23 @@ def ids_of(table: pd.DataFrame, column: str) -> pd.Series:
     Raises:
         ValueError: ids that are missing or empty, booleans, fractions, or of several kinds.
     """
-    values = table[column]
-    _refuse_gaps(values, column, "an id in each row")
-    kinds = {_kind(kind) for kind in set(map(type, values.to_numpy(dtype=object)))}
+    values, allowed = table[column], "an id in each row"
+    _refuse(values.isna().to_numpy(), values, column, allowed)
+    if pd.api.types.is_integer_dtype(values):
+        _refuse((values > _LARGEST).to_numpy(), values, column, "whole numbers of 64 bits, or text")
+        return pd.Series(values.to_numpy(dtype=np.int64))
+    values = values.astype(object)
+    kinds = {_kind(kind) for kind in set(map(type, values))}
+    if kinds not in ({"text"}, {"integers"}, {"floats"}):
+        raise ValueError(f"{column}: found {' and '.join(sorted(kinds))} as ids, allowed are integers, or text, alone")
+    places, names = pd.factorize(values)  # far fewer than rows
     if kinds == {"text"}:
-        return _numbers_of_text(values.astype(object))
-    if kinds == {"integers"} or kinds == {"floats"}:
-        numbers = pd.to_numeric(values).to_numpy()
-        wrong = (numbers != np.floor(numbers)) | (np.abs(numbers.astype(np.float64)) >= _LIMIT)
-        _refuse(wrong, values, column, "whole numbers of 64 bits, or text")
-        return pd.Series(numbers.astype(np.int64))
-    raise ValueError(f"{column}: found {' and '.join(sorted(kinds))} as ids, allowed are integers, or text, alone")
+        _refuse(np.array([_says_nothing(name) for name in names])[places], values, column, allowed)
+        return pd.Series(_numbers_of_text(pd.Series(names)).to_numpy()[places])
+    largest = _LARGEST if kinds == {"integers"} else _LARGEST_FLOAT
+    wrong = np.array([number % 1 != 0 or abs(number) > largest for number in names])
+    _refuse(wrong[places], values, column, "whole numbers of 64 bits, or text")
+    return pd.Series(names.astype(np.int64)[places])
 
 
 def _kind(kind: type) -> str:
@@ -59,7 +65,7 @@ def times_of(table: pd.DataFrame, column: str) -> NDArray[Any]:
     """
     values = table[column]
     allowed = "numbers or dates in ISO 8601"
-    _refuse_gaps(values, column, allowed)
+    _refuse(values.isna().to_numpy(), values, column, allowed)
     if pd.api.types.is_datetime64_any_dtype(values):
         return _nanoseconds(values)
     if pd.api.types.is_bool_dtype(values):
@@ -93,7 +99,7 @@ def ratings_of(table: pd.DataFrame, column: str) -> NDArray[np.float64]:
         ValueError: ratings that are missing, not finite, booleans or no numbers.
     """
     values, allowed = table[column], "finite numbers"
-    _refuse_gaps(values, column, allowed)
+    _refuse(values.isna().to_numpy(), values, column, allowed)
     if pd.api.types.is_bool_dtype(values):
         raise ValueError(f"{column}: found booleans as ratings, allowed are {allowed}")
     numbers = _numbers(values).astype(np.float64)
@@ -101,23 +107,18 @@ def ratings_of(table: pd.DataFrame, column: str) -> NDArray[np.float64]:
     return numbers
 
 
-def _refuse_gaps(values: pd.Series, column: str, allowed: str) -> None:
-    gaps = values.isna().to_numpy()
-    if values.dtype == object or pd.api.types.is_string_dtype(values):
-        gaps = gaps | values.astype(object).map(_says_nothing).to_numpy(dtype=bool)
-    _refuse(gaps, values, column, allowed)
-
-
-def _says_nothing(value: Any) -> bool:
+def _says_nothing(value: str) -> bool:
     """Text for what is missing: else one row of it would make text of all numbers of an id column."""
-    return isinstance(value, str) and value.strip().lower() in ("", "nan", "none", "null", "<na>")
+    return value.strip().lower() in ("", "nan", "none", "null", "<na>")
 
 
 def _refuse(wrong: NDArray[np.bool_], values: pd.Series, column: str, allowed: str) -> None:
     if not wrong.any():
         return None
     row = int(np.argmax(wrong))
+    value = values.iloc[row]
+    value = value.item() if isinstance(value, np.generic) else value
     raise ValueError(
-        f"{column}: found {values.iloc[row]!r} in row {row} (of rows counted from 0; {int(wrong.sum())} such of "
+        f"{column}: found {value!r} in row {row} (of rows counted from 0; {int(wrong.sum())} such of "
         f"{len(wrong)}), allowed are {allowed}"
     )
