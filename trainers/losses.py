@@ -52,6 +52,16 @@ def counts_labels(trainer: Trainer, inputs: Any) -> Tensor:
     return labels.ne(IGNORED_LABEL).any()
 
 
+def label_places(model: Any, inputs: Mapping[str, Any], labels: Tensor) -> Tensor:
+    """Labels as columns of the logits; -100 stays.
+
+    A model of ours says in `first_label` what the first column is called, where its logits are those of all classes
+    and not of candidates that a batch brings.
+    """
+    first = 0 if "candidate_ids" in inputs else int(getattr(base_model(model), "first_label", 0))
+    return labels.where(labels == IGNORED_LABEL, labels - first) if first else labels
+
+
 def sample_losses(trainer: Trainer, logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """The model's own loss of every sample, `[B]`: `per_sample_losses`, with what the model says of its problem.
 

@@ -17,7 +17,7 @@ from hf_ext.trainers.disam.arguments import DISAMArguments, check_data, check_sa
 from hf_ext.trainers.disam.domain_losses import DomainLosses
 from hf_ext.trainers.disam.domains import Domains
 from hf_ext.trainers.disam.sharpness import SharpnessMixin, SharpnessRule
-from hf_ext.trainers.losses import logits_of, sample_losses
+from hf_ext.trainers.losses import label_places, logits_of, sample_losses
 
 
 @dataclass
@@ -150,7 +150,7 @@ class DISAMMixin(SharpnessMixin):
             )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         domain_ids = self.batch_columns[self.args.disam_domain_column]
-        losses = self._sample_losses(outputs, labels)
+        losses = self._sample_losses(outputs, labels if labels is None else label_places(model, inputs, labels))
         if ascent.pending:
             share = 1 if self._is_normalised(num_items_in_batch) else self.current_gradient_accumulation_steps
             ascent.add(loss.detach() / share, losses.detach(), domain_ids)

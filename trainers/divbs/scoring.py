@@ -19,7 +19,7 @@ from hf_ext.functional import (
     sketch_projections,
 )
 from hf_ext.functional.losses import IGNORED_LABEL
-from hf_ext.trainers.losses import logits_of
+from hf_ext.trainers.losses import label_places, logits_of
 
 _HEADS = ("classifier", "score", "fc", "head", "classification_head", "lm_head")
 _LABELS = ("shift_labels", "labels")
@@ -160,7 +160,12 @@ class Scorer:
         targets = {name: inputs[name] for name in _LABELS if inputs.get(name) is not None}
         if not targets:
             raise ValueError(f"labels: found none among {sorted(inputs)}, allowed are batches with labels")
-        labels = next(iter(targets.values()))
+        if "candidate_ids" in inputs:
+            raise ValueError(
+                "candidate_ids: found some in a batch, allowed is none (logits of all items): the columns of the last "
+                "layer's gradient have to be the same items in all rows (or divbs_strategy='uniform')"
+            )
+        labels = label_places(model, inputs, next(iter(targets.values())))
         shift = self.shift_labels and "shift_labels" not in targets
         captured: dict[str, Any] = {}
 

@@ -13,7 +13,12 @@ def dot_scores(mediator: Tensor, candidates: Tensor) -> Tensor:
 
 
 class DotScorer(nn.Module):
-    """`dot_scores` as a module, in the place of those that have parameters."""
+    """`dot_scores` as a module, in the place of those that have parameters.
+
+    `makes_logits` says to methods that look for a last linear layer that this is one, whose weights are the items'.
+    """
+
+    makes_logits = True
 
     def forward(self, mediator: Tensor, candidates: Tensor, rows: Rows) -> Tensor:
         """`[B, C]`; the candidates' rows are not needed."""

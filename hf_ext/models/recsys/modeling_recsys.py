@@ -165,6 +165,9 @@ class SequentialRecommenderModel(SequentialRecommenderPreTrainedModel):
 class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, SequentialRecommenderPreTrainedModel):
     """Scores of the next item, losses to learn them by, and recommendations."""
 
+    #: what the first column of the logits is called by labels, where no candidates are given: item rows start at 1
+    first_label = 1
+
     def __init__(self, config: SequentialRecommenderConfig) -> None:
         super().__init__(config)
         self.model = SequentialRecommenderModel(config)
@@ -245,6 +248,10 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
         if self.direct is None:
             return history
         return history._replace(direct=self.direct.means(history.input_ids, history.mask))
+
+    def get_classifier(self) -> nn.Module | None:
+        """The layer that makes the logits, if one alone does that and is linear in the mediator."""
+        return self.scorer if isinstance(self.scorer, DotScorer) and self.direct is None else None
 
     def score_mediator(self, mediator: Tensor, candidate_ids: Tensor) -> Tensor:
         """Logits by way of the mediator alone, `[B, C]`.

@@ -72,13 +72,15 @@ def test_an_update_is_its_equation(kind: Any, debias: str, make_trainer: Make, r
 def test_the_student_alone_is_the_plain_trainer(make_trainer: Make, recommender: Make) -> None:
     """Bit for bit, with dropout, accumulation, and AdamW; the teachers are not asked."""
     settings = {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01, "max_steps": 4}
-    models = [recommender(dropout=0.2) for _ in range(3)]
-    ours = make_trainer(models[0], causald_alpha=0.0, **settings)
-    plain = make_trainer(models[1], kind=Trainer, train_dataset=ours.train_dataset, **settings)
     (teacher := recommender(seed=1)).register_forward_pre_hook(lambda *_: pytest.fail("asked"))
-    unasked = make_trainer(models[2], causald_alpha=0.0, teachers=[teacher], **settings)
-    for trainer in (ours, plain, unasked):
-        trainer.train()
+    rows = make_trainer(causald_alpha=0.0).train_dataset
+    kinds = ({"causald_alpha": 0.0}, {"kind": Trainer, "train_dataset": rows}, {"causald_alpha": 0.0, "teachers": [teacher]})
+    models, trainers = [], []
+    for options in kinds:
+        models.append(recommender(dropout=0.2))
+        trainers.append(make_trainer(models[-1], **options, **settings))
+        trainers[-1].train()
+    ours, plain, _ = trainers
     assert _same(models[0], models[1]) and _same(models[2], models[1]) and not _same(models[0], recommender())
     assert _logged(ours, "loss") == _logged(plain, "loss")
     assert _logged(ours, "recommendation_loss") == pytest.approx(_logged(plain, "loss"))
