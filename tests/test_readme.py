@@ -191,7 +191,14 @@ def test_the_paper_is_cited(method: str) -> None:
     "folder",
     [
         *(str(folder_of(name).relative_to(ROOT)) for name in METHODS),
-        *("adapters/mola", "hf_ext/data", "hf_ext/metrics", "hf_ext/models/etf", "trainers/federated"),
+        *(
+            "adapters/mola",
+            "hf_ext/data",
+            "hf_ext/metrics",
+            "hf_ext/models/etf",
+            "hf_ext/models/recsys",
+            "trainers/federated",
+        ),
     ],
 )
 def test_snippets_of_a_folder(folder: str, tmp_path: Path, run_snippet: Callable[..., str]) -> None:

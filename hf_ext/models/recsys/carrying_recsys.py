@@ -33,7 +33,7 @@ class ItemsMixin:
             ValueError: see `set_items`.
         """
         kind: Any = cls
-        table = items if isinstance(items, ItemTable) else ItemTable(items.ids, items.titles)
+        table = check_items(items, len(getattr(items, "ids", ())))
         model: Any = kind(kind.config_class(num_items=len(table), **config))
         model.set_items(table)
         return model

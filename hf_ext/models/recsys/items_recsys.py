@@ -24,7 +24,7 @@ class ItemTable:
 
     Args:
         ids: of every item in the order of rows, all integers or all text, none twice.
-        titles: likewise, text; None for none.
+        titles: likewise, text; None for none, of an item or of all: the id as text stands for it.
 
     Raises:
         ValueError: others; it names the first.
@@ -39,9 +39,12 @@ class ItemTable:
         if len(self._rows) < len(self.ids):
             twice = next(value for row, value in enumerate(self.ids, start=1) if self._rows[value] != row)
             raise ValueError(f"ids: found {twice!r} twice, allowed is every id once")
-        self.titles: list[str] | None = None if titles is None else [_plain_title(title) for title in titles]
-        if self.titles is not None and len(self.titles) != len(self.ids):
-            raise ValueError(f"titles: found {len(self.titles)} for {len(self.ids)} ids, allowed are as many, or None")
+        self.titles: list[str] | None = None
+        if titles is not None:
+            given = list(titles)
+            if len(given) != len(self.ids):
+                raise ValueError(f"titles: found {len(given)} for {len(self.ids)} ids, allowed are as many, or None")
+            self.titles = [_plain_title(title, own) for title, own in zip(given, self.ids, strict=True)]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -130,7 +133,9 @@ def _plain_id(value: Any) -> int | str:
     raise ValueError(f"ids: found {shown}, allowed are integers of 64 bits and text of up to {_LONGEST_ID} characters")
 
 
-def _plain_title(value: Any) -> str:
+def _plain_title(value: Any, own_id: int | str) -> str:
+    if value is None:
+        return str(own_id)
     if isinstance(value, str) and len(value) <= _LONGEST_TITLE:
         return str(value)
     shown = f"text of {len(value)} characters" if isinstance(value, str) else repr(value)[:80]

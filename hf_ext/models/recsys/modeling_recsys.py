@@ -295,7 +295,7 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
 
     def _score_all(self, history: EncodedHistory) -> tuple[Tensor, Tensor | None]:
         """Logits of all items by way of the mediator, and by the direct path, a span of items after the other."""
-        parts = spans(self.config.num_items, self.chunk_size(len(history.mask), whole=True))
+        parts = spans(self.config.num_items, self.chunk_size(history.mask.shape[0], whole=True))
         score: Any = self._score
         if len(parts) > 1 and torch.is_grad_enabled():  # what a span needs is computed again in the backward pass
             score = _checkpointed(self._score)
