@@ -1,4 +1,4 @@
-"""CausalD's study: a student of many teachers beside plain ensembles, in shops whose true effects are known and on logs."""
+"""CausalD's study: a student of many teachers, in shops whose true effects are known and on logs."""
 
 from hf_ext.studies.causald.study import STUDIES
 

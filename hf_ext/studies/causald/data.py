@@ -25,7 +25,7 @@ LIKED = 4.0  # ratings from which on something counts as taken
 RARE = 5  # events that an item of a user's log must have
 USERS = 400  # that a seed draws of a log
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
-_SIZE: dict[str, Any] = {"num_users": 600, "num_items": 300, "mean_events": 40, "sharpness": 8.0}
+SIZE: dict[str, Any] = {"num_users": 500, "num_items": 300, "mean_events": 40, "sharpness": 8.0}
 #: what is simulated, by the key of a data set
 SHOPS: dict[str, dict[str, Any]] = {
     "shop-none": {"strength": 0.0},
@@ -81,7 +81,7 @@ def open_world(name: str, data: str, seed: int, *, quick: bool = False) -> World
         return World(split_by_time(interactions) if name.endswith("-time") else leave_one_out(interactions, test=2))
     if data != EMBEDDED:
         raise ValueError(f"--data: found {data!r} in place of {name}, allowed is none: it is simulated")
-    options = {**_SIZE, **SHOPS[name]} | ({"num_users": 100} if quick else {})
+    options = {**SIZE, **SHOPS[name]} | ({"num_users": 100} if quick else {})
     shop = simulate_shop(**options, seed=seed)
     if name == "shop-skewed":
         shop = replace(shop, interactions=_skewed(shop.interactions, seed))

@@ -13,7 +13,13 @@ from hf_ext.studies.causald.data import World
 from hf_ext.studies.study import Outcome
 
 CUT = 10
-GAUC, HEAD, TAIL, GAP, SIZE = "AUC per user", "NDCG@10, head", "NDCG@10, tail", "gap (head minus tail)", "size of the gap"
+GAUC, HEAD, TAIL, GAP, SIZE = (
+    "AUC per user",
+    "NDCG@10, head",
+    "NDCG@10, tail",
+    "gap (head minus tail)",
+    "size of the gap",
+)
 COVERAGE, EFFECT_NDCG, EFFECT_KL = "coverage", "NDCG@10 under intervention", "KL from the true effect"
 
 

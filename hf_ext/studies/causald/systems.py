@@ -19,15 +19,15 @@ from hf_ext.metrics.rankings import RankedTargets, rank_targets
 from hf_ext.models import SequentialRecommenderConfig, SequentialRecommenderForNextItem
 from hf_ext.models.recsys.modeling_recsys import SequentialRecommenderOutput
 from hf_ext.studies.causald.data import LENGTH, World
-from hf_ext.studies.causald.teachers import SHORT, THIRDS, WHOLE, best, open_teachers
+from hf_ext.studies.causald.teachers import WHOLE, best, open_teachers
 from hf_ext.studies.study import Run
 from hf_ext.trainers.causald import CausalDConfig, CausalDTrainer
 
 ARCHITECTURE, WIDTH = "deepfm", 16
-STEPS, BATCH, CANDIDATES, BANK, TEMPERATURE = 500, 256, 16, 32, 2.0
+STEPS, BATCH, CANDIDATES, BANK, TEMPERATURE = 300, 256, 16, 32, 2.0
 POPULARITY, NEIGHBOURS = "popularity", "item-kNN"
 #: what a student may be taught by, beside what `prepare` has left: the best of the whole, their mediators, the truth
-BEST, MEDIATORS, SHORT_MEDIATORS, TRUTH = "best", "mediators", "short mediators", "truth"
+BEST, MEDIATORS, TRUTH = "best", "mediators", "truth"
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,6 @@ def taught_by(folder: Path, world: World, kind: str | None) -> list[Any]:
         return [Truth(world.shop)]
     if kind == BEST:
         return [open_teachers(folder, world, WHOLE)[best(folder)]]
-    trained = {MEDIATORS: WHOLE, SHORT_MEDIATORS: SHORT}.get(kind, kind)
-    assert trained in (WHOLE, THIRDS, SHORT)
-    return open_teachers(folder, world, trained, direct=kind == trained)
+    if kind == MEDIATORS:
+        return open_teachers(folder, world, WHOLE, direct=False)
+    return open_teachers(folder, world, kind)

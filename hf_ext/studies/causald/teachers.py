@@ -1,7 +1,6 @@
 """Teachers of CausalD's study: three architectures, each trained in several ways, once per data set and seed."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,21 @@ from hf_ext.studies.causald.data import LENGTH, World, open_world
 from hf_ext.studies.study import Preparation
 
 ARCHITECTURES = ("din", "deepfm", "sasrec")
-#: kinds of teachers: all see all users; each another third of them; the mediator is of the newest items alone
-WHOLE, THIRDS, SHORT = "whole", "thirds", "short"
-WIDTH, INNER, RANK, NEWEST = 32, 16, 8, 5
-STEPS, RATE, BATCH, NEGATIVES = 500, 5e-3, 128, 15
+#: kinds of teachers: of all users; each of another third of them; with mediators of the newest items; of these alone
+WHOLE, THIRDS, SHORT, NEWEST = "whole", "thirds", "short", "newest"
+WIDTH, INNER, RANK, FEW = 32, 16, 8, 5
+STEPS = {WHOLE: 500, THIRDS: 250, SHORT: 800, NEWEST: 500}
+RATE, BATCH, NEGATIVES = 5e-3, 128, 15
 _SCORES = "scores.json"
 
 
 class ShortSighted(SequentialRecommenderForNextItem):
-    """A recommender whose mediator is of the `NEWEST` items alone, while its direct path sees all."""
+    """A recommender whose mediator is of the `FEW` newest items alone, while its direct path sees all."""
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         """Histories, as candidates can be scored for them."""
-        newest = None if attention_mask is None else attention_mask[:, -NEWEST:]
-        history = self.model.encode(input_ids[:, -NEWEST:], newest)
+        newest = None if attention_mask is None else attention_mask[:, -FEW:]
+        history = self.model.encode(input_ids[:, -FEW:], newest)
         if self.direct is None:
             return history
         return history._replace(direct=self.direct.means(input_ids, input_ids != 0))
@@ -43,16 +43,18 @@ def prepare(ready: Preparation) -> None:
     """Leave the teachers of a data set and seed in the folder."""
     world = open_world(ready.name, ready.data, ready.seed, quick=ready.quick)
     scores = {}
-    for kind in (WHOLE, THIRDS, SHORT):
+    for kind in STEPS:
         for number, architecture in enumerate(ARCHITECTURES):
             seed = 10 * ready.seed + number
-            model = train(world, architecture, kind, seed, steps=5 if ready.quick else STEPS)
+            model = train(world, architecture, kind, seed, steps=5 if ready.quick else STEPS[kind])
             torch.save(model.state_dict(), ready.folder / _file(kind, architecture))
             scores[f"{kind} {architecture}"] = validate(world, model)
     (ready.folder / _SCORES).write_text(json.dumps(scores))
 
 
-def open_teachers(folder: Path, world: World, kind: str, *, direct: bool = True) -> list[SequentialRecommenderForNextItem]:
+def open_teachers(
+    folder: Path, world: World, kind: str, *, direct: bool = True
+) -> list[SequentialRecommenderForNextItem]:
     """What `prepare` has left: one teacher of each architecture; on demand without their direct paths."""
     teachers = []
     for architecture in ARCHITECTURES:
@@ -85,21 +87,28 @@ def build(world: World, architecture: str, kind: str, **options: Any) -> Sequent
             "hidden_size": WIDTH,
             "intermediate_size": None if architecture == "sasrec" else INNER,
             "max_length": LENGTH,
-            "direct_rank": 0 if kind == THIRDS else RANK,
+            "direct_rank": 0 if kind in (THIRDS, NEWEST) else RANK,
+            "direct_loss_weight": 0.0 if kind == SHORT else 0.5,
             **options,
         }
     )
-    return (ShortSighted if kind == SHORT else SequentialRecommenderForNextItem)(config)
+    return (ShortSighted if kind in (SHORT, NEWEST) else SequentialRecommenderForNextItem)(config)
 
 
-def train(world: World, architecture: str, kind: str, seed: int, *, steps: int = STEPS, rate: float = RATE, **options: Any) -> Any:
+def train(
+    world: World, architecture: str, kind: str, seed: int, *, steps: int, rate: float = RATE, **options: Any
+) -> Any:
     """A teacher, trained by transformers' Trainer on items against others that are drawn anew in every epoch."""
     set_seed(seed)
     model = build(world, architecture, kind, **options)
     if kind == THIRDS:
         world = replace(world, split=third(world, ARCHITECTURES.index(architecture), seed // 10))
     args = arguments(
-        TrainingArguments, steps=steps, learning_rate=rate, seed=seed, per_device_train_batch_size=BATCH,
+        TrainingArguments,
+        steps=steps,
+        learning_rate=rate,
+        seed=seed,
+        per_device_train_batch_size=BATCH,
         remove_unused_columns=False,
     )
     trainer = Trainer(

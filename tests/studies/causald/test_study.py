@@ -140,16 +140,19 @@ def test_a_short_mediator_sees_the_newest_items_and_the_direct_path_all(world: W
     torch.manual_seed(0)
     histories = torch.randint(1, world.split.num_items, (3, LENGTH))
     other = histories.clone()
-    other[:, : -teachers.NEWEST] = other[:, : -teachers.NEWEST].flip(0)
+    other[:, : -teachers.FEW] = other[:, : -teachers.FEW].flip(0)
     for architecture in teachers.ARCHITECTURES:
         model = teachers.build(world, architecture, teachers.SHORT).eval()
         with torch.no_grad():
-            one, two, newest = (model(ids) for ids in (histories, other, histories[:, -teachers.NEWEST :]))
+            one, two, newest = (model(ids) for ids in (histories, other, histories[:, -teachers.FEW :]))
         indirect, same, alone = (found.logits - found.direct_logits for found in (one, two, newest))
         torch.testing.assert_close(indirect, same)
         torch.testing.assert_close(indirect, alone)
         torch.testing.assert_close(model.direct_logits(histories, torch.arange(1, 5)), one.direct_logits[:, :4])
         assert not torch.allclose(one.direct_logits, two.direct_logits)
+        model = teachers.build(world, architecture, teachers.NEWEST).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(histories).logits, model(other).logits)
 
 
 def test_thirds_have_all_training_events_between_them(world: World) -> None:
@@ -161,14 +164,13 @@ def test_thirds_have_all_training_events_between_them(world: World) -> None:
 
 def test_mediators_are_teachers_without_their_direct_paths(world: World, prepared: Path) -> None:
     histories = torch.from_numpy(world.histories()[:4, -LENGTH:])
-    for kind, mediators in ((teachers.WHOLE, systems.MEDIATORS), (teachers.SHORT, systems.SHORT_MEDIATORS)):
-        whole, without = (systems.taught_by(prepared, world, name) for name in (kind, mediators))
-        assert len(whole) == len(without) == 3
-        for teacher, mediator in zip(whole, without, strict=True):
-            with torch.no_grad():
-                outputs = teacher(histories)
-                torch.testing.assert_close(mediator(histories).logits, outputs.logits - outputs.direct_logits)
-            assert (teacher.config.direct_rank, mediator.config.direct_rank) == (teachers.RANK, 0)
+    whole, without = (systems.taught_by(prepared, world, name) for name in (teachers.WHOLE, systems.MEDIATORS))
+    assert len(whole) == len(without) == 3
+    for teacher, mediator in zip(whole, without, strict=True):
+        with torch.no_grad():
+            outputs = teacher(histories)
+            torch.testing.assert_close(mediator(histories).logits, outputs.logits - outputs.direct_logits)
+        assert (teacher.config.direct_rank, mediator.config.direct_rank) == (teachers.RANK, 0)
 
 
 def test_the_best_teacher_is_the_one_of_the_best_validation_score(world: World, prepared: Path) -> None:
