@@ -22,8 +22,8 @@ ARCHITECTURES = ("din", "deepfm", "sasrec")
 #: kinds of teachers: of all users; each of another third of them; with mediators of the newest items; of these alone
 WHOLE, THIRDS, SHORT, NEWEST = "whole", "thirds", "short", "newest"
 WIDTH, INNER, RANK, FEW = 32, 16, 8, 5
-STEPS = {WHOLE: 500, THIRDS: 250, SHORT: 800, NEWEST: 500}
-RATE, BATCH, NEGATIVES = 5e-3, 128, 15
+STEPS = {WHOLE: 500, THIRDS: 250, SHORT: 600, NEWEST: 300}
+RATE, BATCH, WINDOWS, NEGATIVES = 5e-3, 128, 32, 15
 _SCORES = "scores.json"
 
 
@@ -98,23 +98,28 @@ def build(world: World, architecture: str, kind: str, **options: Any) -> Sequent
 def train(
     world: World, architecture: str, kind: str, seed: int, *, steps: int, rate: float = RATE, **options: Any
 ) -> Any:
-    """A teacher, trained by transformers' Trainer on items against others that are drawn anew in every epoch."""
+    """A teacher, trained by transformers' Trainer: on items against others that are drawn anew in every epoch.
+
+    Causal models of whole histories are trained on windows of many items against all others, in half the steps.
+    """
     set_seed(seed)
     model = build(world, architecture, kind, **options)
     if kind == THIRDS:
         world = replace(world, split=third(world, ARCHITECTURES.index(architecture), seed // 10))
+    everywhere = architecture == "sasrec" and kind in (WHOLE, THIRDS)
+    rows: dict[str, Any] = {"targets": "every"} if everywhere else {"num_negatives": NEGATIVES, "seed": seed}
     args = arguments(
         TrainingArguments,
-        steps=steps,
+        steps=-(-steps // 2) if everywhere else steps,
         learning_rate=rate,
         seed=seed,
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=WINDOWS if everywhere else BATCH,
         remove_unused_columns=False,
     )
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=world.rows("train", num_negatives=NEGATIVES, seed=seed),
+        train_dataset=world.rows("train", **rows),
         data_collator=NextItemsCollator(),
         callbacks=[SetEpoch()],
     )
