@@ -64,14 +64,13 @@ PROTOCOL = f"""
 - **Teachers.** {", ".join(teachers.ARCHITECTURES)} of width {teachers.WIDTH}, with direct paths of rank
   {teachers.RANK} (those of thirds or five items: without), trained for {teachers.STEPS[WHOLE]},
   {teachers.STEPS[THIRDS]} (of thirds), {teachers.STEPS[SHORT]} (short mediators) and {teachers.STEPS[NEWEST]} (five
-  items) updates of {teachers.BATCH} rows with {teachers.NEGATIVES} other items each
-  (sasrec, where it sees all: half as many, of {teachers.WINDOWS} windows, against all items). The loss is that of both paths
-  together and half that of the mediator alone. *{ENSEMBLE}* has the same teachers with their own direct paths,
-  *{MEDIATOR}* without: the adjustment alone tells them from *{CAUSAL}*. *{SINGLE}*: the one that ranks validation
-  items best. *Short mediators*: the mediator is of the last {teachers.FEW} items, the direct path of all, and the
-  loss that of both together alone. In the shops this is what the front door asks for, but for the overlap; it was
-  found by looking at teachers of other seeds. *{NEWEST_ONLY}*: an ensemble of teachers without direct paths that see
-  no more than these.
+  items) updates of {teachers.BATCH} rows with {teachers.NEGATIVES} other items each (sasrec, where it sees all: half
+  as many, of {teachers.WINDOWS} windows, against all items). The loss is that of both paths together and half that
+  of the mediator alone. *{ENSEMBLE}* has the same teachers with their own direct paths, *{MEDIATOR}* without: the
+  adjustment alone tells them from *{CAUSAL}*. *{SINGLE}*: the one that ranks validation items best. *Short
+  mediators*: the mediator is of the last {teachers.FEW} items, the direct path of all, and the loss that of both
+  together alone. In the shops this is what the front door asks for, but for the overlap; it was found by looking at
+  teachers of other seeds. *{NEWEST_ONLY}*: an ensemble of teachers without direct paths that see no more than these.
 - **Student.** {ARCHITECTURE} of width {WIDTH}, {STEPS} updates of {BATCH} rows with {CANDIDATES} candidates, AdamW,
   cosine schedule, temperature {TEMPERATURE:g}. *{PLAIN}*: alpha = 0. *{IPS}*: rows weighted by their item's count to
   the power -0.5. *{KNOWN}* is a control that nobody can have outside of a simulation.
