@@ -127,7 +127,7 @@ def _plain_id(value: Any) -> int | str:
     """As JSON has it; numpy's are taken, too."""
     if isinstance(value, str) and len(value) <= _LONGEST_ID:
         return str(value)
-    if isinstance(value, Integral) and type(value) is not bool and -_INT64 <= int(value) < _INT64:
+    if not isinstance(value, bool) and isinstance(value, Integral) and -_INT64 <= int(value) < _INT64:
         return int(value)
     shown = f"text of {len(value)} characters" if isinstance(value, str) else repr(value)[:80]
     raise ValueError(f"ids: found {shown}, allowed are integers of 64 bits and text of up to {_LONGEST_ID} characters")
