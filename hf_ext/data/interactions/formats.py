@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.exceptions import DatasetGenerationError
+from pyarrow import ArrowInvalid
 
 from hf_ext.data.loading import load
 
@@ -141,7 +142,7 @@ def column_of(table: pd.DataFrame, argument: str, column: str, hint: str = "") -
 def _loaded(name: str, split: str | None) -> pd.DataFrame:
     try:
         return _frame(load(name), split)
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, ArrowInvalid) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"name: found {name!r}, which cannot be read ({cause}), allowed are readable data") from error
 

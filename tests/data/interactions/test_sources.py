@@ -269,7 +269,6 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
             "name: found the columns user_id, item_id .*allowed are names with a type",
         ),
         ("log.parquet", b"no parquet", "name: found .*which cannot be read"),
-        ("log.json", b'[{"user_id": 1}, {"user_id": "a"}]', "name: found .*which cannot be read"),
     ],
 )
 def test_files_that_are_no_logs(name: str, content: bytes, message: str, tmp_path: Path) -> None:
