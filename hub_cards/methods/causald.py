@@ -24,8 +24,8 @@ METHOD = Method(
     title="CausalD",
     summary="a small recommender taught by many others, whose predictions are averaged as an intervention would be",
     description=(
-        "CausalD, causal distillation (Zhang et al., TKDE 2024): a sequential recommender that learns the next item of "
-        "a history together with what several teachers say of it, averaged by the front door, so that users with "
+        "CausalD, causal distillation (Zhang et al., TKDE 2024): a sequential recommender that learns the next item "
+        "of a history together with what several teachers say of it, averaged by the front door, so that users with "
         "short histories are served better. Only the student is needed afterwards."
     ),
     equation=(
@@ -40,8 +40,8 @@ METHOD = Method(
     paper="https://arxiv.org/abs/2405.20626",
     bibtex="""@article{zhang2024causald,
   title   = {Causal Distillation for Alleviating Performance Heterogeneity in Recommender Systems},
-  author  = {Zhang, Shengyu and Jiang, Ziqi and Yao, Jiangchao and Feng, Fuli and Kuang, Kun and Zhao, Zhou and Li, Shuo
-             and Yang, Hongxia and Chua, Tat-Seng and Wu, Fei},
+  author  = {Zhang, Shengyu and Jiang, Ziqi and Yao, Jiangchao and Feng, Fuli and Kuang, Kun and Zhao, Zhou and
+             Li, Shuo and Yang, Hongxia and Chua, Tat-Seng and Wu, Fei},
   journal = {IEEE Transactions on Knowledge and Data Engineering},
   year    = {2024},
   note    = {arXiv:2405.20626}

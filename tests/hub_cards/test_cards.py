@@ -226,7 +226,13 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
     plot_partition(np.eye(4, 3, dtype=int), tmp_path / "partition.png", classes=["a", "b", "c"])
     plot_partition(np.zeros((1000, 100), dtype=int), tmp_path / "large.png")
     plot_groups({"ndcg@10": {"head": 0.2, "tail": 0.1}, "auc": {"head": 0.9, "tail": np.nan}}, tmp_path / "groups.png")
-    sizes = {"groups": (750, 480), "results": (1050, 285), "losses": (1050, 525), "routing": (540, 480), "partition": (675, 405)}
+    sizes = {
+        "groups": (750, 480),
+        "results": (1050, 285),
+        "losses": (1050, 525),
+        "routing": (540, 480),
+        "partition": (675, 405),
+    }
     for name, size in {**sizes, "large": (2400, 2400)}.items():
         assert _png_size(tmp_path / f"{name}.png") == size
 

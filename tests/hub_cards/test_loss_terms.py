@@ -16,8 +16,16 @@ from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClass
 from hf_ext.adapters import MoLAConfig
 from hf_ext.hub_cards import METHODS, CardCallback, create_card, plot_losses, plots
 from hf_ext.hub_cards.saved import FACTS_FILE
-from hf_ext.models import FERForImageClassification, RDForImageClassification, replace_classifier
+from hf_ext.models import (
+    FERForImageClassification,
+    RDForImageClassification,
+    SequentialRecommenderConfig,
+    SequentialRecommenderForNextItem,
+    replace_classifier,
+)
 from hf_ext.trainers import (
+    CausalDConfig,
+    CausalDTrainer,
     DISAMConfig,
     DISAMTrainer,
     DivBSConfig,
@@ -50,6 +58,7 @@ TERMS: dict[str, tuple[list[str], list[str]]] = {
     "rd": (["student_loss", "reprogrammed_loss", "cka_loss", "kl_loss"], []),
     "fedlesam": ([], []),
     "fedgela": ([], []),
+    "causald": (["recommendation_loss", "distillation_loss"], []),
 }
 
 
@@ -99,6 +108,15 @@ def _trainer(method: str, folder: Path, data: Dataset, **options: Any) -> Any:
         torch.manual_seed(0)
         model = FERForImageClassification.from_backbones(ViTModel(ViTConfig(**SIZES)), lambda _: texts, CLASSES)
         return FERTrainer(model, FERTrainingConfig(**shared), train_dataset=data)
+    if method == "causald":
+        models = []
+        for architecture in ("din", "gru"):
+            torch.manual_seed(0)
+            config = SequentialRecommenderConfig(architecture=architecture, num_items=9, hidden_size=8, max_length=4)
+            models.append(SequentialRecommenderForNextItem(config))
+        rows = [{"input_ids": [0, 1 + row % 8, 2, 3], "labels": 1 + row % 9} for row in range(48)]
+        causald = CausalDConfig(**shared, causald_num_candidates=4)
+        return CausalDTrainer(models[1], causald, train_dataset=rows, teachers=models[:1])
     if method == "fedlesam":
         return FedLESAMTrainer(_vit(), FedLESAMConfig(**shared), train_dataset=data)
     if method == "fedgela":

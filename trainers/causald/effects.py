@@ -54,7 +54,9 @@ class Adjustment(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------ the file
-def key_of(rows: CandidateRows, data: str, teachers: Sequence[dict[str, str]], adjustment: Adjustment) -> dict[str, Any]:
+def key_of(
+    rows: CandidateRows, data: str, teachers: Sequence[dict[str, str]], adjustment: Adjustment
+) -> dict[str, Any]:
     """What the effect depends on, part by part.
 
     Args:

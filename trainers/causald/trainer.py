@@ -1,7 +1,7 @@
 """Distillation of many teachers, averaged by the front door, into one recommender, with any Trainer.
 
-CausalD (Zhang et al., TKDE 2024, arXiv:2405.20626). Written from the abstract and public summaries; neither the paper's
-full text nor the authors' code was available.
+CausalD (Zhang et al., TKDE 2024, arXiv:2405.20626). Written from the abstract and public summaries; neither the
+paper's full text nor the authors' code was available.
 """
 
 import os
@@ -44,7 +44,6 @@ from hf_ext.trainers.causald.effects import (
 from hf_ext.trainers.causald.teachers import Teacher, check_items, check_teacher, identity_of
 from hf_ext.trainers.passes import same_randomness
 from hf_ext.trainers.processes import decided_by_main
-
 
 #: metrics of a group of users, as `RankingMetrics` calls them after an evaluation's prefix
 _GROUP = re.compile(r".+?_(?P<group>head|tail)_(?P<metric>.+)")
@@ -140,7 +139,9 @@ class CausalDMixin(MethodMixin):
             )
         weights = args.causald_teacher_weights
         if weights is not None and len(weights) != number:
-            raise ValueError(f"causald_teacher_weights: found {len(weights)}, allowed is one for each of {number} teachers")
+            raise ValueError(
+                f"causald_teacher_weights: found {len(weights)}, allowed is one for each of {number} teachers"
+            )
         for teacher in self._teachers:
             check_teacher(teacher, config.num_items)
         if args.causald_front_door == "bank" and not any(teacher.has_direct_path for teacher in self._teachers):

@@ -56,7 +56,9 @@ def test_others_are_uniform() -> None:
 
 def test_candidates_depend_on_seed_and_row_alone() -> None:
     def drawn(rows: CandidateRows, order: list[int]) -> dict[int, list[int]]:
-        return {index: row["candidate_ids"].tolist() for index, row in zip(order, rows.__getitems__(order), strict=True)}
+        return {
+            index: row["candidate_ids"].tolist() for index, row in zip(order, rows.__getitems__(order), strict=True)
+        }
 
     rows = CandidateRows(Rows(), 9, 5)
     forwards, backwards = list(range(21)), list(range(20, -1, -1))

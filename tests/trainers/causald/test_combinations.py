@@ -61,7 +61,9 @@ def _by_hand(model: Any, rows: Any, first: int) -> Any:
 
 
 @pytest.mark.parametrize("num_negatives", [4, None], ids=["sampled", "all items"])
-def test_disam_over_groups_of_users(num_negatives: int | None, recommender: Make, data: NextItems, tmp_path: Path) -> None:
+def test_disam_over_groups_of_users(
+    num_negatives: int | None, recommender: Make, data: NextItems, tmp_path: Path
+) -> None:
     """Head and tail users are the domains; an update is that of its equations."""
     plain = NextItems(data.split, max_length=6, num_negatives=num_negatives, fixed_negatives=True, head_fraction=0.5)
     rows = WithColumns(plain, domain_ids=plain.groups)
@@ -98,7 +100,7 @@ def test_divbs_picks_by_the_gradients_of_the_items(recommender: Make, data: Next
 
 
 def test_divbs_says_where_there_are_no_such_gradients(recommender: Make, data: NextItems, tmp_path: Path) -> None:
-    """Candidates of each row's own; scores that are not linear in the mediator, or by a direct path; but it may draw."""
+    """Candidates of each row's own; scores not linear in the mediator, or by a direct path; but it may draw."""
     sampled = NextItems(data.split, max_length=6, num_negatives=4)
     before = recommender()
 
@@ -109,14 +111,18 @@ def test_divbs_says_where_there_are_no_such_gradients(recommender: Make, data: N
         train(model := recommender(), sampled)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.state_dict().items())
     for other in (recommender("din"), recommender("deepfm"), recommender(direct_rank=2)):
-        with pytest.raises(ValueError, match="divbs_head_module: found nothing and no linear .* in SequentialRecommender"):
+        with pytest.raises(
+            ValueError, match=r"divbs_head_module: found nothing and no linear .* in SequentialRecommender"
+        ):
             train(other, data)
     for other, rows in ((recommender("din"), data), (recommender(), sampled)):
         train(other, rows, divbs_strategy="uniform")
 
 
 def test_causald_is_combined_with_no_other_method(recommender: Make, data: NextItems, tmp_path: Path) -> None:
-    config: Any = make_dataclass("Config", [], bases=(CausalDArguments, DISAMArguments, DivBSArguments, TrainingArguments))
+    config: Any = make_dataclass(
+        "Config", [], bases=(CausalDArguments, DISAMArguments, DivBSArguments, TrainingArguments)
+    )
     for mixin, name in ((DISAMMixin, "disam"), (DivBSMixin, "divbs")):
         for bases in ((CausalDMixin, mixin, Trainer), (mixin, CausalDMixin, Trainer)):
             kind: Any = type("Both", bases, {})

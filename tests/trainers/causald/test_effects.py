@@ -25,7 +25,11 @@ BANK = {"causald_front_door": "bank", "causald_bank_size": 10}
 @pytest.fixture
 def teachers(recommender: Make) -> Callable[[], list[Any]]:
     """With a direct path and without."""
-    return lambda: [recommender("sasrec", 1, direct_rank=3), recommender("deepfm", 2), recommender("din", 3, direct_rank=2)]
+    return lambda: [
+        recommender("sasrec", 1, direct_rank=3),
+        recommender("deepfm", 2),
+        recommender("din", 3, direct_rank=2),
+    ]
 
 
 def _effect(trainer: Any) -> Tensor:
@@ -122,7 +126,11 @@ def test_other_teachers_and_rows_are_refused(
     make_trainer(teachers=teachers()).train()
     with torch.no_grad():
         (changed := teachers())[1].scorer.item_bias.weight[3] += 1e-3
-    for others in (changed, teachers()[:2], [*teachers()[:2], recommender("din", 3, direct_rank=2, din_normalise=False)]):
+    for others in (
+        changed,
+        teachers()[:2],
+        [*teachers()[:2], recommender("din", 3, direct_rank=2, din_normalise=False)],
+    ):
         with pytest.raises(ValueError, match="found effects of other teachers"):
             make_trainer(teachers=others).train()
     rows = [{**row, "labels": row["labels"] % 20 + 1} for row in data]
@@ -241,8 +249,16 @@ def test_teachers_that_cannot_teach(recommender: Make, make_trainer: Make, tmp_p
     refused(r"teachers: found a int in place 1", recommender(), 3)
     refused(r"teachers: found no model at '/nowhere'", "/nowhere")
     refused(r"teachers: found teacher 0 \(Linear\), allowed are recommenders", nn.Linear(2, 2))
-    refused(r"teachers: found 21 items in teacher 1 \(din\), allowed are 20", recommender(), recommender("din", num_items=21))
-    refused(r"causald_teacher_weights: found 1, allowed is one for each of 2", *[recommender()] * 2, causald_teacher_weights=[1.0])
+    refused(
+        r"teachers: found 21 items in teacher 1 \(din\), allowed are 20",
+        recommender(),
+        recommender("din", num_items=21),
+    )
+    refused(
+        r"causald_teacher_weights: found 1, allowed is one for each of 2",
+        *[recommender()] * 2,
+        causald_teacher_weights=[1.0],
+    )
     refused(r"causald_front_door: found 'bank' and teachers that all have no direct path", recommender(), **BANK)
     recommender(num_items=21).save_pretrained(tmp_path / "larger")
     refused(rf"found 21 items in teacher 0 \(gru of {tmp_path}/larger\)", tmp_path / "larger")
@@ -253,7 +269,9 @@ def test_items_in_another_order_are_refused(recommender: Make, make_trainer: Mak
     items = data.split.interactions.items
     student.set_items(items)
     teacher.set_items(type(items)([*items.ids[:3], *items.ids[4:], items.ids[3]], None))
-    with pytest.raises(ValueError, match=r"teachers: found 'item 5' in row 4 of teacher 0 \(din\), allowed is 'item 4'"):
+    with pytest.raises(
+        ValueError, match=r"teachers: found 'item 5' in row 4 of teacher 0 \(din\), allowed is 'item 4'"
+    ):
         make_trainer(student, teachers=[teacher]).train()
     teacher.set_items(items)
     make_trainer(student, teachers=[teacher]).train()

@@ -65,7 +65,9 @@ def test_an_update_is_its_equation(kind: Any, debias: str, make_trainer: Make, r
             weight -= 0.5 * weight.grad
     assert _difference(student, model) < 1e-6 and _difference(student, recommender()) > 1e-3
     assert _logged(trainer, "loss") == pytest.approx([total.item()], abs=1e-6)
-    assert _logged(trainer, "recommendation_loss") == pytest.approx([(weights * losses["recommendation"]).mean().item()])
+    assert _logged(trainer, "recommendation_loss") == pytest.approx(
+        [(weights * losses["recommendation"]).mean().item()]
+    )
     assert _logged(trainer, "distillation_loss") == pytest.approx([losses["distillation"].mean().item()])
 
 
@@ -74,7 +76,11 @@ def test_the_student_alone_is_the_plain_trainer(make_trainer: Make, recommender:
     settings = {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01, "max_steps": 4}
     (teacher := recommender(seed=1)).register_forward_pre_hook(lambda *_: pytest.fail("asked"))
     rows = make_trainer(causald_alpha=0.0).train_dataset
-    kinds = ({"causald_alpha": 0.0}, {"kind": Trainer, "train_dataset": rows}, {"causald_alpha": 0.0, "teachers": [teacher]})
+    kinds = (
+        {"causald_alpha": 0.0},
+        {"kind": Trainer, "train_dataset": rows},
+        {"causald_alpha": 0.0, "teachers": [teacher]},
+    )
     models, trainers = [], []
     for options in kinds:
         models.append(recommender(dropout=0.2))
@@ -191,7 +197,11 @@ def test_evaluation_ranks_all_items_for_head_and_tail(
 ) -> None:
     rows = NextItems(data.split, "validation", max_length=6)
     trainer = make_trainer(
-        teachers=[recommender("din", 1)], eval_dataset=rows, causald_head_fraction=0.5, eval_strategy="steps", eval_steps=3
+        teachers=[recommender("din", 1)],
+        eval_dataset=rows,
+        causald_head_fraction=0.5,
+        eval_strategy="steps",
+        eval_steps=3,
     )
     trainer.train()
     expected = RankingMetrics(rows, head_fraction=0.5).of(rank_targets(trainer.model, rows))
@@ -213,7 +223,9 @@ def test_metrics_of_a_user_stay(make_trainer: Make, recommender: Make, data: Nex
 
     trainer = make_trainer(teachers=[recommender("din", 1)], eval_dataset=rows, compute_metrics=shape)
     assert trainer.evaluate()["eval_columns"] == 20
-    several = make_trainer(teachers=[recommender("din", 1)], eval_dataset={"a": rows, "b": NextItems(data.split, "test")})
+    several = make_trainer(
+        teachers=[recommender("din", 1)], eval_dataset={"a": rows, "b": NextItems(data.split, "test")}
+    )
     assert {"eval_a_ndcg@10", "eval_b_ndcg@10"} <= set(several.evaluate())
 
 
@@ -243,7 +255,9 @@ def test_what_cannot_work_is_refused(
 
 
 def test_students_and_rows_that_are_refused(make_trainer: Make, recommender: Make, data: NextItems) -> None:
-    with pytest.raises(ValueError, match=r"model: found a direct path \(direct_rank=2\), allowed is a student without"):
+    with pytest.raises(
+        ValueError, match=r"model: found a direct path \(direct_rank=2\), allowed is a student without"
+    ):
         make_trainer(recommender(direct_rank=2), teachers=[recommender("din", 1)])
     with pytest.raises(ValueError, match="model: found num_items=21, allowed is 20, as the training data have"):
         make_trainer(recommender(num_items=21), teachers=[recommender("din", 1, num_items=21)])
