@@ -22,8 +22,8 @@ ARCHITECTURES = ("din", "deepfm", "sasrec")
 #: kinds of teachers: of all users; each of another third of them; with mediators of the newest items; of these alone
 WHOLE, THIRDS, SHORT, NEWEST = "whole", "thirds", "short", "newest"
 WIDTH, INNER, RANK, FEW = 32, 16, 8, 5
-STEPS = {WHOLE: 500, THIRDS: 250, SHORT: 1500, NEWEST: 500}
-RATE, BATCH, WINDOWS, NEGATIVES = 5e-3, 128, 32, 15
+STEPS = {WHOLE: 600, THIRDS: 300, SHORT: 1000, NEWEST: 400}
+RATE, BATCH, WINDOWS, NEGATIVES = 1e-2, 128, 32, 15
 _SCORES = "scores.json"
 
 
