@@ -52,10 +52,11 @@ METHOD = Method(
         "available, and which reading of the front door the authors used is not known. `causald_front_door` above "
         "says which was used here: `ensemble`, a mean over teachers, or `bank`, over training histories too. A "
         "teacher's mediator is a function of the history, so that P(y | m, x') is never observed for another "
-        "history: the adjustment is a heuristic, and the causal effect is not identified by it. In a first study "
-        "distillation helped, and the bank added nothing over a plain ensemble. A smaller gap between active and "
-        "other users is no gain in itself: it may come from serving the active ones worse, so look at both. Items "
-        "that were not in the training data are never recommended, and popular ones more often than they deserve."
+        "history: the adjustment is a heuristic, and the causal effect is not identified by it. What "
+        "takes a hidden cause out of the scores also takes out what it tells of the next item: where there is one, "
+        "expect a lower score on what users really took. A smaller gap between active and other users is no gain in "
+        "itself: it may come from serving the active ones worse, so look at both. Items that were not in the "
+        "training data are never recommended, and popular ones more often than they deserve."
     ),
     usage="""import hf_ext  # or, where it is not installed: trust_remote_code=True
 from transformers import {auto_class}
