@@ -30,10 +30,10 @@ _SCORES = "scores.json"
 class ShortSighted(SequentialRecommenderForNextItem):
     """A recommender whose mediator is of the `FEW` newest items alone, while its direct path sees all."""
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, everywhere: bool = False) -> Any:
         """Histories, as candidates can be scored for them."""
         newest = None if attention_mask is None else attention_mask[:, -FEW:]
-        history = self.model.encode(input_ids[:, -FEW:], newest)
+        history = self.model.encode(input_ids[:, -FEW:], newest, everywhere=everywhere)
         if self.direct is None:
             return history
         return history._replace(direct=self.direct.means(input_ids, input_ids != 0))
