@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Annotated
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hf_ext._arguments import Bounds, ShareOrZero, check_value
 from hf_ext.data.interactions.table import Integers, Interactions
+from hf_ext.functional import user_groups
 
 PARTS = ("train", "validation", "test")
 _Number = Annotated[int, Bounds(at_least=0)]
@@ -72,17 +74,13 @@ class SplitInteractions:
     def groups(self, head_fraction: float = 0.2) -> Integers:
         """1 for head users, by training activity, and 0 for the others, int64 `[U]`.
 
-        Head are those who have more events than the (n + 1)-th most active user, n = `head_fraction` of all users
-        rounded down: users who are equally active are never separated, and the head never exceeds its share.
+        See `hf_ext.functional.user_groups`: users who are equally active are never separated.
 
         Raises:
             ValueError: a share outside [0, 1].
         """
         check_value("head_fraction", head_fraction, ShareOrZero)
-        largest = int(head_fraction * self.num_users + 1e-9)
-        if largest == self.num_users:
-            return np.ones(self.num_users, dtype=np.int64)
-        return (self.activity > np.sort(self.activity)[::-1][largest]).astype(np.int64)
+        return user_groups(torch.from_numpy(self.activity), head_fraction=head_fraction).numpy()
 
     @property
     def digest(self) -> str:
