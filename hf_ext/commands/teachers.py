@@ -52,6 +52,9 @@ class TeacherArguments(MethodArguments):
         None,
         f"Rank of their direct path; by default {_DIRECT_RANK} with causald_front_door 'bank' (it takes one), else 0.",
     )
+    teacher_mediator_length: Count | None = option(
+        None, "Items of a history, the newest, that all but their direct path is made of; by default max_length."
+    )
     teacher_data: Literal["all", "users", "time"] = option(
         "all",
         "What each of them sees: 'all'; 'users', the events of a part of the users, drawn by seed; 'time', those of a "
@@ -124,7 +127,12 @@ class Teachers:
         rank = chosen.teacher_direct_rank
         if rank is None:
             rank = _DIRECT_RANK if args.causald_front_door == "bank" else 0
-        config = {"hidden_size": chosen.teacher_hidden_size, "direct_rank": rank, "loss": args.causald_kind}
+        config = {
+            "hidden_size": chosen.teacher_hidden_size,
+            "direct_rank": rank,
+            "mediator_length": chosen.teacher_mediator_length,
+            "loss": args.causald_kind,
+        }
         rows = recommender.rows(split, args)
         for part, number in zip(_parts(rows, chosen.teacher_data, len(trained), args.seed), trained, strict=True):
             folder = Path(args.output_dir) / FOLDER / str(number + 1)

@@ -16,7 +16,7 @@ _COUNT: dict[str, Any] = {"at_least": 1, "integer": True}
 _NON_NEGATIVE: dict[str, Any] = {"at_least": 0}
 #: bounds of numbers, as `as_number` takes them
 _NUMBERS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("num_items", "hidden_size", "max_length", "intermediate_size"), _COUNT),
+    **dict.fromkeys(("num_items", "hidden_size", "max_length", "intermediate_size", "mediator_length"), _COUNT),
     **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), _COUNT),
     **dict.fromkeys(("dropout", "attention_dropout", "direct_loss_weight"), _NON_NEGATIVE),
     "direct_rank": {"at_least": 0, "integer": True},
@@ -65,6 +65,8 @@ class SequentialRecommenderConfig(PreTrainedConfig):
             Whether DIN's attention weights are a softmax over the history; the original's are not normalised.
         direct_rank (`int`, *optional*, defaults to 0):
             Rank of a direct path from the history to the logits, past the mediator; none by default.
+        mediator_length (`int`, *optional*):
+            How many of these the mediator is made of, the newest; by default all. A direct path sees all of them.
         direct_loss_weight (`float`, *optional*, defaults to 0.5):
             With a direct path, weight of the loss of the logits without it.
         loss (`str`, *optional*, defaults to `"softmax"`):
@@ -93,6 +95,7 @@ class SequentialRecommenderConfig(PreTrainedConfig):
     initializer_range: Number = 0.02
     din_normalise: bool = True
     direct_rank: Number = 0
+    mediator_length: Number | None = None
     direct_loss_weight: Number = 0.5
     loss: str = "softmax"
     pad_token_id: Number = 0

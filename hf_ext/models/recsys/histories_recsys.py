@@ -44,6 +44,14 @@ class Compacted:
         return own[:, 0] * (self.lengths > 0)[:, None].to(states.dtype)
 
 
+def newest_of(mask: Tensor, number: int | None) -> Tensor:
+    """Where the newest items of a history are, so many of them, or all for None; `[B, L]` bool like `mask`."""
+    if number is None:
+        return mask
+    newer = mask.flip(1).cumsum(dim=1).flip(1)  # an item itself is counted
+    return mask & (newer <= number)
+
+
 def at_places(values: Tensor, places: Tensor) -> Tensor:
     """Of `[B, ..., L, D]` what is at one place of every row, `[B]`: `[B, ..., 1, D]`."""
     index = places.view(-1, *[1] * (values.ndim - 1))

@@ -22,7 +22,7 @@ from .din_recsys import DINScorer, TargetAttention
 from .direct_recsys import DirectPath
 from .dot_recsys import DotScorer, dot_scores
 from .gru_recsys import GRUEncoder
-from .histories_recsys import Compacted, running_mean
+from .histories_recsys import Compacted, newest_of, running_mean
 from .losses_recsys import IGNORED, mask_candidates, next_item_loss
 from .outputs_recsys import EncodedHistory, SequentialRecommenderModelOutput, SequentialRecommenderOutput
 from .portable import carrying_code
@@ -146,20 +146,21 @@ class SequentialRecommenderModel(SequentialRecommenderPreTrainedModel):
                 raise ValueError(f"attention_mask: found the shape {found}, allowed is that of input_ids, {allowed}")
             mask = mask & attention_mask.bool()
         input_ids, mask = input_ids[:, -self.config.max_length :], mask[:, -self.config.max_length :]
+        seen = newest_of(mask, self.config.mediator_length)
         if self.attention is not None:
-            return EncodedHistory(input_ids, mask, embedded=self.item_embeddings(input_ids))
-        compacted = Compacted(mask)
+            return EncodedHistory(input_ids, mask, seen, embedded=self.item_embeddings(input_ids))
+        compacted = Compacted(seen)
         embedded = self.item_embeddings(compacted.compact(input_ids))
         if self.encoder is None:
-            return EncodedHistory(input_ids, mask, mediator=history_fields(embedded, compacted))
+            return EncodedHistory(input_ids, mask, seen, mediator=history_fields(embedded, compacted))
         states = self.encoder(embedded, None if everywhere else compacted.places)
-        history = EncodedHistory(input_ids, mask, mediator=compacted.newest(states))
+        history = EncodedHistory(input_ids, mask, seen, mediator=compacted.newest(states))
         return history._replace(states=compacted.restore(states)) if everywhere else history
 
     def mediate(self, history: EncodedHistory, candidates: Tensor) -> Tensor:
         """The mediators of histories, of `"din"` for each of the candidates `[B, C, D]` or `[C, D]`."""
         if self.attention is not None:
-            interests: Tensor = self.attention(history.embedded, history.mask, candidates)
+            interests: Tensor = self.attention(history.embedded, history.seen, candidates)
             return interests
         assert history.mediator is not None
         return history.mediator
@@ -199,9 +200,9 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
             attention_mask: `[B, L]`; by default where there is a row other than 0, which is never an item.
             candidate_ids: rows `[B, C]`, or `[C]` that all histories share; all items by default. The logits of row 0
                 are -inf, and with labels those of further copies of the target.
-            labels: without candidates the target's row, int64 `[B]`, or of `"sasrec"` and `"gru"` `[B, L]`, after
-                every item the next; with candidates the target's place among them, int64 `[B]`, or with `loss="bce"`
-                0 and 1, floats `[B, C]`. -100 is in no loss.
+            labels: without candidates the target's row, int64 `[B]`, or of `"sasrec"` and `"gru"` without a
+                `mediator_length` `[B, L]`, after every item the next; with candidates the target's place among them,
+                int64 `[B]`, or with `loss="bce"` 0 and 1, floats `[B, C]`. -100 is in no loss.
             candidate_log_q: logarithm of the probability that a candidate was drawn, `[B, C]` or `[C]`, subtracted
                 from the logits in training mode.
             exclude_ids: rows `[B, E]`, 0 for none, whose logits are -inf in evaluation mode, except the label's own;
@@ -237,7 +238,9 @@ class SequentialRecommenderForNextItem(RecommendingMixin, ItemsMixin, Sequential
 
     def _checked(self, candidate_ids: Tensor | None, labels: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Candidates and labels, if they are some."""
-        number, first, shapes = self.config.num_items, 1, (1,) if self.model.encoder is None else (1, 2)
+        number, first = self.config.num_items, 1
+        everywhere = self.model.encoder is not None and self.config.mediator_length is None
+        shapes: tuple[int, ...] = (1, 2) if everywhere else (1,)
         if candidate_ids is not None:
             candidate_ids = check_rows("candidate_ids", candidate_ids, number, (1, 2))
             number, first, shapes = candidate_ids.shape[-1], 0, (1,)

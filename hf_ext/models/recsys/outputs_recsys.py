@@ -43,7 +43,9 @@ class EncodedHistory(NamedTuple):
     """Histories of a batch, of at most `max_length`, before there are candidates.
 
     Args:
-        input_ids, mask: `[B, L]`.
+        input_ids: `[B, L]`.
+        mask: where there is an item, `[B, L]`.
+        seen: where there is one that the mediator is made of, `[B, L]`.
         embedded: `[B, L, D]`, of `"din"` alone.
         mediator: `[B, D]` or `[B, 2 D]`; None of `"din"`.
         states: `[B, L, D]` of causal encoders, zeros at padding; None where the newest alone was asked for.
@@ -52,6 +54,7 @@ class EncodedHistory(NamedTuple):
 
     input_ids: Tensor
     mask: Tensor
+    seen: Tensor
     embedded: Tensor | None = None
     mediator: Tensor | None = None
     states: Tensor | None = None

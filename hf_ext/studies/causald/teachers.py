@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import Trainer, TrainingArguments, set_seed
 
 from hf_ext._runs import arguments, quiet
@@ -25,18 +24,6 @@ WIDTH, INNER, RANK, FEW = 32, 16, 8, 5
 STEPS = {WHOLE: 600, THIRDS: 300, SHORT: 1000, NEWEST: 400}
 RATE, BATCH, WINDOWS, NEGATIVES = 1e-2, 128, 32, 15
 _SCORES = "scores.json"
-
-
-class ShortSighted(SequentialRecommenderForNextItem):
-    """A recommender whose mediator is of the `FEW` newest items alone, while its direct path sees all."""
-
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, everywhere: bool = False) -> Any:
-        """Histories, as candidates can be scored for them."""
-        newest = None if attention_mask is None else attention_mask[:, -FEW:]
-        history = self.model.encode(input_ids[:, -FEW:], newest, everywhere=everywhere)
-        if self.direct is None:
-            return history
-        return history._replace(direct=self.direct.means(input_ids, input_ids != 0))
 
 
 def prepare(ready: Preparation) -> None:
@@ -89,10 +76,11 @@ def build(world: World, architecture: str, kind: str, **options: Any) -> Sequent
             "max_length": LENGTH,
             "direct_rank": 0 if kind in (THIRDS, NEWEST) else RANK,
             "direct_loss_weight": 0.0 if kind == SHORT else 0.5,
+            "mediator_length": FEW if kind in (SHORT, NEWEST) else None,
             **options,
         }
     )
-    return (ShortSighted if kind in (SHORT, NEWEST) else SequentialRecommenderForNextItem)(config)
+    return SequentialRecommenderForNextItem(config)
 
 
 def train(
