@@ -18,7 +18,6 @@ public summaries and the textbook's front-door adjustment.
 | the same sum, a part of it at a time | `FrontDoorSum` |
 | `L = (1 - alpha) L_rec + alpha tau^2 KL(P_e^tau \|\| P_z^tau)` [the convex form is ours] | `causald_loss` |
 | `(1 / count)^power`, weights of rows by their target's popularity (not of the paper) | `inverse_propensity_weights` |
-| `z - log q` for candidates drawn by q (not of the paper) | `sampled_logits` |
 """
 
 import math
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from hf_ext.functional._dtypes import at_least_float32
 
-__all__ = ["FrontDoorSum", "causald_loss", "front_door_effect", "inverse_propensity_weights", "sampled_logits"]
+__all__ = ["FrontDoorSum", "causald_loss", "front_door_effect", "inverse_propensity_weights"]
 
 #: what a candidate's score is: the logit of a yes or no, or one of a softmax over the candidates
 Kind = Literal["bce", "softmax"]
@@ -340,27 +339,3 @@ def inverse_propensity_weights(counts: Tensor, *, power: float = 0.5, clip: floa
         raise ValueError("counts: found negative numbers, none above 0, or NaN, allowed are numbers >= 0, not all 0")
     weights = (counts.max() / counts).pow(power).clamp(max=clip)
     return weights / weights.mean()
-
-
-def sampled_logits(logits: Tensor, log_q: Tensor) -> Tensor:
-    r"""`z - log q`: logits of candidates that were drawn with expected frequency q, corrected for the drawing.
-
-    A softmax over candidates drawn by popularity would else learn to rank the popular ones low. Up to a number that
-    all candidates of a row share, `log_q` may be unnormalised.
-
-    Args:
-        logits: `[B, C]`.
-        log_q: `[B, C]`, or `[C]` where the rows share their candidates.
-
-    Returns:
-        `[B, C]`, at least float32.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    if logits.ndim != 2 or log_q.shape not in (logits.shape, logits.shape[1:]):
-        raise ValueError(
-            f"logits, log_q: found shapes {tuple(logits.shape)} and {tuple(log_q.shape)}, allowed are [B, C] for the "
-            "first and [B, C] or [C] for the second"
-        )
-    return at_least_float32(logits) - at_least_float32(log_q)

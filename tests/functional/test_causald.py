@@ -17,7 +17,6 @@ from hf_ext.functional import (
     causald_loss,
     front_door_effect,
     inverse_propensity_weights,
-    sampled_logits,
 )
 
 CASES = {
@@ -294,16 +293,6 @@ def test_weights_against_popularity() -> None:
     assert inverse_propensity_weights(counts.double()).dtype == torch.float64
 
 
-def test_logits_of_drawn_candidates() -> None:
-    """The softmax over the catalogue is estimated without bias by candidates drawn by any q."""
-    logits, log_q = _random(3, 4), _random(4).log_softmax(-1)
-    torch.testing.assert_close(sampled_logits(logits, log_q), logits - log_q)
-    torch.testing.assert_close(sampled_logits(logits, log_q.expand(3, 4)), logits - log_q)
-    estimate = (log_q.exp() * sampled_logits(logits, log_q).exp()).sum(-1)
-    torch.testing.assert_close(estimate, logits.exp().sum(-1))
-    assert sampled_logits(logits.half(), log_q.float()).dtype == torch.float32
-
-
 # ------------------------------------------------------------------------------------------------ refusals
 def _wrong_effect(scores: Tensor | None = None, **options: Any) -> Tensor:
     return front_door_effect(_random(2, 3, 4, 5) if scores is None else scores, **options)
@@ -373,7 +362,6 @@ def _sum(*parts: Any) -> Any:
         (lambda: inverse_propensity_weights(torch.ones(2, 2)), r"counts: found shape \(2, 2\)"),
         (lambda: inverse_propensity_weights(torch.ones(2), power=-1), "power: found -1"),
         (lambda: inverse_propensity_weights(torch.ones(2), clip=0.5), "clip: found 0.5"),
-        (lambda: sampled_logits(_random(2, 3), _random(2)), r"logits, log_q: found shapes \(2, 3\) and \(2,\)"),
     ],
 )
 def test_wrong_inputs_are_refused(call: Any, message: str) -> None:
