@@ -106,11 +106,10 @@ def test_wrong_inputs_are_refused(call: Any, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_loads_the_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_loads_the_folder(modules_cache: str) -> None:
     import evaluate
 
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path)
-    metric = evaluate.load(UNLEARNING_METRIC, cache_dir=str(tmp_path))
+    metric = evaluate.load(UNLEARNING_METRIC, cache_dir=modules_cache)
     logits, labels, parts = _all()
     retrained = {"UA": 0.0, "RA": 99.0, "TA": 90.0, "MIA": 100.0}
     found = metric.compute(predictions=logits, references=labels, parts=parts, retrained=retrained)

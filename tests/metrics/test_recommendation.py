@@ -149,11 +149,10 @@ def test_wrong_inputs_are_refused(call: Any, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_loads_the_folder(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_loads_the_folder(modules_cache: str) -> None:
     import evaluate
 
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path)
-    metric = evaluate.load(RANKING_METRIC, cache_dir=str(tmp_path))
+    metric = evaluate.load(RANKING_METRIC, cache_dir=modules_cache)
     rng = np.random.default_rng(0)
     scores, targets = rng.normal(size=(20, 6)), rng.integers(0, 6, 20)
     scores[3, (targets[3] + 1) % 6] = -np.inf
