@@ -25,8 +25,8 @@ METHOD = Method(
     summary="a small recommender taught by many others, whose predictions are averaged as an intervention would be",
     description=(
         "CausalD, causal distillation (Zhang et al., TKDE 2024): a sequential recommender that learns the next item "
-        "of a history together with what several teachers say of it, averaged by the front door, so that users with "
-        "short histories are served better. Only the student is needed afterwards."
+        "of a history together with what several teachers say of it, averaged by the front door, which is meant to "
+        "serve users with short histories better. Only the student is needed afterwards."
     ),
     equation=(
         "Whatever moves both a user's history x and the next item (a friend's suggestion) is hidden. The front door "
