@@ -125,9 +125,9 @@ def condensed(rows: Sequence[Judged]) -> str:
 
 
 def _data(result: StudyResult, rows: Sequence[Judged]) -> list[str]:
-    """Names of the data of these cases, which begin with them, or else of all the study's."""
+    """Names of the data of these cases, if all cases begin with some, or else of all the study's."""
     begins = {row.case.partition(",")[0] for row in rows}
-    used = [name for name in result.data if name in begins] or list(result.data)
+    used = [name for name in result.data if name in begins or not begins <= set(result.data)]
     return [Path(result.data[name]["given"]).stem for name in used]
 
 
