@@ -212,7 +212,7 @@ def measure(given: dict[str, Any], scratch: str) -> dict[str, Any]:
     trainer.fit(train, valid_data=None, verbose=False, saved=False)
     return {
         "peer": "RecBole SASRec",
-        "settings": given,
+        "settings": {name: value for name, value in given.items() if name != "folder"},
         "seconds_per_epoch": seconds,
         "cpu_seconds_per_epoch": cpu_seconds,
         "preparation_seconds": round(preparation, 2),
