@@ -31,6 +31,16 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def test_how_tables_begin(architecture: str) -> None:
+    config = SequentialRecommenderConfig(architecture=architecture, num_items=2000, hidden_size=8, direct_rank=4)
+    model = SequentialRecommenderForNextItem(config)
+    for table in (model.direct.history, model.direct.candidates):
+        assert table.weight[1:].std().item() == pytest.approx(0.5, rel=0.05)
+        assert not table.weight[0].any()
+    if architecture in ("din", "deepfm"):
+        assert not model.scorer.item_bias.weight.any()
+
+
 HISTORIES = torch.tensor([[0, 0, 3, 1, 4, 2], [5, 9, 2, 6, 5, 11], [0, 0, 0, 0, 0, 7]])
 CANDIDATES = torch.tensor([[3, 1, 12], [7, 7, 2], [4, 9, 1]])
 

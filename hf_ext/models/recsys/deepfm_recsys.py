@@ -7,7 +7,7 @@ from .configuration_recsys import SequentialRecommenderConfig
 from .dot_recsys import dot_scores
 from .histories_recsys import Compacted, masked_mean
 from .perceptron_recsys import PairPerceptron
-from .tables_recsys import Rows, rows_of
+from .tables_recsys import BiasTable, Rows, rows_of
 
 
 def history_fields(embedded: Tensor, compacted: Compacted) -> Tensor:
@@ -28,7 +28,7 @@ class DeepFMScorer(nn.Module):
     def __init__(self, config: SequentialRecommenderConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.item_bias = nn.Embedding(config.num_items + 1, 1, padding_idx=0)
+        self.item_bias = BiasTable(config.num_items + 1)
         self.history_bias = nn.Linear(2 * width, 1)
         self.perceptron = PairPerceptron(config, 2 * width, width)
 

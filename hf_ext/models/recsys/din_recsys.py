@@ -6,7 +6,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_recsys import SequentialRecommenderConfig
 from .perceptron_recsys import PairPerceptron
-from .tables_recsys import Rows, rows_of
+from .tables_recsys import BiasTable, Rows, rows_of
 
 
 class TargetAttention(nn.Module):
@@ -49,7 +49,7 @@ class DINScorer(nn.Module):
     def __init__(self, config: SequentialRecommenderConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.item_bias = nn.Embedding(config.num_items + 1, 1, padding_idx=0)
+        self.item_bias = BiasTable(config.num_items + 1)
         self.perceptron = PairPerceptron(config, 2 * width, width)
 
     def forward(self, mediator: Tensor, candidates: Tensor, rows: Rows) -> Tensor:

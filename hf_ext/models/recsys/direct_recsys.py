@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from .configuration_recsys import SequentialRecommenderConfig
 from .dot_recsys import dot_scores
 from .histories_recsys import masked_mean
-from .tables_recsys import Rows, rows_of
+from .tables_recsys import ProductTable, Rows, rows_of
 
 
 class DirectPath(nn.Module):
@@ -14,8 +14,8 @@ class DirectPath(nn.Module):
     def __init__(self, config: SequentialRecommenderConfig) -> None:
         super().__init__()
         items, rank = config.num_items + 1, config.direct_rank
-        self.history = nn.Embedding(items, rank, padding_idx=0)
-        self.candidates = nn.Embedding(items, rank, padding_idx=0)
+        self.history = ProductTable(items, rank, padding_idx=0)
+        self.candidates = ProductTable(items, rank, padding_idx=0)
 
     def means(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """`[B, R]` of histories `[B, L]`; zeros without items."""

@@ -29,7 +29,7 @@ from .portable import carrying_code
 from .portable_loading import LoadedWhole
 from .recommending_recsys import BUDGET, RecommendingMixin, excluded
 from .sasrec_recsys import SASRecEncoder
-from .tables_recsys import Rows, rows_of, spans
+from .tables_recsys import BiasTable, ProductTable, Rows, rows_of, spans
 
 _ENCODERS: dict[str, type[nn.Module]] = {"sasrec": SASRecEncoder, "gru": GRUEncoder}
 _SCORERS: dict[str, Any] = {"din": DINScorer, "deepfm": DeepFMScorer}
@@ -59,6 +59,10 @@ class SequentialRecommenderPreTrainedModel(LoadedWhole):
                 init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, BiasTable):
+            init.zeros_(module.weight)
+        elif isinstance(module, ProductTable):
+            self._init_table(module, module.embedding_dim**-0.5)
         elif isinstance(module, nn.Embedding):
             self._init_table(module, self.config.initializer_range)
         elif isinstance(module, nn.LayerNorm):
@@ -67,11 +71,6 @@ class SequentialRecommenderPreTrainedModel(LoadedWhole):
         elif isinstance(module, nn.GRU):
             for name, parameter in module.named_parameters():
                 (init.xavier_uniform_ if "weight" in name else init.zeros_)(parameter)
-        elif isinstance(module, DirectPath):  # after its tables: without a layer norm behind them they stay small
-            for table in (module.history, module.candidates):
-                self._init_table(table, self.config.direct_rank**-0.5)
-        elif isinstance(module, (DINScorer, DeepFMScorer)):
-            init.zeros_(module.item_bias.weight)
 
     @staticmethod
     def _init_table(table: nn.Embedding, deviation: float) -> None:

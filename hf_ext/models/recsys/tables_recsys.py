@@ -1,4 +1,4 @@
-"""Rows of an item table: some, or a span of all of them, which is then not copied."""
+"""Tables of items: how they begin, and their rows, some or a span of all of them, which is then not copied."""
 
 import torch
 from torch import Tensor, nn
@@ -7,12 +7,26 @@ from torch import Tensor, nn
 Rows = Tensor | slice
 
 
+class ProductTable(nn.Embedding):
+    """Embeddings of which products are logits as they are, and which begin large enough for that.
+
+    Without a layer norm behind them they would stay small. A class, since weights are begun module by module.
+    """
+
+
+class BiasTable(nn.Embedding):
+    """A number for every item, which begins at 0."""
+
+    def __init__(self, items: int) -> None:
+        super().__init__(items, 1, padding_idx=0)
+
+
 def rows_of(table: nn.Module, rows: Rows) -> Tensor:
     """`[..., D]` of an embedding, also of one that an adapter has wrapped."""
     if isinstance(rows, Tensor):
         found: Tensor = table(rows)
         return found
-    if type(table) is nn.Embedding:  # its weights are all there is to it
+    if type(table).forward is nn.Embedding.forward:  # its weights are all there is to it
         return table.weight[rows]
     device = next(table.parameters()).device
     wrapped: Tensor = table(torch.arange(rows.start, rows.stop, device=device))

@@ -16,7 +16,6 @@ from hf_ext.data.interactions import (
     leave_one_out,
     load_interactions,
     simulate_shop,
-    split_by_time,
 )
 
 LENGTH = 20  # of a history that models see
@@ -78,7 +77,7 @@ def open_world(name: str, data: str, seed: int, *, quick: bool = False) -> World
     """
     if name not in SHOPS:
         interactions = _log(data, seed, users=60 if quick else USERS)
-        return World(split_by_time(interactions) if name.endswith("-time") else leave_one_out(interactions, test=2))
+        return World(leave_one_out(interactions, test=2))
     if data != EMBEDDED:
         raise ValueError(f"--data: found {data!r} in place of {name}, allowed is none: it is simulated")
     options = {**SIZE, **SHOPS[name]} | ({"num_users": 100} if quick else {})
