@@ -227,11 +227,10 @@ def _best_bins(known: Values, drawn: Integers, between: Integers) -> Values:
     """`estimate_class_prior(method="bbe")` of every draw.
 
     Between two positives the share of positives is the same and that of unlabelled rows lowest at the upper one, so
-    the best bin ends at a positive; of equal ones at the last, below which all of them are counted.
+    the best bin ends at a positive. Of equal ones it is the last: the others count as many unlabelled rows.
     """
-    last = np.append(known[1:] != known[:-1], True)
-    positives = drawn.cumsum(1)[:, last] / drawn.sum(1, keepdims=True)
-    unlabelled = between[:, :-1].cumsum(1)[:, last] / between.sum(1, keepdims=True)
+    positives = drawn.cumsum(1) / drawn.sum(1, keepdims=True)
+    unlabelled = between[:, :-1].cumsum(1) / between.sum(1, keepdims=True)
     sizes = drawn.sum(1, keepdims=True), between.sum(1, keepdims=True)
     slack = (1 + _GAMMA) * sum(np.sqrt(math.log(4 / _DELTA) / (2 * size)) for size in sizes)
     with np.errstate(divide="ignore"):

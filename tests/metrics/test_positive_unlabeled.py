@@ -82,7 +82,7 @@ def test_large_logits_and_a_tuple_of_outputs() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: PUMetrics(prior=1.5), r"prior: found 1\.5, allowed are numbers in \[0, 1\]"),
+        (lambda: PUMetrics(prior=1.5), r"prior: found 1\.5, allowed are None, numbers in \[0, 1\]"),
         (lambda: PUMetrics(true_prior=float("nan")), r"true_prior: found nan"),
         (lambda: PUMetrics(offset=float("inf")), r"offset: found inf, allowed are finite numbers"),
         (lambda: called(PUMetrics(), LOGITS[:, None]), r"logits: found shape \(10, 1\)"),
@@ -98,7 +98,10 @@ def test_large_logits_and_a_tuple_of_outputs() -> None:
         (lambda: prior_interval([1.0, np.nan], [True, False]), r"unlabeled_mask: found NaN among the scores"),
         (lambda: prior_interval([1.0, 2.0], [True]), r"scores: found shape \(2,\) with masks of \(1,\), allowed"),
         (lambda: prior_interval([1.0, 2.0], [True, False], level=1.0), r"level: found 1\.0, allowed are numbers"),
-        (lambda: prior_interval([1.0, 2.0], [True, False], method="tm"), r"method: found 'tm', allowed are 'bbe', 'en'"),  # type: ignore[arg-type]
+        (
+            lambda: prior_interval([1.0, 2.0], [True, False], method="tm"),
+            r"method: found 'tm', allowed are 'bbe', 'en'",
+        ),  # type: ignore[arg-type]
         (lambda: prior_interval([1.0, 2.0], [True, False], replicates=0), r"replicates: found 0"),
     ],
 )
