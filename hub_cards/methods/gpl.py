@@ -38,8 +38,8 @@ METHOD = Method(
     equation=(
         "P are the known positives, U all other nodes, s the network's scores. In every epoch:\n\n"
         "1. The edges' weights A take steps down the label propagation loss: labels q, which are 1 on P and S and 0 "
-        "on the rest of U, spread along the weighted edges, `q <- alpha q + (1 - alpha) D^-1 A q`, and should then still "
-        "be what they were: `mean over P+S of -log q + mean over U-S of -log(1 - q)`.\n"
+        "on the rest of U, spread along the weighted edges, `q <- alpha q + (1 - alpha) D^-1 A q`, and should then "
+        "still be what they were: `mean over P+S of -log q + mean over U-S of -log(1 - q)`.\n"
         "2. The prior, the share of positives in U, is estimated from positives that were held out of training: "
         "`prior = min over c of Q_U(c) / Q_P(c)`, Q(c) being the share that scores at least c.\n"
         "3. S, the share `prior` of U with the highest scores, is taken for positive, and the network learns on the "
