@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 Integers = NDArray[np.int64]
 _BetweenZeroAndOne = Annotated[float, Bounds(above=0, below=1)]
+
+#: the folder to give to `evaluate.load`
+PU_METRIC = str(Path(__file__).parent / "pu")
 
 #: what a row is in an evaluation: unlabelled and in truth positive, negative or unknown; a positive that was known and
 #: held out of training; not evaluated, such as the positives of training

@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from hf_ext.functional import estimate_class_prior
-from hf_ext.metrics import PUMetrics, prior_interval, reliability_curve
+from hf_ext.metrics import PU_METRIC, PUMetrics, prior_interval, reliability_curve
 from hf_ext.metrics.positive_unlabeled import _best_bins, _draws, _elkan_noto
 
 LOGITS = np.array([2.0, 1.0, 0.5, -0.5, -1.0, -2.0, 3.0, -3.0, 9.0, -9.0])
@@ -124,6 +124,15 @@ def test_equal_probabilities_share_a_bin_in_any_order() -> None:
     assert curve["rows"] == [7, 3] and curve["predicted"] == pytest.approx([0.2, 0.6])
     order = np.random.default_rng(0).permutation(10)
     assert reliability_curve(values[order], truth[order], bins=5)["observed"] == pytest.approx(curve["observed"])
+
+
+def test_evaluate_loads_the_folder(modules_cache: str) -> None:
+    import evaluate
+
+    metric = evaluate.load(PU_METRIC, cache_dir=modules_cache)
+    found = metric.compute(predictions=LOGITS, references=ROLES, prior=0.4, offset=0.6)
+    assert found == pytest.approx(PUMetrics(prior=0.4, offset=0.6).of(LOGITS, ROLES))
+    assert metric.compute(predictions=LOGITS, references=ROLES) == pytest.approx(PUMetrics().of(LOGITS, ROLES))
 
 
 # ------------------------------------------------------------------------------------------------- the interval
