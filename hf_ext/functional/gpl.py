@@ -27,6 +27,7 @@ Equation 7, the class prior, and the baselines' risks are in `positive_unlabeled
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -240,7 +241,7 @@ def rank_select_loss(
     unlabeled_mask: Tensor | None = None,
     *,
     reduction: Reduction = "balanced",
-    counts: tuple[int, int] | None = None,
+    counts: Tensor | Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Cross entropy with P and S for positive, and the rest of U for negative.
 
@@ -251,8 +252,8 @@ def rank_select_loss(
         unlabeled_mask: U, bool `[N]`; None: all that is not in P.
         reduction: "balanced": the sum of the means of `softplus(-s)` over positives and `softplus(s)` over negatives;
             "sample": both sums by the number of nodes used.
-        counts: how many positives and negatives there are in all that this is a part of (a batch of a graph): the
-            results are then this part's share in those of the whole. By default these nodes are the whole.
+        counts: `[2]`, positives and negatives in all that this is a part of (a batch of a graph): the results are then
+            this part's share in those of the whole. By default these nodes are the whole.
 
     Returns:
         Scalars `"positive"`, `"negative"` and `"total"`, their sum, at least float32; 0 of no nodes. Differentiable in
@@ -265,7 +266,7 @@ def rank_select_loss(
     scores = at_least_float32(scores)
     unlabeled = ~positive_mask if unlabeled_mask is None else unlabeled_mask
     taken, others = positive_mask | selected_mask, unlabeled & ~selected_mask & ~positive_mask
-    of_whole = torch.stack([taken.sum(), others.sum()]) if counts is None else scores.new_tensor(counts)
+    of_whole = torch.stack([taken.sum(), others.sum()]) if counts is None else torch.as_tensor(counts).to(scores)
     if reduction == "sample":
         of_whole = of_whole.sum().expand(2)
     positive = _masked_mean(F.softplus(-scores), taken, of_whole[0])
