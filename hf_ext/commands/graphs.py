@@ -146,10 +146,10 @@ def known_of(data: "Data") -> NDArray[np.bool_]:
     return known if held_out is None else known | held_out.numpy()
 
 
-def remark_on(data: "Data") -> str:
-    """What the numbers are of, in words, for a graph of which some positives are held out."""
-    known, held_out = known_of(data), data.get("held_out_mask")
-    among = "" if held_out is None else f", of which {int(held_out.sum())} are held out of training"
+def remark_on(data: "Data", held_out: int) -> str:
+    """What the numbers are of, in words; so many of the known positives are held out."""
+    known = known_of(data)
+    among = f", of which {held_out} are held out of training" if held_out else ""
     truth = data.get("pu_y")
     hidden = ~known if truth is None else ~known & (truth.numpy() >= 0)
     shown = f"; {truth.numpy()[hidden].mean():.1%} of these are positive in truth" if truth is not None else ""
