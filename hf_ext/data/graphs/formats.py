@@ -134,8 +134,9 @@ def read_planetoid(folder: Path, name: str) -> Data:
         trained = len(x) - len(tested)
         places = np.concatenate([np.arange(trained), tested])
         size = int(max(places.max(), *graph, 0)) + 1
-        if len(np.unique(places)) < len(places) or trained < 0 or not len(places) <= size <= 2 * len(places) + 1:
-            raise ValueError(f"{len(tested)} test nodes, {len(x)} rows of features and {size} nodes")
+        whole = places.min() == 0 and len(np.unique(places)) == len(places) == len(y) and trained >= 0
+        if not whole or size > 2 * len(places) + 1:
+            raise ValueError(f"{len(tested)} test nodes, {len(x)} rows of features, {len(y)} classes, {size} nodes")
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"name: found files of {name!r} that do not fit each other ({error})") from error
     features, classes = np.zeros((size, x.shape[1]), dtype=np.float32), np.full(size, -1)
@@ -167,9 +168,9 @@ def read_row(row: Mapping[str, Any]) -> Data:
     for name in ("edge_index", features):
         if row.get(name) is None:
             raise ValueError(
-                f"name: found a row with {', '.join(row)}, allowed is one with edge_index, x (or node_feat)"
+                f"name: found a row with {', '.join(row)}, allowed is one with edge_index and x (or node_feat)"
             )
-    edges = np.asarray(row["edge_index"])
+    edges = _array("edge_index", row["edge_index"])
     data = Data(
         x=_floats(features, _array(features, row[features])),
         edge_index=_integers("edge_index", edges if edges.size else edges.reshape(2, 0).astype(np.int64)),

@@ -90,7 +90,7 @@ def test_ids_that_no_node_has(column: str) -> None:
         loaded(edges={column: ["a", "z"]})
     with pytest.raises(ValueError, match=f"{column}: found (None|nan) in row 0"):
         loaded(edges={column: [None, "a"]})
-    with pytest.raises(ValueError, match=f"{column}: found 1 in row 0 of edges .*2 such"):
+    with pytest.raises(ValueError, match=f"{column}: found '1' in row 0 of edges .*2 such"):
         loaded(edges={column: [1, 2]})
     with pytest.raises(ValueError, match=f"{column}: found 0.5 in row 0"):  # weights in the place of ids
         loaded(edges={column: [0.5, 2.0], "strength": ["a", "b"]})
