@@ -50,8 +50,8 @@ class GraphArguments(MethodArguments):
     )
     weight_column: str | None = option(None, "Column of the edges' weights, >= 0; without it all are 1.")
     undirected: bool = option(True, "Whether an edge leads both ways.")
-    positive_classes: list[int] | None = option(
-        None, "Of a graph whose classes are known: the positive ones; by default the largest."
+    positive_classes: list[str] | None = option(
+        None, "Of a graph whose classes are known: the positive ones, names or numbers; by default the largest."
     )
     label_share: Share = option(0.5, "Of a graph whose classes are known: the share of positives that is known.")
     label_mechanism: Literal["scar", "features"] = option(
@@ -104,13 +104,24 @@ class GraphArguments(MethodArguments):
                 "known to be positive, or of which class they are"
             )
         split = PUSplit(
-            positive_classes=self.positive_classes,
+            positive_classes=self._classes(data.get("class_names")),
             label_share=self.label_share,
             held_out=0.0,  # the trainer holds some out
             mechanism=self.label_mechanism,
             seed=self.label_seed,
         )
         return split(data)
+
+    def _classes(self, names: Sequence[str] | None) -> list[int] | None:
+        """The numbers of the positive classes."""
+        if self.positive_classes is None:
+            return None
+        numbers = {name: number for number, name in enumerate(names or ())}
+        for name in self.positive_classes:
+            if name not in numbers and not str(name).isdecimal():
+                allowed = ", ".join(map(visible, numbers)) or "numbers of classes"
+                raise ValueError(f"positive_classes: found {name!r}, allowed are {allowed}")
+        return [numbers[name] if name in numbers else int(name) for name in self.positive_classes]
 
 
 @dataclass

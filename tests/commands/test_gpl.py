@@ -105,7 +105,7 @@ def test_the_ranking_is_what_the_saved_folder_says(graph: tuple[Path, Path], tmp
     data = GraphArguments(nodes=nodes, edges=edges, feature_columns=["f0", "f1", "f2"], **options).load()  # type: ignore[arg-type]
     model = AutoModel.from_pretrained(out)
     weights = load_file(out / "edge_weights.safetensors")
-    found = model.predict(data.x, weights["edge_index"], weights["weight"])
+    found = model.predict(data.x, **weights)
     names = [data.node_ids[place] for place in found.ranked(among=~data.positive_mask)]
     assert [row["id"] for row in ranking(out)] == names
     assert [int(row["positive"]) for row in ranking(out)] == [
@@ -131,7 +131,7 @@ def test_classes_that_are_known(graph: tuple[Path, Path], tmp_path: Path, capsys
         ["--gpl_objective", "nnpu"],
         ["--gpl_prior", "0.3"],
         ["--conv", "mlp"],
-        ["--gpl_neighbors", "3", "3"],
+        ["--gpl_neighbors", "3", "3", "--per_device_train_batch_size", "64"],
         ["--gpl_edges", "scorer"],
     ],
 )
@@ -171,7 +171,7 @@ def test_options_from_a_file(graph: tuple[Path, Path], tmp_path: Path) -> None:
         (["--positive_column", "fraud"], "fraud"),
         (["--source_column", "source"], "source"),
         (["--feature_columns", "f9"], "f9"),
-        (["--positive_classes", "1"], "positive_classes: found [1] for a graph whose known positives are given"),
+        (["--positive_classes", "1"], "positive_classes: found ['1'] for a graph whose known positives are given"),
         (["--label_share", "0"], "label_share: found 0.0, allowed are numbers in (0, 1]"),
         (["--gpl_prior", "1.5"], "gpl_prior: found"),
         (["--gpl_objective", "pu"], "gpl-objective"),
