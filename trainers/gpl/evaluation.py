@@ -39,7 +39,7 @@ class GraphEvaluationMixin(_Base):
         """The graph as one batch; of a loader of Trainer's own each process would get a part."""
         source: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(source, str):
-            source = self.eval_dataset[source]  # type: ignore[index, call-overload]
+            source = self.eval_dataset[source]  # type: ignore[index]
         if source is None:
             raise ValueError("eval_dataset: found None, allowed is a graph with known positives")
         return _loader(self.graph_of(source))

@@ -24,10 +24,11 @@ def estimated_prior(scores: Tensor, graph: PUGraph, args: Any) -> tuple[float, I
         return float(args.gpl_prior), None
     method: Any = args.gpl_prior
     values = scores.sigmoid() if method == "en" else scores
-    masks = {"positive_mask": graph.held_out, "unlabeled_mask": graph.hidden, "labeled_mask": graph.positive}
+    masks: dict[str, Any] = {"positive_mask": graph.held_out, "unlabeled_mask": graph.hidden}
+    masks["labeled_mask"] = graph.positive
     prior = estimate_class_prior(values, **masks, method=method)["prior"]
     assert prior is not None
-    arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
+    arrays: dict[str, Any] = {name: mask.cpu().numpy() for name, mask in masks.items()}
     low, high = prior_interval(values.cpu().numpy(), **arrays, method=method, seed=args.gpl_seed)
     margin = 0.5 / int(graph.hidden.sum())  # less than half a node is none, and no logit has that mean
     return min(max(float(prior), margin), 1 - margin), (low, high)

@@ -231,7 +231,9 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         """The objective's loss in training; the model's own in the warm-up and in evaluation."""
         if GRAPH in inputs:
             made = self.evaluation_inputs(inputs[GRAPH])
-            return super().compute_loss(model, {**made, "labels": inputs["labels"]}, return_outputs, num_items_in_batch)
+            return super().compute_loss(
+                model, {**made, "labels": inputs["labels"]}, return_outputs, num_items_in_batch
+            )
         epochs = self.epochs
         assert epochs is not None
         if self.args.gpl_neighbors is None:
@@ -240,7 +242,9 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
             made = sampled_inputs(epochs.model, epochs.graph, epochs.operator(), inputs)
         if epochs.warms_up:
             made["labels"] = inputs["labels"]
-            loss, outputs = super().compute_loss(model, made, return_outputs=True, num_items_in_batch=num_items_in_batch)
+            loss, outputs = super().compute_loss(
+                model, made, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
             losses, _ = self._losses(outputs.logits.detach(), inputs, num_items_in_batch)
         else:
             outputs = model(**made)
