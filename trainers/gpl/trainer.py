@@ -101,11 +101,12 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         self.epochs: Epochs | None = None
         #: what is trained on; None without a train_dataset
         self.training_graph: PUGraph | None = None
+        self.train_source = data_of(train_dataset)
         self._resumed: dict[str, Any] = {}
         if train_dataset is not None:
-            data = prepared(data_of(train_dataset), held_out=args.gpl_held_out, seed=args.gpl_seed)
+            data = prepared(self.train_source, held_out=args.gpl_held_out, seed=args.gpl_seed)
             self.training_graph = PUGraph.of(data)
-            eval_dataset = data_of(train_dataset) if eval_dataset is None else eval_dataset
+            eval_dataset = self.train_source if eval_dataset is None else eval_dataset
             train_dataset, data_collator = self._rows(data, self.training_graph, args)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         self.loss_is_scaled_for_ga = True  # every loss here is a share of its update's
