@@ -1,0 +1,204 @@
+"""A graph and a network for training from the command line, and what came out: how many are positive, and which."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hf_ext._arguments import Bounds, Count, Share
+from hf_ext.data.graphs import PUSplit, check_graph, load_graph
+from hf_ext.hub_cards.text import visible
+from hf_ext.models import GraphPUConfig, GraphPUModel
+from hf_ext.trainers.arguments import MethodArguments, option
+from hf_ext.trainers.gpl import load_edge_weights
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+#: the ranking of a trained folder
+RANKED = "ranked.csv"
+_SHOWN, _LONGEST = 5, 40  # nodes of the ranking that are printed, and characters of an id
+
+
+@dataclass
+class GraphArguments(MethodArguments):
+    """Which graph, and what of its nodes is known."""
+
+    dataset: str = option(
+        "",
+        "The graph, if it is not two tables (--nodes, --edges): a file or folder as published for node classification "
+        "(.npz, geom-gcn's folders, planetoid's ind.NAME), a Hub id, or 'digits-graph', which comes along.",
+    )
+    nodes: str | None = option(None, "Table of nodes, csv or parquet: an id, features, what is known.")
+    edges: str | None = option(None, "Table of edges, csv or parquet: the ids of both ends.")
+    id_column: str = option("id", "Column of the nodes' ids, numbers or text.")
+    source_column: str = option("source", "Column of the ids that edges come from.")
+    target_column: str = option("target", "Column of the ids that edges lead to, as messages do.")
+    feature_columns: list[str] | None = option(
+        None, "Columns of features, numbers or one of lists of numbers; by default all others that are numeric."
+    )
+    positive_column: str | None = option(
+        None, "Column that is 1 or true for nodes that are known to be positive; all others are unlabelled."
+    )
+    label_column: str | None = option(
+        None, "Column of classes, of a graph that is known: some are called positive, and a share of these is known."
+    )
+    weight_column: str | None = option(None, "Column of the edges' weights, >= 0; without it all are 1.")
+    undirected: bool = option(True, "Whether an edge leads both ways.")
+    positive_classes: list[int] | None = option(
+        None, "Of a graph whose classes are known: the positive ones; by default the largest."
+    )
+    label_share: Share = option(0.5, "Of a graph whose classes are known: the share of positives that is known.")
+    label_mechanism: Literal["scar", "features"] = option(
+        "scar", "Which ones are known: 'scar', any alike; 'features', the likelier the more of a feature they have."
+    )
+    label_seed: Annotated[int, Bounds(at_least=0)] = option(0, "Seed that draws the known ones.")
+
+    def load(self) -> "Data":
+        """Read it, with a mask of known positives.
+
+        Raises:
+            ValueError: no graph named, or several; data, columns or values that cannot be used; options of known
+                classes for a graph of which only positives are known.
+        """
+        tables = self.nodes is not None or self.edges is not None
+        if bool(self.dataset) == tables or (tables and None in (self.nodes, self.edges)):
+            named = ("dataset", "nodes", "edges")
+            found = ", ".join(f"{name} {getattr(self, name)!r}" for name in named if getattr(self, name)) or "nothing"
+            raise ValueError(
+                f"dataset: found {found}, allowed are nodes with edges, two tables, or dataset, a file or folder of a "
+                "published graph, a Hub id, or 'digits-graph'"
+            )
+        data = load_graph(
+            self.dataset or None,
+            nodes=self.nodes,
+            edges=self.edges,
+            id_column=self.id_column,
+            source_column=self.source_column,
+            target_column=self.target_column,
+            feature_columns=self.feature_columns,
+            positive_column=self.positive_column,
+            label_column=self.label_column,
+            weight_column=self.weight_column,
+            undirected=self.undirected,
+        )
+        if data.get("positive_mask") is None:
+            data = self._split(data)
+        elif self.positive_classes is not None:
+            raise ValueError(
+                f"positive_classes: found {self.positive_classes} for a graph whose known positives are given, "
+                "allowed is None"
+            )
+        check_graph(data)
+        return data
+
+    def _split(self, data: "Data") -> "Data":
+        if data.get("y") is None:
+            raise ValueError(
+                "positive_column: found None, and no label_column, allowed is a column that says which nodes are "
+                "known to be positive, or of which class they are"
+            )
+        split = PUSplit(
+            positive_classes=self.positive_classes,
+            label_share=self.label_share,
+            held_out=0.0,  # the trainer holds some out
+            mechanism=self.label_mechanism,
+            seed=self.label_seed,
+        )
+        return split(data)
+
+
+@dataclass
+class GraphModelArguments(MethodArguments):
+    """Which network."""
+
+    conv: Literal["gcn", "sage", "gat", "gcnii", "fagcn", "mlp"] = option(
+        "gcn",
+        "Its layers: 'gcn', 'sage' (means of neighbours), 'gat' (attention), 'gcnii' (many layers), 'fagcn' "
+        "(neighbours that may be unlike), or 'mlp', which sees no edges.",
+    )
+    hidden_size: Count = option(16, "Width of its hidden layers.")
+    num_layers: Count = option(2, "Number of layers, so of steps that a message travels.")
+    heads: Count = option(4, "Heads of 'gat', which share hidden_size.")
+    dropout: Annotated[float, Bounds(at_least=0, below=1)] = option(0.5, "Probability of dropout before every layer.")
+
+    def make(self, data: "Data", **config: Any) -> GraphPUModel:
+        """A new one for a graph's features; `config` are further values of its configuration.
+
+        Raises:
+            ValueError: options that do not go together.
+        """
+        names = ("conv", "hidden_size", "num_layers", "heads", "dropout")
+        values = {name: getattr(self, name) for name in names}
+        assert data.x is not None  # checked
+        return GraphPUModel(GraphPUConfig(num_features=data.x.shape[1], **values, **config))
+
+
+def known_of(data: "Data") -> NDArray[np.bool_]:
+    """Which nodes are known to be positive, held out or not."""
+    known: NDArray[np.bool_] = data.positive_mask.numpy()
+    held_out = data.get("held_out_mask")
+    return known if held_out is None else known | held_out.numpy()
+
+
+def remark_on(data: "Data", held_out: int) -> str:
+    """What the numbers are of, in words; so many of the known positives are held out."""
+    known = known_of(data)
+    among = f", of which {held_out} are held out of training" if held_out else ""
+    truth = data.get("pu_y")
+    hidden = ~known if truth is None else ~known & (truth.numpy() >= 0)
+    shown = f"; {truth.numpy()[hidden].mean():.1%} of these are positive in truth" if truth is not None else ""
+    return (
+        f"A graph of {len(known)} nodes with {data.x.shape[1]} features, and {data.edge_index.shape[1]} directed "
+        f"edges. {int(known.sum())} are known to be positive{among}, {int((~known).sum())} are unlabelled{shown}."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ what came out
+def predicted(model: GraphPUModel, data: "Data", folder: str) -> Any:
+    """What a model says of its training graph, with the weights of edges that were saved beside it, if any were."""
+    edges = load_edge_weights(folder)
+    return model.predict(data) if edges is None else model.predict(data.x, *edges)
+
+
+def ranking_of(found: Any, data: "Data") -> str:
+    """A table (csv) of the unlabelled nodes, best first: id, probability, and 1 where it is called positive."""
+    ids, text = ids_of(data), io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(["id", "probability", "positive"])
+    for node in found.ranked(among=torch.from_numpy(~known_of(data))).tolist():
+        rows.writerow([ids[node], f"{float(found.probabilities[node]):.6g}", int(found.positive[node])])
+    return text.getvalue()
+
+
+def ids_of(data: "Data") -> Sequence[Any]:
+    """The user's ids of the nodes, or their numbers."""
+    return data.get("node_ids") or range(len(data.positive_mask))
+
+
+def prior_in_words(model: GraphPUModel, data: "Data", method: str | float) -> str:
+    """How many of the unlabelled nodes are positive, as far as was found out."""
+    prior, interval, number = model.config.class_prior, model.config.prior_interval, int((~known_of(data)).sum())
+    if prior is None:
+        return "how many of the unlabelled nodes are positive was not estimated: that takes held-out positives"
+    found = f"{prior:.1%} of the unlabelled nodes are positive, {prior * number:.0f} of {number}"
+    if interval is None:
+        return f"{found}, as was given"
+    low, high = interval
+    return f"about {found}, as far as {method} can tell (95 %: {low:.1%} to {high:.1%})"
+
+
+def examples_of(found: Any, data: "Data") -> str:
+    """The first nodes of the ranking, in words."""
+    ids = ids_of(data)
+    lines = [f"first of the unlabelled nodes (all are in {RANKED}):"]
+    for node in found.ranked(k=_SHOWN, among=torch.from_numpy(~known_of(data))).tolist():
+        name = " ".join(visible(str(ids[node])).split())
+        shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+        lines.append(f"  {shown}: {float(found.probabilities[node]):.3f}")
+    return "\n".join(lines)
