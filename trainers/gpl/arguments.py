@@ -30,9 +30,8 @@ class GPLArguments(MethodArguments):
 
     gpl_objective: Literal["gpl", "rank", "nnpu", "upu", "naive"] = option(
         "gpl",
-        "'gpl': ranking and learnt edges; 'rank': the share of the unlabelled that the prior says, those with the "
-        "highest scores, count as positive; 'nnpu', 'upu': risks that need no negatives; 'naive': all unlabelled count "
-        "as negative.",
+        "'gpl': ranking and learnt edges; 'rank': the prior's share of the unlabelled, those with the highest scores, "
+        "count as positive; 'nnpu', 'upu': risks that need no negatives; 'naive': all unlabelled count as negative.",
     )
     gpl_prior: PriorOption = option(
         "bbe",
@@ -76,7 +75,8 @@ class GPLArguments(MethodArguments):
         "neither prior nor guide needs them.",
     )
     gpl_reduction: Literal["balanced", "sample"] = option(
-        "balanced", "Loss of the ranking: 'balanced', the sum of both classes' means, or 'sample', the mean over nodes."
+        "balanced",
+        "Loss of the ranking: 'balanced', the sum of both classes' means, or 'sample', the mean over nodes.",
     )
     gpl_pu_loss: Literal["sigmoid", "logistic"] = option("sigmoid", "Loss of a node in nnPU and uPU.")
     gpl_nnpu_beta: NonNegative = option(0.0, "How far nnPU lets the negatives' risk be below 0.")
@@ -104,7 +104,7 @@ class GPLArguments(MethodArguments):
             )
 
     def _check_neighbors(self) -> None:
-        neighbors = self.gpl_neighbors
+        neighbors: Any = self.gpl_neighbors
         if neighbors is None:
             return
         wholes = isinstance(neighbors, list | tuple) and all(

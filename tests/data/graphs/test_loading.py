@@ -111,7 +111,7 @@ def test_geom_gcn(tmp_path: Path) -> None:
         (["1,0"] * 5, "", "name: found no rows in"),
         (["1,x"] * 5, "0\t1\n", "name: found features in"),
         (["1", "-2,1", "1", "1", "1"], "0\t1\n", "name: found features in"),
-        (["1,nan"] * 5, "0\t1\n", "features: found .* in row 0 of nodes"),
+        (["1,nan"] * 5, "0\t1\n", "features.1.: found nan in row 0 of nodes"),
     ],
 )
 def test_geom_gcn_that_is_none(features: list[str], edges: str, message: str, tmp_path: Path) -> None:
