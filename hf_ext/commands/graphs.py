@@ -31,8 +31,8 @@ class GraphArguments(MethodArguments):
 
     dataset: str = option(
         "",
-        "The graph, if it is not two tables (--nodes, --edges): a file or folder as published for node classification "
-        "(.npz, geom-gcn's folders, planetoid's ind.NAME), a Hub id, or 'digits-graph', which comes along.",
+        "The graph, if it is not two tables (--nodes, --edges): an npz file, a folder of geom-gcn's or planetoid's "
+        "files, a Hub id or file of one row with edge_index and x, or 'digits-graph', which comes along.",
     )
     nodes: str | None = option(None, "Table of nodes, csv or parquet: an id, features, what is known.")
     edges: str | None = option(None, "Table of edges, csv or parquet: the ids of both ends.")
@@ -49,7 +49,7 @@ class GraphArguments(MethodArguments):
         None, "Column of classes, of a graph that is known: some are called positive, and a share of these is known."
     )
     weight_column: str | None = option(None, "Column of the edges' weights, >= 0; without it all are 1.")
-    undirected: bool = option(True, "Whether an edge leads both ways.")
+    directed: bool = option(False, "Edges lead from source to target alone; without this both ways.")
     positive_classes: list[str] | None = option(
         None, "Of a graph whose classes are known: the positive ones, names or numbers; by default the largest."
     )
@@ -85,7 +85,7 @@ class GraphArguments(MethodArguments):
             positive_column=self.positive_column,
             label_column=self.label_column,
             weight_column=self.weight_column,
-            undirected=self.undirected,
+            undirected=not self.directed,
         )
         if data.get("positive_mask") is None:
             data = self._split(data)

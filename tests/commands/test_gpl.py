@@ -240,7 +240,7 @@ def test_demo_and_the_launch_script(
     out = tmp_path / "demo"
     assert main(["demo", "gpl", "--out", str(out), "--seeds", "1", "--steps", "4"]) == 0
     printed = capsys.readouterr().out
-    assert all(system in printed for system in ("nnPU", "GPL", "features alone"))
+    assert all(system in printed for system in ("nnPU", "ranked by the graph", "ranked by features", "GPL"))
     names = {path.name for path in out.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "modeling_graph.py", "class_prior.png"} <= names
     card = ModelCard.load(out / "README.md")
