@@ -39,7 +39,8 @@ class GPLArguments(MethodArguments):
         "positives, 'bbe' (best bin) or 'en' (Elkan and Noto).",
     )
     gpl_prior_update: Literal["once", "each_epoch"] = option(
-        "once", "Whether it is estimated after the warm-up alone, or again in each epoch (which confirms itself)."
+        "once",
+        "When the prior is estimated: after the warm-up ('once'), or in each epoch since, where it confirms itself.",
     )
     gpl_guide: Literal["auto", "self", "mlp"] = option(
         "auto",
@@ -54,21 +55,21 @@ class GPLArguments(MethodArguments):
         "graphs can be given to, too; 'none'.",
     )
     gpl_edge_kind: Literal["sigmoid", "softmax"] = option(
-        "sigmoid", "Their weights: 'sigmoid', each for itself, or 'softmax', over all edges into a node."
+        "sigmoid", "Weights of edges: 'sigmoid', each for itself, or 'softmax', over all edges into a node."
     )
     gpl_edge_steps: Whole = option(5, "Steps of the edges' own Adam in an epoch.")
-    gpl_edge_lr: Positive = option(0.1, "Its learning rate.")
+    gpl_edge_lr: Positive = option(0.1, "Learning rate of the edges' own Adam.")
     gpl_edge_start: float = option(2.0, "Logit of every edge at the beginning, with 'free'.")
     gpl_tie_directions: bool = option(True, "Whether both directions of an edge share their logit, with 'free'.")
     gpl_propagation_steps: Whole = option(1, "Steps K that labels take along the edges.")
     gpl_propagation_alpha: ShareOrZero = option(0.0, "Share of its label that a node keeps in a step.")
     gpl_propagation: Literal["lazy", "restart"] = option(
-        "lazy", "Whether what it keeps is of what it has ('lazy') or of what it had at first ('restart')."
+        "lazy", "What a node keeps in a step: a share of what it has ('lazy') or of what it had at first ('restart')."
     )
     gpl_lpl_form: Literal["nll", "log_negative"] = option(
         "nll", "Form of the label propagation loss: 'nll', or 'log_negative', the paper's as it is said to be."
     )
-    gpl_negative_weight: NonNegative = option(1.0, "Weight of the negatives in it.")
+    gpl_negative_weight: NonNegative = option(1.0, "Weight of the negatives in the label propagation loss.")
     gpl_held_out: Proper = option(
         0.2,
         "Share of the known positives that are held out of training, where the graph has no held_out_mask; 0 where "
@@ -80,7 +81,9 @@ class GPLArguments(MethodArguments):
     )
     gpl_pu_loss: Literal["sigmoid", "logistic"] = option("sigmoid", "Loss of a node in nnPU and uPU.")
     gpl_nnpu_beta: NonNegative = option(0.0, "How far nnPU lets the negatives' risk be below 0.")
-    gpl_nnpu_gamma: NonNegative = option(1.0, "Weight of its gradient where it is.")
+    gpl_nnpu_gamma: NonNegative = option(
+        1.0, "Weight of the gradient of the negatives' risk in nnPU, where that is below -beta."
+    )
     gpl_seed: Seed = option(0, "Seed of held-out positives, of the guide and of sampled neighbours.")
     gpl_neighbors: list[int] | None = option(
         None,

@@ -166,6 +166,23 @@ def test_a_loss_of_ones_own_is_refused(trainer: Any) -> None:
 
 
 @_FEW
+def test_several_gpus_in_one_process_are_refused(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="n_gpu: found 2 GPUs in one process, allowed is one per process"):
+        trainer()
+
+
+@_FEW
+@pytest.mark.parametrize(("flag", "name"), [("is_fsdp_enabled", "FSDP"), ("is_deepspeed_enabled", "DeepSpeed")])
+def test_sharded_weights_are_refused(trainer: Any, flag: str, name: str) -> None:
+    """As Trainer's own flags say, which take processes to be set."""
+    run = trainer()
+    setattr(run, flag, True)
+    with pytest.raises(ValueError, match=f"model: found {name}, allowed are weights that are not sharded"):
+        run.check_arguments()
+
+
+@_FEW
 def test_a_collator_is_refused(trainer: Any) -> None:
     with pytest.raises(ValueError, match="data_collator: found function, allowed is None"):
         trainer(parts={"data_collator": lambda rows: rows})
