@@ -88,7 +88,7 @@ class GraphPUModel(PredictingMixin, LoadedWhole):
                 are there twice count twice. Only `"mlp"` takes none.
             edge_weight: how much of a message arrives, floats `[M]`, >= 0; 1 by default. Differentiable.
             labels: `[N]`, 1 for positive, 0 for negative or unlabelled, -100 for no part in the loss.
-            is_operator: whether edges and weights are those that `operator` gave, or some of them; both are needed then.
+            is_operator: whether edges and weights, then both needed, are those that `operator` gave, or some of them.
             num_items_in_batch: what the sum of losses is divided by; by default the number of labels.
             return_dict: False gives a tuple.
 
