@@ -33,7 +33,7 @@ def tables(folder: Path, **changes: Any) -> tuple[Path, Path]:
     known = (np.arange(NODES) < KNOWN).astype(int)
     columns = {"account": [f"№ {node}" for node in range(NODES)], "is_fraud": known.tolist()}
     columns |= {f"f{number}": features[:, number].tolist() for number in range(3)}
-    columns["group"] = positive.astype(int).tolist()
+    columns |= {"group": positive.astype(int).tolist(), "kind": np.where(positive, "fräulich", "ok").tolist()}
     nodes, edges = folder / "nodes.parquet", folder / "edges.csv"
     Dataset.from_dict({**columns, **changes}).to_parquet(nodes)
     with edges.open("w", newline="", encoding="utf-8") as file:
@@ -126,6 +126,21 @@ def test_classes_that_are_known(graph: tuple[Path, Path], tmp_path: Path, capsys
     assert "reliability.png" in card and "| auc |" in card
 
 
+def test_classes_have_names(graph: tuple[Path, Path]) -> None:
+    nodes, edges = map(str, graph)
+    names = {"id_column": "account", "source_column": "from", "target_column": "to", "feature_columns": ["f0"]}
+
+    def masks(**options: Any) -> Any:
+        found = GraphArguments(nodes=nodes, edges=edges, **names, label_seed=1, **options).load()  # type: ignore[arg-type]
+        return found.positive_mask
+
+    named = masks(label_column="kind", positive_classes=["fräulich"])
+    assert torch.equal(named, masks(label_column="group", positive_classes=["1"]))
+    assert named.sum() == 15 and named.nonzero().max() < NODES // 2
+    with pytest.raises(ValueError, match="positive_classes: found 'fraud', allowed are fräulich, ok"):
+        masks(label_column="kind", positive_classes=["fraud"])
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -173,6 +188,7 @@ def test_options_from_a_file(graph: tuple[Path, Path], tmp_path: Path) -> None:
         (["--source_column", "source"], "source"),
         (["--feature_columns", "f9"], "f9"),
         (["--positive_classes", "1"], "positive_classes: found ['1'] for a graph whose known positives are given"),
+        (["--label_share", "0.3"], "label_share: found 0.3 for a graph whose known positives are given"),
         (["--label_share", "0"], "label_share: found 0.0, allowed are numbers in (0, 1]"),
         (["--gpl_prior", "1.5"], "gpl_prior: found"),
         (["--gpl_objective", "pu"], "gpl-objective"),
