@@ -65,6 +65,8 @@ def test_saved_and_loaded(conv: str, tmp_path: Path) -> None:
     assert type(config) is GraphPUConfig and (config.conv, config.num_layers, config.dropout) == (conv, 3, 0.25)
     assert (config.class_prior, config.prior_interval) == (0.25, [0.125, 0.5])
     assert (config.score_offset, config.threshold) == (-0.5, 0.75)
+    placed = AutoModel.from_pretrained(tmp_path, device_map="cpu")
+    assert torch.equal(placed(X, EDGES, WEIGHTS).logits, model(X, EDGES, WEIGHTS).logits)
     half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and half(X, EDGES, WEIGHTS).logits.isfinite().all()
 
