@@ -168,6 +168,8 @@ def test_nodes_that_planetoid_has_no_features_of(tmp_path: Path) -> None:
     data = load_graph(planetoid(tmp_path, graph=graph, **{"test.index": "5\n3\n"}))
     assert data.x[4].tolist() == [0, 0, 0] and data.y.tolist() == [0, 1, 0, 1, -1, 1]
     assert data.x[5].tolist() == X[4].tolist()
+    unlabelled = load_graph(planetoid(tmp_path, ally=np.array([[1, 0], [0, 0], [1, 0]])))
+    assert unlabelled.y.tolist() == [0, -1, 0, 1, 1]
 
 
 class Payload:
