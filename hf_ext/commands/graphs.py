@@ -31,8 +31,8 @@ class GraphArguments(MethodArguments):
 
     dataset: str = option(
         "",
-        "The graph, if it is not two tables (--nodes, --edges): a file or folder as published for node classification "
-        "(.npz, geom-gcn's folders, planetoid's ind.NAME), a Hub id, or 'digits-graph', which comes along.",
+        "The graph, if it is not two tables (--nodes, --edges): an npz file, a folder of geom-gcn's or planetoid's "
+        "files, a Hub id or file of one row with edge_index and x, or 'digits-graph', which comes along.",
     )
     nodes: str | None = option(None, "Table of nodes, csv or parquet: an id, features, what is known.")
     edges: str | None = option(None, "Table of edges, csv or parquet: the ids of both ends.")
@@ -49,9 +49,9 @@ class GraphArguments(MethodArguments):
         None, "Column of classes, of a graph that is known: some are called positive, and a share of these is known."
     )
     weight_column: str | None = option(None, "Column of the edges' weights, >= 0; without it all are 1.")
-    undirected: bool = option(True, "Whether an edge leads both ways.")
-    positive_classes: list[int] | None = option(
-        None, "Of a graph whose classes are known: the positive ones; by default the largest."
+    directed: bool = option(False, "Edges lead from source to target alone; without this both ways.")
+    positive_classes: list[str] | None = option(
+        None, "Of a graph whose classes are known: the positive ones, names or numbers; by default the largest."
     )
     label_share: Share = option(0.5, "Of a graph whose classes are known: the share of positives that is known.")
     label_mechanism: Literal["scar", "features"] = option(
@@ -85,7 +85,7 @@ class GraphArguments(MethodArguments):
             positive_column=self.positive_column,
             label_column=self.label_column,
             weight_column=self.weight_column,
-            undirected=self.undirected,
+            undirected=not self.directed,
         )
         if data.get("positive_mask") is None:
             data = self._split(data)
@@ -104,13 +104,24 @@ class GraphArguments(MethodArguments):
                 "known to be positive, or of which class they are"
             )
         split = PUSplit(
-            positive_classes=self.positive_classes,
+            positive_classes=self._classes(data.get("class_names")),
             label_share=self.label_share,
             held_out=0.0,  # the trainer holds some out
             mechanism=self.label_mechanism,
             seed=self.label_seed,
         )
         return split(data)
+
+    def _classes(self, names: Sequence[str] | None) -> list[int] | None:
+        """The numbers of the positive classes."""
+        if self.positive_classes is None:
+            return None
+        numbers = {name: number for number, name in enumerate(names or ())}
+        for name in self.positive_classes:
+            if name not in numbers and not str(name).isdecimal():
+                allowed = ", ".join(map(visible, numbers)) or "numbers of classes"
+                raise ValueError(f"positive_classes: found {name!r}, allowed are {allowed}")
+        return [numbers[name] if name in numbers else int(name) for name in self.positive_classes]
 
 
 @dataclass
