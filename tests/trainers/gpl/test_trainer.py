@@ -220,6 +220,14 @@ def test_other_graphs_can_be_evaluated(trainer: Any, graph: Any, model: Any) -> 
     torch.testing.assert_close(logits, scored.model.predict(other).logits)
 
 
+def test_an_evaluation_before_any_training(trainer: Any, model: Any) -> None:
+    for config, options in (({}, {}), ({"edge_scorer": True}, {"gpl_edges": "scorer"})):
+        run = trainer(network=model(**config), **options)
+        logits = torch.from_numpy(run.predict(run.eval_dataset).predictions)
+        torch.testing.assert_close(logits, run.model.predict(run.eval_dataset).logits)
+        assert "eval_f1_at_prior" not in run.evaluate()  # no prior is known
+
+
 def test_own_metrics_are_asked_for(trainer: Any) -> None:
     run = trainer(parts={"compute_metrics": lambda prediction: {"nodes": len(prediction.predictions)}})
     run.train()
