@@ -110,13 +110,15 @@ class GPLArguments(MethodArguments):
         neighbors: Any = self.gpl_neighbors
         if neighbors is None:
             return
-        wholes = isinstance(neighbors, list | tuple) and all(
-            isinstance(one, Integral) and not isinstance(one, bool) and (one >= 1 or one == -1) for one in neighbors
-        )
+        wholes = isinstance(neighbors, list | tuple) and all(map(_is_fan_out, neighbors))
         if not wholes or not neighbors:
             raise ValueError(
                 f"gpl_neighbors: found {neighbors!r}, allowed are None and lists of integers >= 1, or -1 for all"
             )
+
+
+def _is_fan_out(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and (int(value) >= 1 or int(value) == -1)
 
 
 def _prior(value: Any) -> Any:

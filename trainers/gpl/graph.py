@@ -44,8 +44,9 @@ class PUGraph:
 
     def to(self, device: torch.device) -> "PUGraph":
         """On a device."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PUGraph(**{name: value if value is None else value.to(device) for name, value in values.items()})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: value if value is None else value.to(device) for name, value in values.items()}
+        return PUGraph(**moved)
 
     @property
     def num_nodes(self) -> int:

@@ -167,7 +167,6 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         self.epochs = Epochs(self.model, graph, args, None if args.gpl_neighbors is None else batch)
         if self._resumed:
             self.epochs.load_state(self._resumed)
-            self._resumed = {}
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before an epoch's first update; what of it a resumed run has done already is not done again."""

@@ -220,6 +220,14 @@ def test_other_graphs_can_be_evaluated(trainer: Any, graph: Any, model: Any) -> 
     torch.testing.assert_close(logits, scored.model.predict(other).logits)
 
 
+def test_an_evaluation_before_any_training(trainer: Any, model: Any) -> None:
+    for config, options in (({}, {}), ({"edge_scorer": True}, {"gpl_edges": "scorer"})):
+        run = trainer(network=model(**config), **options)
+        logits = torch.from_numpy(run.predict(run.eval_dataset).predictions)
+        torch.testing.assert_close(logits, run.model.predict(run.eval_dataset).logits)
+        assert "eval_f1_at_prior" not in run.evaluate()  # no prior is known
+
+
 def test_own_metrics_are_asked_for(trainer: Any) -> None:
     run = trainer(parts={"compute_metrics": lambda prediction: {"nodes": len(prediction.predictions)}})
     run.train()
@@ -321,3 +329,20 @@ def test_the_graph_is_left_as_it_was(trainer: Any, graph: Any) -> None:
     trainer(data=data).train()
     assert _same(before, data.to_dict())
     assert isinstance(trainer(data=data).model, GraphPUModel)
+
+
+# ------------------------------------------------------------------------------------------------ precision
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_half_precision_trains(trainer: Any, objective: str) -> None:
+    """Layers in bfloat16; degrees, propagation, prior and losses are not."""
+    run = trainer(gpl_objective=objective, gpl_guide="mlp", bf16=True, num_train_epochs=7)
+    run.train()
+    assert run.epochs.operator()[1].dtype == run.epochs.logits().dtype == torch.float32
+    assert all(torch.isfinite(torch.tensor(_logged(run, "loss"))))
+    assert {"eval_f1", "eval_auc"} <= run.evaluate().keys()
+
+
+def test_an_evaluation_in_half_precision(trainer: Any) -> None:
+    run = trainer(gpl_objective="rank", bf16_full_eval=True)
+    run.train()
+    assert {"eval_f1", "eval_auc", "eval_loss"} <= run.evaluate().keys()
