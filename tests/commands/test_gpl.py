@@ -250,6 +250,33 @@ def test_ids_that_are_code_or_markup(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert evil in {row["id"] for row in ranking(out)}
 
 
+WITHOUT_EXTRA = """
+import contextlib, io, sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "torch_geometric":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from hf_ext.commands.cli import main
+
+for words in (["demo", "gpl"], ["train", "gpl", "--dataset", "digits-graph"]):
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        assert main(words) == 2
+    assert "pip install 'hf-ext[graph]'" in error.getvalue(), error.getvalue()
+try:
+    main(["train", "gpl", "--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+"""
+
+
+def test_without_the_extra_it_is_named(tmp_path: Path, run_snippet: Callable[..., str]) -> None:
+    assert "--positive_column" in run_snippet(WITHOUT_EXTRA, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_demo_and_the_launch_script(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: Callable[..., str]
