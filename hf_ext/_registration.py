@@ -157,6 +157,11 @@ MODELS: dict[str, ModelEntry] = {
         config="FERConfig",
         models={"AutoModel": "FERModel", "AutoModelForImageClassification": "FERForImageClassification"},
     ),
+    "graph_pu": ModelEntry(
+        package="hf_ext.models.graph",
+        config="GraphPUConfig",
+        models={"AutoModel": "GraphPUModel"},
+    ),
     "rd": ModelEntry(
         package="hf_ext.models.rd",
         config="RDConfig",

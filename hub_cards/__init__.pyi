@@ -10,6 +10,8 @@ from .plots import plot_gravity as plot_gravity
 from .plots import plot_groups as plot_groups
 from .plots import plot_losses as plot_losses
 from .plots import plot_partition as plot_partition
+from .plots import plot_prior as plot_prior
+from .plots import plot_reliability as plot_reliability
 from .plots import plot_results as plot_results
 from .plots import plot_routing as plot_routing
 from .plots import plot_similarities as plot_similarities

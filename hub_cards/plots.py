@@ -246,6 +246,70 @@ def plot_groups(groups: Mapping[str, Mapping[str, float]], path: str | os.PathLi
     save_figure(figure, path)
 
 
+def plot_prior(epochs: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """An estimated prior over epochs, with its interval and the true one where they are known, above the homophily.
+
+    Args:
+        epochs: `epoch`, `prior` and `homophily`, lists of a number an epoch; what is no number there has no point.
+            `interval`, two numbers, and `true_prior`, one, may be left out or None.
+        path: of the picture.
+
+    Raises:
+        ValueError: no epochs, or lists of different lengths.
+    """
+    places, curves = epochs["epoch"], {name: epochs[name] for name in ("prior", "homophily")}
+    if not places or any(len(curve) != len(places) for curve in curves.values()):
+        lengths = {"epoch": len(places)} | {name: len(curve) for name, curve in curves.items()}
+        raise ValueError(f"epochs: found {lengths}, allowed is one or more of each, as many")
+    figure, panels = new_figure(7, 5, rows=2)
+    labels = ("prior", "homophily of the guesses")
+    for axes, (name, curve), label in zip(panels, curves.items(), labels, strict=True):
+        marker = "." if len(places) == 1 else ""
+        axes.plot(places, [_plain_number(value) for value in curve], color=METHOD, label=name, marker=marker)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel(label)
+    low_high, true_prior = epochs.get("interval"), _plain_number(epochs.get("true_prior"))
+    if low_high is not None:
+        low, high = map(_plain_number, low_high)
+        panels[0].axhspan(low, high, color=METHOD, alpha=0.15, linewidth=0, label="interval of the last estimate")
+    if math.isfinite(true_prior):
+        panels[0].axhline(true_prior, color=WARNING, linestyle="--", label="true prior")
+    panels[0].legend(frameon=False)
+    panels[1].set_xlabel("epoch")
+    save_figure(figure, path)
+
+
+def plot_reliability(curve: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
+    """Observed shares of positives over predicted probabilities, beside the line on which they are equal.
+
+    Args:
+        curve: `predicted` and `observed`, a number for every bin, as of `hf_ext.metrics.reliability_curve`.
+        path: of the picture.
+
+    Raises:
+        ValueError: no bins, or lists of different lengths.
+    """
+    predicted, observed = curve["predicted"], curve["observed"]
+    if not predicted or len(predicted) != len(observed):
+        raise ValueError(f"curve: found {len(predicted)} and {len(observed)} bins, allowed is one or more, as many")
+    figure, (axes,) = new_figure(4.5, 4)
+    axes.plot([0, 1], [0, 1], color=BASELINE, linestyle="--")
+    axes.plot(predicted, observed, color=METHOD, marker="o")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("predicted probability")
+    axes.set_ylabel("share of positives")
+    save_figure(figure, path)
+
+
+def _plain_number(value: Any) -> float:
+    """A card that was read again has None or words for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
 def new_figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches that needs no display, with panels one below the other in the house style."""
     figure = Figure(figsize=(width, height), layout="constrained")

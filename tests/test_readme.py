@@ -196,6 +196,7 @@ def test_the_paper_is_cited(method: str) -> None:
             "hf_ext/data",
             "hf_ext/metrics",
             "hf_ext/models/etf",
+            "hf_ext/models/graph",
             "hf_ext/models/recsys",
             "trainers/federated",
         ),

@@ -4,6 +4,7 @@ from .causald import *
 from .disam import *
 from .divbs import *
 from .fer import *
+from .gpl import *
 from .mola import *
 from .rd import *
 from .tarf import *

@@ -1,3 +1,4 @@
+from . import graphs as graphs
 from .collators import KeepColumns as KeepColumns
 from .digits import digits as digits
 from .facts import facts as facts

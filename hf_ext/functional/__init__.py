@@ -12,8 +12,10 @@ from hf_ext.functional.divbs import *
 from hf_ext.functional.fedgela import *
 from hf_ext.functional.fedlesam import *
 from hf_ext.functional.fer import *
+from hf_ext.functional.gpl import *
 from hf_ext.functional.losses import *
 from hf_ext.functional.mola import *
+from hf_ext.functional.positive_unlabeled import *
 from hf_ext.functional.ranking import *
 from hf_ext.functional.rd import *
 from hf_ext.functional.tarf import *

@@ -21,13 +21,14 @@ public summaries and the textbook's front-door adjustment.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_ext.functional._dtypes import at_least_float32
+from hf_ext.functional._words import check_word
 
 __all__ = ["FrontDoorSum", "causald_loss", "front_door_effect", "inverse_propensity_weights"]
 
@@ -36,11 +37,6 @@ Kind = Literal["bce", "softmax"]
 #: what is averaged: probabilities, or logits (the normalised weighted geometric mean)
 Average = Literal["probability", "logit"]
 Reduction = Literal["mean", "none"]
-
-
-def _check_word(name: str, value: str, words: object) -> None:
-    if value not in get_args(words):
-        raise ValueError(f"{name}: found {value!r}, allowed are {', '.join(map(repr, get_args(words)))}")
 
 
 # ------------------------------------------------------------------------------------------------ effect
@@ -60,8 +56,8 @@ class FrontDoorSum:
     """
 
     def __init__(self, kind: Kind = "bce", average: Average = "probability") -> None:
-        _check_word("kind", kind, Kind)
-        _check_word("average", average, Average)
+        check_word("kind", kind, Kind)
+        check_word("average", average, Average)
         self.kind, self.average = kind, average
         self._sums: tuple[Tensor, ...] | None = None
         self._weight = torch.zeros(())
@@ -258,8 +254,8 @@ def causald_loss(
         ValueError: alpha or temperature out of their bounds; shapes that do not fit; unknown words; for "softmax",
             labels that are no integers or, on the CPU, no places among the candidates.
     """
-    _check_word("kind", kind, Kind)
-    _check_word("reduction", reduction, Reduction)
+    check_word("kind", kind, Kind)
+    check_word("reduction", reduction, Reduction)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: found {alpha!r}, allowed are numbers in [0, 1]")
     if not 0 < temperature < math.inf:

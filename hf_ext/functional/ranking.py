@@ -16,10 +16,12 @@ r"""How well targets are ranked among candidates, and how unequally groups of us
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from hf_ext.functional._words import check_word
 
 __all__ = ["group_heterogeneity", "ranking_metrics", "target_ranks", "user_groups"]
 
@@ -45,8 +47,7 @@ def target_ranks(scores: Tensor, targets: Tensor, *, exclude: Tensor | None = No
         ValueError: NaN among the scores, which would compare as worse than all; targets that are no places; shapes or
             dtypes that do not fit; an unknown word.
     """
-    if ties not in _TIED:
-        raise ValueError(f"ties: found {ties!r}, allowed are {', '.join(map(repr, get_args(Ties)))}")
+    check_word("ties", ties, Ties)
     if scores.ndim != 2:
         raise ValueError(f"scores: found shape {tuple(scores.shape)}, allowed is [B, C]")
     if targets.shape != scores.shape[:1] or targets.is_floating_point() or targets.dtype == torch.bool:

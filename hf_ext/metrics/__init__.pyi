@@ -3,6 +3,10 @@ from .attacks import threshold_attack as threshold_attack
 from .forgetting import UNLEARNING_METRIC as UNLEARNING_METRIC
 from .forgetting import gap as gap
 from .forgetting import unlearning_metrics as unlearning_metrics
+from .positive_unlabeled import PU_METRIC as PU_METRIC
+from .positive_unlabeled import PUMetrics as PUMetrics
+from .positive_unlabeled import prior_interval as prior_interval
+from .positive_unlabeled import reliability_curve as reliability_curve
 from .ranking_baselines import item_knn_ranks as item_knn_ranks
 from .ranking_baselines import popularity_ranks as popularity_ranks
 from .rankings import RankedTargets as RankedTargets

@@ -1,4 +1,5 @@
 from .etf import *
 from .fer import *
+from .graph import *
 from .rd import *
 from .recsys import *

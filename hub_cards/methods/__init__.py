@@ -7,7 +7,7 @@ from hf_ext.hub_cards.methods.method import USAGES, Kind, Method, Picture, Snipp
 __all__ = ["METHODS", "USAGES", "Kind", "Method", "Picture", "Snippet", "register_method", "usage_of"]
 
 #: our methods, in the order of lists and help texts; each has a file here, with its `METHOD`
-_OURS = ("mola", "disam", "divbs", "tarf", "fer", "rd", "fedlesam", "fedgela", "causald")
+_OURS = ("mola", "disam", "divbs", "tarf", "fer", "rd", "fedlesam", "fedgela", "causald", "gpl")
 
 #: the methods by name
 METHODS: dict[str, Method] = {}

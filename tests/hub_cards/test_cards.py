@@ -19,6 +19,8 @@ from hf_ext.hub_cards import (
     plot_groups,
     plot_losses,
     plot_partition,
+    plot_prior,
+    plot_reliability,
     plot_results,
     plot_routing,
 )
@@ -226,7 +228,12 @@ def test_plots_are_pictures(tmp_path: Path) -> None:
     plot_partition(np.eye(4, 3, dtype=int), tmp_path / "partition.png", classes=["a", "b", "c"])
     plot_partition(np.zeros((1000, 100), dtype=int), tmp_path / "large.png")
     plot_groups({"ndcg@10": {"head": 0.2, "tail": 0.1}, "auc": {"head": 0.9, "tail": "nan"}}, tmp_path / "groups.png")
+    epochs = {"epoch": [41, 42], "prior": [0.3, None], "homophily": ["nan", 0.9], "interval": [0.2, 0.4]}
+    plot_prior(epochs | {"true_prior": 0.25}, tmp_path / "prior.png")
+    plot_reliability({"predicted": [0.1, 0.9], "observed": [0.0, 0.8], "rows": [5, 5]}, tmp_path / "reliability.png")
     sizes = {
+        "prior": (1050, 750),
+        "reliability": (675, 600),
         "groups": (750, 480),
         "results": (1050, 285),
         "losses": (1050, 525),
@@ -259,6 +266,10 @@ def test_plots_refuse_what_they_cannot_show(tmp_path: Path) -> None:
         plot_routing(np.eye(2), tmp_path / "x.png", ["a"])
     with pytest.raises(ValueError, match="groups: found no metrics"):
         plot_groups({}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"epochs: found \{'epoch': 1, 'prior': 2, 'homophily': 1\}, allowed"):
+        plot_prior({"epoch": [1], "prior": [0.1, 0.2], "homophily": [0.5]}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="curve: found 0 and 0 bins"):
+        plot_reliability({"predicted": [], "observed": []}, tmp_path / "x.png")
     with pytest.raises(ValueError, match="counts: found the shape"):
         plot_partition([1, 2], tmp_path / "x.png")
     with pytest.raises(ValueError, match="classes: found 1 names, allowed are 2"):

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor, nn
+from torch_geometric.data import Data
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTModel
 
 from hf_ext.adapters import MoLAConfig
@@ -18,6 +19,8 @@ from hf_ext.hub_cards import METHODS, CardCallback, create_card, plot_losses, pl
 from hf_ext.hub_cards.saved import FACTS_FILE
 from hf_ext.models import (
     FERForImageClassification,
+    GraphPUConfig,
+    GraphPUModel,
     RDForImageClassification,
     SequentialRecommenderConfig,
     SequentialRecommenderForNextItem,
@@ -32,6 +35,8 @@ from hf_ext.trainers import (
     DivBSTrainer,
     FERTrainer,
     FERTrainingConfig,
+    GPLConfig,
+    GPLTrainer,
     MoLATrainer,
     MoLATrainingConfig,
     RDTrainer,
@@ -59,6 +64,7 @@ TERMS: dict[str, tuple[list[str], list[str]]] = {
     "fedlesam": ([], []),
     "fedgela": ([], []),
     "causald": (["recommendation_loss", "distillation_loss"], []),
+    "gpl": (["positive_loss", "negative_loss"], ["prior", "lpl", "pseudo_homophily", "mean_edge_weight"]),
 }
 
 
@@ -117,6 +123,16 @@ def _trainer(method: str, folder: Path, data: Dataset, **options: Any) -> Any:
         rows = [{"input_ids": [0, 1 + row % 8, 2, 3], "labels": 1 + row % 9} for row in range(48)]
         causald = CausalDConfig(**shared, causald_num_candidates=4)
         return CausalDTrainer(models[1], causald, train_dataset=rows, teachers=models[:1])
+    if method == "gpl":
+        torch.manual_seed(0)
+        positive = torch.arange(30) < 15
+        graph = Data(torch.randn(30, 3) + 2 * positive[:, None], torch.randint(30, (2, 80)))
+        graph.positive_mask, graph.held_out_mask = (
+            torch.arange(30) < 8,
+            (torch.arange(30) >= 8) & (torch.arange(30) < 12),
+        )
+        gpl = GPLConfig(**shared | {"num_train_epochs": 6}, gpl_warmup_epochs=1, gpl_guide="mlp")
+        return GPLTrainer(GraphPUModel(GraphPUConfig(num_features=3)), gpl, train_dataset=graph)
     if method == "fedlesam":
         return FedLESAMTrainer(_vit(), FedLESAMConfig(**shared), train_dataset=data)
     if method == "fedgela":

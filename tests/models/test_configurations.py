@@ -8,19 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_ext.models import FERConfig, RDConfig
+from hf_ext.models import FERConfig, GraphPUConfig, RDConfig
 
 #: every number, in the form that its option has, and the least that it may be
 NUMBERS: list[tuple[type, str, float]] = [
     *((FERConfig, name, 1) for name in ("vision_width", "text_width", "transformation_width")),
     *((FERConfig, name, 0) for name in ("lambda_s", "lambda_t", "lambda_c", "neutral_id")),
     (FERConfig, "logit_scale", 1e-9),
+    *((GraphPUConfig, name, 1) for name in ("num_features", "hidden_size", "num_layers", "heads")),
+    *((GraphPUConfig, name, 0) for name in ("dropout", "gcnii_alpha", "fagcn_eps")),
+    *((GraphPUConfig, name, 1e-9) for name in ("gcnii_theta", "class_prior")),
+    *((GraphPUConfig, name, -1e300) for name in ("score_offset", "threshold")),
     *((RDConfig, name, 1) for name in ("teacher_width", "phi_width", "teacher_size")),
     *((RDConfig, name, 0) for name in ("alpha", "gamma", "beta")),
     *((RDConfig, name, 1e-9) for name in ("temperature", "teacher_std", "pixel_std")),
     *((RDConfig, name, -1e300) for name in ("teacher_mean", "pixel_mean")),
 ]
 INTEGERS = [(kind, name) for kind, name, _ in NUMBERS if "width" in name or name in ("neutral_id", "teacher_size")]
+INTEGERS += [(kind, name) for kind, name, least in NUMBERS if kind is GraphPUConfig and least == 1]
 
 
 def _options(name: str, value: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Negatives that depend on seed, epoch, row and place alone: the same in any process and order, and on resuming."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_ext.data.hashing import Words, hashed
 from hf_ext.data.interactions.splits import SplitInteractions
 from hf_ext.data.interactions.table import Integers
 
@@ -12,22 +13,6 @@ Negatives = Literal["uniform", "popularity"]
 NEGATIVES = get_args(Negatives)
 #: times that a negative out of the user's own history is drawn again before it is let be
 REDRAWS = 8
-_Words = NDArray[np.uint64]
-
-
-def hashed(*keys: Any) -> _Words:
-    """64 random bits for every combination of integer keys, broadcast against each other: splitmix64, chained."""
-    words: Any = np.zeros(1, dtype=np.uint64)
-    for key in keys:
-        words = _mixed(words ^ np.asarray(key, dtype=np.int64).astype(np.uint64))
-    return words
-
-
-def _mixed(words: _Words) -> _Words:
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
 
 
 class NegativeSampler:
@@ -82,7 +67,7 @@ class NegativeSampler:
         """
         return self._log_q[candidates]
 
-    def _draw(self, words: _Words, targets: Integers) -> Integers:
+    def _draw(self, words: Words, targets: Integers) -> Integers:
         """The items that random words stand for, among all but the targets."""
         start, end = self._until[targets - 1], self._until[targets]
         fraction = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

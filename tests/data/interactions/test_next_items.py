@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from hf_ext.data import Interactions, ItemTable, NextItems, NextItemsCollator, SplitInteractions
-from hf_ext.data.interactions.negatives import NegativeSampler, hashed
+from hf_ext.data.hashing import hashed
+from hf_ext.data.interactions.negatives import NegativeSampler
 
 
 def _split(lengths: list[int], items: int = 12, rows: list[int] | None = None) -> SplitInteractions:

@@ -1,0 +1,1 @@
+"""A metric for `evaluate.load(hf_ext.metrics.PU_METRIC)`."""
