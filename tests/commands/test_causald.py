@@ -276,13 +276,13 @@ def test_demo_and_the_launch_script(
     out = tmp_path / "demo"
     assert main(["demo", "causald", "--out", str(out), "--seeds", "1", "--steps", "3"]) == 0
     printed = capsys.readouterr().out
-    systems = ("popularity", "item-kNN", "plain student", "taught by the best teacher", "ensemble", "bank")
+    systems = ("popularity", "student alone", "the best teacher", "the plain ensemble", "CausalD, bank")
     assert all(system in printed for system in systems)
     names = {path.name for path in out.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "modeling_recsys.py", "items.json"} <= names
     assert "causald_effects" not in names
     card = ModelCard.load(out / "README.md")
-    assert "| popularity | NDCG@10 |" in card.text and "| **CausalD, bank** | gap |" in card.text
+    assert "| popularity | NDCG@10, taken next |" in card.text and "| **CausalD, bank** | tail |" in card.text
     snippets = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     assert re.search(
         r"(kettle|lamp|novel|jacket|drill|teapot|puzzle|blanket) \d+", run_snippet("\n".join(snippets), cwd=tmp_path)
