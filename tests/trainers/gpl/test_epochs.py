@@ -98,6 +98,10 @@ def test_a_guide_draws_nothing_of_the_training_and_its_own_again(trainer: Any, p
         if seed == 5:
             assert torch.equal(torch.rand(3), expected)
     assert torch.equal(*scores)
+    guide = Guide(pu, config, args, batch_size=16)
+    for _ in range(3):
+        guide.learn(_by_truth(pu), 0)
+    assert not torch.equal(guide.scores(), scores[0])  # epochs differ
     other = Guide(pu, config, _args(trainer, gpl_seed=1), batch_size=16)
     assert not torch.equal(other.scores(), Guide(pu, config, args, batch_size=16).scores())
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_ext.data.graphs import SampledRows
 from hf_ext.trainers import GPLTrainer
+from hf_ext.trainers.gpl.graph import PUGraph, prepared
+from hf_ext.trainers.gpl.passes import operator_of, sampled_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:gpl_held_out. found")
 _PRIOR = {"gpl_prior": 0.4}  # an estimate of other batches' scores may jump where they differ by rounding
@@ -71,6 +74,39 @@ def test_two_micro_batches_are_one_batch(trainer: Any, model: Any, objective: st
     assert runs[0].state.global_step == runs[1].state.global_step == 10
     _close(*runs)
     assert _losses(runs[0]) == pytest.approx(_losses(runs[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("conv", ["gcn", "sage", "gat"])
+def test_drawn_edges_stand_for_those_left_out(graph: Any, model: Any, conv: str) -> None:
+    """Weights of sums are scaled, attention is not; loops are whole, as each node hears itself once."""
+    own, network = PUGraph.of(prepared(graph(), held_out=0.0, seed=0)), model(conv=conv)
+    edges, weights = operator_of(network, own, None)
+    rows = SampledRows(graph(), [2, 2], seed=0)
+    batch = rows.batch(torch.arange(20))
+    found = sampled_inputs(network, own, (edges, weights), batch)
+    number, drawn = own.edge_index.shape[1], len(batch["edge_ids"])
+    assert (batch["edge_scale"] > 1).any()
+    scale = 1.0 if conv == "gat" else batch["edge_scale"]
+    assert torch.equal(found["edge_weight"][:drawn], weights[batch["edge_ids"]] * scale)
+    whole = batch["node_ids"][found["edge_index"]]
+    assert torch.equal(whole[:, :drawn], own.edge_index[:, batch["edge_ids"]])
+    if conv != "sage":
+        assert torch.equal(found["edge_weight"][drawn:], weights[number + batch["node_ids"]])
+        assert torch.equal(*found["edge_index"][:, drawn:])
+
+
+def test_neighbours_are_drawn_anew_in_each_epoch(trainer: Any) -> None:
+    seen: list[int] = []
+    run = trainer(gpl_neighbors=[3, 2], per_device_train_batch_size=60)
+    draw = run.train_dataset.sampler.sample
+
+    def noted(seeds: Tensor, epoch: int = 0) -> Any:
+        seen.append(epoch)
+        return draw(seeds, epoch)
+
+    run.train_dataset.sampler.sample = noted
+    run.train()
+    assert seen == list(range(10))
 
 
 def test_small_batches_train(trainer: Any) -> None:

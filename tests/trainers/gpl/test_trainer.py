@@ -99,6 +99,13 @@ def test_a_step_is_the_equation(trainer: Any, graph: Any, model: Any, objective:
         torch.testing.assert_close(run.model.state_dict()[name], (parameter - parameter.grad).detach(), msg=name)
 
 
+def test_one_graph_is_no_incomplete_batch(trainer: Any) -> None:
+    run = trainer(gpl_objective="rank", dataloader_drop_last=True, gradient_accumulation_steps=4)
+    run.train()
+    assert run.state.global_step == 10  # there is nothing to accumulate
+    assert run.args.dataloader_drop_last
+
+
 # ------------------------------------------------------------------------------------------------ results
 def test_the_configuration_has_prior_and_cut(trainer: Any) -> None:
     run = trainer(gpl_objective="rank")
