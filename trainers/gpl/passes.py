@@ -31,7 +31,7 @@ def sampled_inputs(model: Any, graph: PUGraph, operator: Operator, batch: dict[s
     messages are summed; loops that the operator has are those of the batch's nodes.
 
     Args:
-        batch: `node_ids` `[n]`, `edge_index` `[2, m]` (places in them), `edge_ids` and `edge_scale` `[m]`.
+        batch: `x` `[n, F]`, `node_ids` `[n]`, `edge_index` `[2, m]` (places in them), `edge_ids` and `edge_scale` `[m]`.
     """
     weights, edges = operator[1], batch["edge_index"]
     drawn = weights[batch["edge_ids"]]
@@ -42,7 +42,7 @@ def sampled_inputs(model: Any, graph: PUGraph, operator: Operator, batch: dict[s
         nodes = batch["node_ids"]
         loops = torch.arange(len(nodes), device=nodes.device).expand(2, -1)
         edges, drawn = torch.cat([edges, loops], dim=1), torch.cat([drawn, weights[number + nodes]])
-    return {"x": graph.x[batch["node_ids"]], "edge_index": edges, "edge_weight": drawn, "is_operator": True}
+    return {"x": batch["x"], "edge_index": edges, "edge_weight": drawn, "is_operator": True}
 
 
 @torch.no_grad()

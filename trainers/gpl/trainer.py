@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_ext.data.graphs import SampledRows
+from hf_ext.data.graphs import GraphCollator, SampledRows
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.checkpoints import read_state
@@ -117,7 +117,7 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         if args.gpl_neighbors is None:
             return WholeGraph(graph.labels), only_row
         rows = SampledRows(data, args.gpl_neighbors, seed=args.gpl_seed)
-        return rows, rows.collate
+        return rows, GraphCollator(rows)
 
     # ---------------------------------------------------------------------------------------------- arguments
     def check_arguments(self) -> None:
@@ -211,6 +211,10 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
             return super().get_train_dataloader()
         finally:
             self.args.dataloader_drop_last = drops_last
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns: Any = [*(self._signature_columns or []), "node"]  # of rows, for the collator
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Unknown: the graph is no part of the batches that Trainer counts tokens of."""

@@ -5,6 +5,7 @@ from .checks import node_roles as node_roles
 from .checks import unlabeled_nodes as unlabeled_nodes
 from .checks import without_loops as without_loops
 from .digits import digits_graph as digits_graph
+from .loading import load_graph as load_graph
 from .rows import GraphCollator as GraphCollator
 from .rows import GraphRows as GraphRows
 from .rows import SampledRows as SampledRows

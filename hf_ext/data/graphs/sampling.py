@@ -61,8 +61,10 @@ class NeighborSampler:
     ) -> None:
         check_value("seed", seed, _Seed)
         check_value("backend", backend, Backend)
-        if isinstance(neighbors, str) or not isinstance(neighbors, Sequence) or not neighbors or 0 in neighbors:
-            raise ValueError(f"neighbors: found {neighbors!r}, allowed are fan-outs of at least one layer, >= 1 or -1")
+        if not isinstance(neighbors, list | tuple) or not neighbors or 0 in neighbors:
+            raise ValueError(
+                f"neighbors: found {neighbors!r}, allowed is a list of fan-outs, each >= 1, or -1 for all"
+            )
         for fan_out in neighbors:
             check_value("neighbors", fan_out, _FanOut)
         self.neighbors, self.num_nodes, self.seed = tuple(map(int, neighbors)), num_nodes, seed

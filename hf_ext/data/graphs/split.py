@@ -1,7 +1,6 @@
 """From a graph with classes to one with a few known positives: the usual protocol of positive-unlabelled learning."""
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from hf_ext.data.graphs.geometric import BaseTransform, Data
 
 Mechanism = Literal["scar", "features"]
 _HeldOut = Annotated[float, Bounds(at_least=0, below=1)]
-_Seed = Annotated[int, Bounds(at_least=0)]
+_Natural = Annotated[int, Bounds(at_least=0)]
 #: log-odds of being labelled that one standard deviation of the projected features is worth
 _SLOPE = 2.0
 
@@ -50,14 +49,8 @@ class PUSplit(BaseTransform):
         check_value("label_share", label_share, Share)
         check_value("held_out", held_out, _HeldOut)
         check_value("mechanism", mechanism, Mechanism)
-        check_value("seed", seed, _Seed)
-        classes = [positive_classes] if isinstance(positive_classes, Integral) else positive_classes
-        if classes is not None:
-            if isinstance(classes, str) or not len(classes):
-                raise ValueError(f"positive_classes: found {positive_classes!r}, allowed are classes, or None")
-            for one in classes:
-                check_value("positive_classes", one, _Seed)
-        self.positive_classes = None if classes is None else tuple(classes)
+        check_value("seed", seed, _Natural)
+        self.positive_classes = _classes(positive_classes)
         self.label_share, self.held_out, self.mechanism, self.seed = label_share, held_out, mechanism, seed
 
     def forward(self, data: Any) -> Data:
@@ -111,6 +104,18 @@ class PUSplit(BaseTransform):
                 f"one that leaves {'one to train on and one to hold out' if held_out else 'one to train on'}"
             )
         return labelled, held_out
+
+
+def _classes(given: Any) -> tuple[int, ...] | None:
+    """One class, or several, as a tuple."""
+    if given is None:
+        return None
+    classes = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    if not classes:
+        raise ValueError(f"positive_classes: found {given!r}, allowed are classes, or None for the largest")
+    for one in classes:
+        check_value("positive_classes", one, _Natural)
+    return tuple(map(int, classes))
 
 
 def _mask(places: Tensor, data: Data) -> Tensor:

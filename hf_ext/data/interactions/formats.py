@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,14 @@ def is_text(path: Path) -> bool:
     return path.name in _BARE or path.suffix.lower() in (*_TABLES, ".inter", ".item")
 
 
-def read_text(path: Path) -> pd.DataFrame:
-    """A file as a table of text, with None where there is none.
+def read_text(path: Path, argument: str = "name") -> pd.DataFrame:
+    """A file as a table of text, with None where there is none. Errors are about `argument`.
 
     Raises:
         ValueError: an empty file, one without the columns of its form, or one that cannot be read.
     """
     separator, columns = _BARE.get(path.name, (_TABLES.get(path.suffix.lower(), "\t"), []))
-    text = _decoded(path)
+    text = _decoded(path, argument)
     if separator == "::":  # one character is read many times faster
         text, separator = text.replace("\t", " ").replace("::", "\t"), "\t"
     quoting = csv.QUOTE_MINIMAL if path.suffix.lower() in _TABLES else csv.QUOTE_NONE
@@ -66,7 +67,9 @@ def read_text(path: Path) -> pd.DataFrame:
     try:  # without a header: pandas would rename columns of one name, and let rows be longer than it
         table = pd.read_csv(io.StringIO(text), sep=separator, header=None, **options)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"name: found {str(path)!r}, no table ({error}), allowed are rows of columns") from error
+        raise ValueError(
+            f"{argument}: found {str(path)!r}, no table ({error}), allowed are rows of columns"
+        ) from error
     if columns:
         if table.shape[1] < len(columns):
             raise ValueError(
@@ -89,7 +92,7 @@ def _untyped(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table.rename(columns=lambda name: name.rpartition(":")[0])
 
 
-def _decoded(path: Path) -> str:
+def _decoded(path: Path, argument: str) -> str:
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -97,7 +100,7 @@ def _decoded(path: Path) -> str:
         if path.name in _BARE:  # MovieLens' older files
             return content.decode("latin-1")
         raise ValueError(
-            f"name: found {str(path)!r}, which is no text in UTF-8 ({error}), allowed are such"
+            f"{argument}: found {str(path)!r}, which is no text in UTF-8 ({error}), allowed are such"
         ) from error
 
 
@@ -137,6 +140,23 @@ def column_of(table: pd.DataFrame, argument: str, column: str, hint: str = "") -
         what = f"{column!r}, of which there is none" if not count else f"{column!r}, of which there are {count}"
         raise ValueError(f"{argument}: found {what}, allowed are {columns}{hint}")
     return found
+
+
+def distinct_columns(columns: Mapping[str, str | None]) -> None:
+    """Refuse one column in two roles: ids taken for times give an order, if a senseless one.
+
+    Args:
+        columns: by argument; None for a role that no column has.
+
+    Raises:
+        ValueError: a column that is there twice.
+    """
+    seen: dict[str, str] = {}
+    for role, column in columns.items():
+        if column is not None and column in seen:
+            raise ValueError(f"{role}: found {column!r}, which is the {seen[column]} too, allowed is another column")
+        if column is not None:
+            seen[column] = role
 
 
 def _loaded(name: str, split: str | None) -> pd.DataFrame:

@@ -9,7 +9,16 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 
 from hf_ext._arguments import Count, check_value
-from hf_ext.data.interactions.formats import ITEM, TIME, TITLE, USER, column_of, read_events, read_titles
+from hf_ext.data.interactions.formats import (
+    ITEM,
+    TIME,
+    TITLE,
+    USER,
+    column_of,
+    distinct_columns,
+    read_events,
+    read_titles,
+)
 from hf_ext.data.interactions.items import SHOWN, Id, ItemTable
 from hf_ext.data.interactions.table import Duplicates, Interactions, build_interactions
 from hf_ext.data.interactions.values import ids_of, ratings_of, times_of
@@ -77,7 +86,7 @@ def load_interactions(
     time = None
     if time_column is not None:
         time = column_of(table, "time_column", time_column, ", or None for the order of the rows")
-    _distinct({"user_column": user, "item_column": item, "time_column": time, "rating_column": rating_column})
+    distinct_columns({"user_column": user, "item_column": item, "time_column": time, "rating_column": rating_column})
     users, items = ids_of(table, user), ids_of(table, item)
     times = None if time is None else times_of(table, time)
     kept = np.ones(len(table), dtype=bool)
@@ -137,16 +146,6 @@ def _title_column(table: pd.DataFrame) -> str:
     """`title`, or the one that is about titles, such as RecBole's `movie_title`."""
     about = [str(name) for name in table.columns if TITLE in str(name).lower()]
     return about[0] if len(about) == 1 and TITLE not in table.columns else TITLE
-
-
-def _distinct(columns: dict[str, str | None]) -> None:
-    """Refuse one column in two roles: ids taken for times give an order, if a senseless one."""
-    seen: dict[str, str] = {}
-    for role, column in columns.items():
-        if column is not None and column in seen:
-            raise ValueError(f"{role}: found {column!r}, which is the {seen[column]} too, allowed is another column")
-        if column is not None:
-            seen[column] = role
 
 
 def _called(name: Any) -> str:
