@@ -75,8 +75,8 @@ PROTOCOL = f"""
 - **Controls.** *{RANK}*: the same without learnt edges. *{GUIDED_RANK}*: without them, with the guide. *{FEATURES}*:
   without any edges, a network of the features. *True prior*: nobody has it. *{EQUALS}*: the edges between positives
   and negatives are taken out by their true labels, the most that weights of edges could do for this network.
-- **Split.** The largest class is positive, of minesweeper the mines. Of its nodes {LABEL_SHARE:.0%} are known, drawn by
-  the seed, whatever their features; of these {HELD_OUT:.0%} are held out of training: they estimate the prior (best
+- **Split.** The largest class is positive, of minesweeper the mines. Of its nodes {LABEL_SHARE:.0%} are known, drawn
+  by the seed, whatever their features; of these {HELD_OUT:.0%} are held out of training: they estimate the prior (best
   bin, after the warm-up) and let *{AUTO}* choose. All others are unlabelled, also for training; scores are of these.
 - **Network.** GCN, two layers, {WIDTH} wide, dropout {DROPOUT:g}; the whole graph at once, {EPOCHS} epochs of one
   step, {WARM_UP} of them warm-up, Adam with weight decay {WEIGHT_DECAY:g}, a constant rate; the last weights are
