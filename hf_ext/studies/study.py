@@ -169,9 +169,9 @@ class Study:
         run: trains and scores one system. A function of a module, so that other processes find it.
         check: called with a key of `data` and what was loaded for it, before anything is prepared; raises ValueError
             for data that the study cannot use.
-        describe: of data that `hf_ext.data.load` does not read, such as graphs, in place of `check`: called with a
-            name or path, returns `sha256` of what is in it, `rows`, their numbers by name, and of a file `file_sha256`;
-            raises ValueError for data that the study cannot use.
+        describe: in place of `check`, of data that `hf_ext.data.load` does not read, such as graphs: called with a
+            name or path, returns `sha256` of what is in it, `rows` (their numbers by name) and of a file
+            `file_sha256`; raises ValueError for data that the study cannot use.
         prepare: makes what the runs on one data set with one seed share, once.
         protocol: the settings in words (markdown).
         seeds, quick_seeds: repetitions that are reported.
