@@ -64,9 +64,9 @@ class _SampledBatches(Sequence[dict[str, Any]]):
     """One batch, with other seeds every time that it is asked for: drawing neighbours is timed."""
 
     def __init__(self, trainer: GPLTrainer, seeds: int) -> None:
-        self._rows: Any = trainer.train_dataset
-        self._size, self._collate = seeds, trainer.data_collator
-        self._order = torch.randperm(len(self._rows), generator=torch.Generator().manual_seed(0))
+        rows: Any = trainer.train_dataset
+        self._rows, self._size, self._collate = rows, seeds, trainer.data_collator
+        self._order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
         return 1
