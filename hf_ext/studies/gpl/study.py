@@ -80,8 +80,9 @@ PROTOCOL = f"""
   bin, after the warm-up) and let *{AUTO}* choose. All others are unlabelled, also for training; scores are of these.
 - **Network.** GCN, two layers, {WIDTH} wide, dropout {DROPOUT:g}; the whole graph at once, {EPOCHS} epochs of one
   step, {WARM_UP} of them warm-up, Adam with weight decay {WEIGHT_DECAY:g}, a constant rate; the last weights are
-  judged. Of cora, citeseer, texas and wisconsin features are divided by their sum. Of cora and
-  citeseer there are the {WIDEST} that most nodes have.
+  judged. Of texas and wisconsin features are divided by their sum, as is usual with these graphs; of the others they
+  are as they are, for with so few epochs *{NAIVE}* ranks worse otherwise (seen with other seeds). Of cora and citeseer
+  there are the {WIDEST} that most nodes have.
 - **Hyper-parameters**: the learning rate, by the AUC of held-out positives against the unlabelled on other seeds.
 - **Digits**: those of scikit-learn, each joined to the five that look most alike; ends of edges are moved to other
   digits until a share of the edges joins two different ones. A seed draws which.
@@ -131,8 +132,8 @@ STUDY = Study(
     cases=(
         Case("digits, 30 % cross edges", EMBEDDED, {"cross_edges": 0.3}),
         Case("digits, 60 % cross edges", EMBEDDED, {"cross_edges": 0.6}),
-        *(Case(name, name, {"normalised": True}) for name in ("cora", "citeseer", "texas", "wisconsin")),
-        Case("chameleon", "chameleon"),
+        *(Case(name, name) for name in ("cora", "citeseer", "chameleon")),
+        *(Case(name, name, {"normalised": True}) for name in ("texas", "wisconsin")),
         Case("minesweeper", "minesweeper", {"positive": 1}),
     ),
     systems=(
