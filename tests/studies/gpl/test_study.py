@@ -169,6 +169,24 @@ def test_a_run_of_a_seed_is_the_same_again(name: str, make_file: MakeFile) -> No
         assert first.details[scores.ERROR] == 0
 
 
+def test_the_best_epoch_is_the_one_that_ranks_held_out_positives_best(
+    make_file: MakeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    own = scores.measure
+
+    def measure(trainer: Any, data: Any) -> Any:
+        seen.append([line["eval_held_out_auc"] for line in trainer.state.log_history if "eval_held_out_auc" in line])
+        return own(trainer, data)
+
+    monkeypatch.setattr(scores, "measure", measure)
+    monkeypatch.setattr(study, "QUICK_EPOCHS", 30)
+    found = study.run(_run(study.BEST_RANK, data=make_file()))
+    (aucs,) = seen
+    assert len(aucs) == 30 / study.EVERY and max(aucs) > aucs[-1]  # or the last epoch would do, too
+    assert found.validation == pytest.approx(max(aucs))
+
+
 def test_a_control_without_edges_between_classes_has_none(make_file: MakeFile) -> None:
     assert study.run(_run(study.EQUALS, data=make_file())).details[scores.BEFORE] == 1
 
