@@ -105,7 +105,7 @@ def _read_as(node: yaml.Node, kind: Any) -> Any:
         return _plain(node, iter(range(_LONGEST)))
     if not isinstance(node, yaml.ScalarNode):
         raise _Unfit
-    if kind is str:
+    if _is_text(kind):
         return node.value
     choices = _choices(kind)
     if choices is not None:
@@ -173,6 +173,11 @@ def _is_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Enum)
 
 
+def _is_text(kind: Any) -> bool:
+    """Text, or a kind of it, such as a word or a number."""
+    return isinstance(kind, type) and issubclass(kind, str) and not issubclass(kind, Enum)
+
+
 def _is_list_of(kind: Any) -> bool:
     origin: Any = get_origin(kind)
     return origin is list
@@ -206,5 +211,7 @@ def _in_words(kind: Any) -> str:
         return ", ".join(map(repr, choices))
     if get_origin(kind) is list:
         return f"lists of {_in_words(*get_args(kind))}"
-    words = {NoneType: "null", bool: "true, false", int: "integers", float: "numbers", str: "text"}
+    if _is_text(kind):
+        return "text"
+    words = {NoneType: "null", bool: "true, false", int: "integers", float: "numbers"}
     return words.get(kind, "mappings" if (get_origin(kind) or kind) is dict else "none from a file")

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from hf_ext._arguments import Bounds, Count, Share
-from hf_ext.data.graphs import PUSplit, check_graph, load_graph
+from hf_ext.data.graphs import PUSplit, check_graph, load_graph, unlabeled_nodes
 from hf_ext.hub_cards.text import visible
 from hf_ext.models import GraphPUConfig, GraphPUModel
 from hf_ext.trainers.arguments import MethodArguments, option
@@ -31,8 +29,8 @@ class GraphArguments(MethodArguments):
 
     dataset: str = option(
         "",
-        "The graph, if it is not two tables (--nodes, --edges): a file or folder as published for node classification "
-        "(.npz, geom-gcn's folders, planetoid's ind.NAME), a Hub id, or 'digits-graph', which comes along.",
+        "The graph, if it is not two tables (--nodes, --edges): an npz file, a folder of geom-gcn's or planetoid's "
+        "files, a Hub id or file of one row with edge_index and x, or 'digits-graph', which comes along.",
     )
     nodes: str | None = option(None, "Table of nodes, csv or parquet: an id, features, what is known.")
     edges: str | None = option(None, "Table of edges, csv or parquet: the ids of both ends.")
@@ -49,9 +47,9 @@ class GraphArguments(MethodArguments):
         None, "Column of classes, of a graph that is known: some are called positive, and a share of these is known."
     )
     weight_column: str | None = option(None, "Column of the edges' weights, >= 0; without it all are 1.")
-    undirected: bool = option(True, "Whether an edge leads both ways.")
-    positive_classes: list[int] | None = option(
-        None, "Of a graph whose classes are known: the positive ones; by default the largest."
+    directed: bool = option(False, "Edges lead from source to target alone; without this both ways.")
+    positive_classes: list[str] | None = option(
+        None, "Of a graph whose classes are known: the positive ones, names or numbers; by default the largest."
     )
     label_share: Share = option(0.5, "Of a graph whose classes are known: the share of positives that is known.")
     label_mechanism: Literal["scar", "features"] = option(
@@ -85,17 +83,22 @@ class GraphArguments(MethodArguments):
             positive_column=self.positive_column,
             label_column=self.label_column,
             weight_column=self.weight_column,
-            undirected=self.undirected,
+            undirected=not self.directed,
         )
         if data.get("positive_mask") is None:
             data = self._split(data)
-        elif self.positive_classes is not None:
-            raise ValueError(
-                f"positive_classes: found {self.positive_classes} for a graph whose known positives are given, "
-                "allowed is None"
-            )
+        else:
+            self._refuse_split()
         check_graph(data)
         return data
+
+    def _refuse_split(self) -> None:
+        for name in ("positive_classes", "label_share", "label_mechanism", "label_seed"):
+            value, default = getattr(self, name), getattr(GraphArguments, name)
+            if value != default:
+                raise ValueError(
+                    f"{name}: found {value!r} for a graph whose known positives are given, allowed is {default!r}"
+                )
 
     def _split(self, data: "Data") -> "Data":
         if data.get("y") is None:
@@ -104,13 +107,24 @@ class GraphArguments(MethodArguments):
                 "known to be positive, or of which class they are"
             )
         split = PUSplit(
-            positive_classes=self.positive_classes,
+            positive_classes=self._classes(data.get("class_names")),
             label_share=self.label_share,
             held_out=0.0,  # the trainer holds some out
             mechanism=self.label_mechanism,
             seed=self.label_seed,
         )
         return split(data)
+
+    def _classes(self, names: Sequence[str] | None) -> list[int] | None:
+        """The numbers of the positive classes."""
+        if self.positive_classes is None:
+            return None
+        numbers = {name: number for number, name in enumerate(names or ())}
+        for name in self.positive_classes:
+            if name not in numbers and not str(name).isdecimal():
+                allowed = ", ".join(map(visible, numbers)) or "numbers of classes"
+                raise ValueError(f"positive_classes: found {name!r}, allowed are {allowed}")
+        return [numbers[name] if name in numbers else int(name) for name in self.positive_classes]
 
 
 @dataclass
@@ -139,23 +153,23 @@ class GraphModelArguments(MethodArguments):
         return GraphPUModel(GraphPUConfig(num_features=data.x.shape[1], **values, **config))
 
 
-def known_of(data: "Data") -> NDArray[np.bool_]:
-    """Which nodes are known to be positive, held out or not."""
-    known: NDArray[np.bool_] = data.positive_mask.numpy()
+def unlabelled_of(data: "Data") -> Tensor:
+    """Which nodes are to be found out about, bool `[N]`."""
     held_out = data.get("held_out_mask")
-    return known if held_out is None else known | held_out.numpy()
+    return unlabeled_nodes(data) if held_out is None else unlabeled_nodes(data) & ~held_out
 
 
-def remark_on(data: "Data") -> str:
-    """What the numbers are of, in words, for a graph of which some positives are held out."""
-    known, held_out = known_of(data), data.get("held_out_mask")
-    among = "" if held_out is None else f", of which {int(held_out.sum())} are held out of training"
-    truth = data.get("pu_y")
-    hidden = ~known if truth is None else ~known & (truth.numpy() >= 0)
-    shown = f"; {truth.numpy()[hidden].mean():.1%} of these are positive in truth" if truth is not None else ""
+def remark_on(data: "Data", held_out: int) -> str:
+    """What the numbers are of, in words; so many of the known positives are held out."""
+    unlabelled, given = unlabelled_of(data), data.get("held_out_mask")
+    known = data.positive_mask if given is None else data.positive_mask | given
+    among = f", of which {held_out} are held out of training" if held_out else ""
+    truth, shown = data.get("pu_y"), ""
+    if truth is not None and bool((evaluated := unlabelled & (truth >= 0)).any()):
+        shown = f"; {float((truth[evaluated] == 1).double().mean()):.1%} of these are positive in truth"
     return (
         f"A graph of {len(known)} nodes with {data.x.shape[1]} features, and {data.edge_index.shape[1]} directed "
-        f"edges. {int(known.sum())} are known to be positive{among}, {int((~known).sum())} are unlabelled{shown}."
+        f"edges. {int(known.sum())} are known to be positive{among}, {int(unlabelled.sum())} are unlabelled{shown}."
     )
 
 
@@ -171,8 +185,9 @@ def ranking_of(found: Any, data: "Data") -> str:
     ids, text = ids_of(data), io.StringIO(newline="")
     rows = csv.writer(text)
     rows.writerow(["id", "probability", "positive"])
-    for node in found.ranked(among=torch.from_numpy(~known_of(data))).tolist():
-        rows.writerow([ids[node], f"{float(found.probabilities[node]):.6g}", int(found.positive[node])])
+    probabilities, positive = found.probabilities.tolist(), found.positive.int().tolist()
+    for node in found.ranked(among=unlabelled_of(data)).tolist():
+        rows.writerow([ids[node], f"{probabilities[node]:.6g}", positive[node]])
     return text.getvalue()
 
 
@@ -183,7 +198,7 @@ def ids_of(data: "Data") -> Sequence[Any]:
 
 def prior_in_words(model: GraphPUModel, data: "Data", method: str | float) -> str:
     """How many of the unlabelled nodes are positive, as far as was found out."""
-    prior, interval, number = model.config.class_prior, model.config.prior_interval, int((~known_of(data)).sum())
+    prior, interval, number = model.config.class_prior, model.config.prior_interval, int(unlabelled_of(data).sum())
     if prior is None:
         return "how many of the unlabelled nodes are positive was not estimated: that takes held-out positives"
     found = f"{prior:.1%} of the unlabelled nodes are positive, {prior * number:.0f} of {number}"
@@ -197,7 +212,7 @@ def examples_of(found: Any, data: "Data") -> str:
     """The first nodes of the ranking, in words."""
     ids = ids_of(data)
     lines = [f"first of the unlabelled nodes (all are in {RANKED}):"]
-    for node in found.ranked(k=_SHOWN, among=torch.from_numpy(~known_of(data))).tolist():
+    for node in found.ranked(k=_SHOWN, among=unlabelled_of(data)).tolist():
         name = " ".join(visible(str(ids[node])).split())
         shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
         lines.append(f"  {shown}: {float(found.probabilities[node]):.3f}")

@@ -297,14 +297,15 @@ def edge_homophily(
     """
     check_word("kind", kind, HomophilyKind)
     _check_edges(edge_index, edge_weight)
-    weight = torch.ones(edge_index.shape[1], device=y.device) if edge_weight is None else edge_weight
-    ends = y.long()[edge_index]
-    known = (edge_index[0] != edge_index[1]) & (ends >= 0).all(0)
-    weight, ends = at_least_float32(weight)[known], ends[:, known]
+    source, target = y.long()[edge_index]
+    known = ((edge_index[0] != edge_index[1]) & (source >= 0) & (target >= 0)).float()
+    weight = known if edge_weight is None else torch.where(known > 0, at_least_float32(edge_weight), 0.0)
     total = weight.sum()
-    homophily = (weight * (ends[0] == ends[1])).sum() / total  # 0 / 0 is NaN
-    if kind == "edge" or not ends.numel():
+    homophily = torch.where(source == target, weight, 0.0).sum() / total  # 0 / 0 is NaN
+    if kind == "edge" or not len(y):
         return homophily
-    shares = weight.new_zeros(int(ends.max()) + 1).index_add(0, ends.flatten(), weight.repeat(2)) / (2 * total)
+    shares = weight.new_zeros(max(int(y.max()), 0) + 1)
+    for ends in (source, target):  # those that are unknown have weight 0
+        shares = shares.index_add(0, ends.clamp(min=0), weight / (2 * total))
     by_chance = shares.square().sum()
     return torch.where((shares > 0).sum() > 1, (homophily - by_chance) / (1 - by_chance), math.nan)

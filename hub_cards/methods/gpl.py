@@ -1,5 +1,6 @@
 """GPL, as cards, README and command line know it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,16 @@ from hf_ext.hub_cards.methods.method import Method, Picture, Snippet
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") != "graph_pu":
         return {}
-    names = ("conv", "num_features", "hidden_size", "num_layers", "edge_scorer", "class_prior", "prior_interval")
-    return {name: config[name] for name in (*names, "threshold") if config.get(name) is not None}
+    names = ("conv", "num_features", "hidden_size", "num_layers", "edge_scorer", "class_prior", "threshold")
+    settings = {name: config[name] for name in names if config.get(name) is not None}
+    interval = config.get("prior_interval")
+    if isinstance(interval, list) and len(interval) == 2:
+        settings["prior_interval"] = " to ".join(f"{end:.4g}" for end in map(_number, interval))
+    return settings
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else math.nan  # of a configuration that anybody may have written
 
 
 def _draw_prior(epochs: Any, path: str) -> None:
@@ -44,9 +53,9 @@ METHOD = Method(
         "`prior = min over c of Q_U(c) / Q_P(c)`, Q(c) being the share that scores at least c.\n"
         "3. S, the share `prior` of U with the highest scores, is taken for positive, and the network learns on the "
         "weighted graph: `L = mean over P+S of softplus(-s) + mean over U-S of softplus(s)`.\n\n"
-        "`gpl_objective` above says whether that was so here or another loss was used; `gpl_guide` whether a network "
-        "without edges took part in choosing S. Where that one ranks held-out positives no better, as on most graphs "
-        "in which neighbours are alike, the weights stay as they are."
+        "The hyper-parameter `gpl_objective` says whether that was so here or another loss was used. With "
+        "`gpl_guide` `auto` a network without edges helps to choose S where it ranks held-out positives better; where "
+        "it does not, as on most graphs in which neighbours are alike, all edges keep the weight they came with."
     ),
     paper="https://arxiv.org/abs/2405.19919",
     bibtex="""@inproceedings{wu2024gpl,

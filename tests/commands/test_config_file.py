@@ -19,7 +19,12 @@ class When(Enum):
     STEPS = "steps"
 
 
+class WordOrNumber(str):
+    """What a command line reads as text, and its own dataclass as a number, where it is one."""
+
+
 OPTIONS: dict[str, Any] = {
+    "share": WordOrNumber,
     "folder": str | None,
     "steps": int,
     "rate": float,
@@ -48,6 +53,8 @@ def read(tmp_path: Path, content: str | bytes) -> dict[str, Any]:
         ("folder: 2024", "2024"),
         ("folder: 2024-01-01", "2024-01-01"),
         ("folder: no", "no"),
+        ("share: bbe", "bbe"),
+        ("share: 0.3", "0.3"),
         ("folder: ~", None),
         ("folder: 'null'", "null"),
         ("rate: 1e-3", 0.001),

@@ -33,7 +33,7 @@ def tables(folder: Path, **changes: Any) -> tuple[Path, Path]:
     known = (np.arange(NODES) < KNOWN).astype(int)
     columns = {"account": [f"№ {node}" for node in range(NODES)], "is_fraud": known.tolist()}
     columns |= {f"f{number}": features[:, number].tolist() for number in range(3)}
-    columns["group"] = positive.astype(int).tolist()
+    columns |= {"group": positive.astype(int).tolist(), "kind": np.where(positive, "fräulich", "ok").tolist()}
     nodes, edges = folder / "nodes.parquet", folder / "edges.csv"
     Dataset.from_dict({**columns, **changes}).to_parquet(nodes)
     with edges.open("w", newline="", encoding="utf-8") as file:
@@ -90,6 +90,7 @@ def test_from_tables_to_a_ranking(
     card = ModelCard.load(out / "README.md").text
     assert "![" in card and "class_prior.png" in card and (out / "class_prior.png").is_file()
     assert "| gpl_objective | gpl |" in card and "60 nodes" in card and str(tmp_path) not in card
+    assert re.search(r"\| prior_interval \| 0\.\d+ to [01]\.?\d* \|", card)
     snippets = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert "tensor" in run_snippet("\n".join(snippets), cwd=tmp_path)
     model = AutoModel.from_pretrained(out)
@@ -105,7 +106,7 @@ def test_the_ranking_is_what_the_saved_folder_says(graph: tuple[Path, Path], tmp
     data = GraphArguments(nodes=nodes, edges=edges, feature_columns=["f0", "f1", "f2"], **options).load()  # type: ignore[arg-type]
     model = AutoModel.from_pretrained(out)
     weights = load_file(out / "edge_weights.safetensors")
-    found = model.predict(data.x, weights["edge_index"], weights["weight"])
+    found = model.predict(data.x, **weights)
     names = [data.node_ids[place] for place in found.ranked(among=~data.positive_mask)]
     assert [row["id"] for row in ranking(out)] == names
     assert [int(row["positive"]) for row in ranking(out)] == [
@@ -125,13 +126,28 @@ def test_classes_that_are_known(graph: tuple[Path, Path], tmp_path: Path, capsys
     assert "reliability.png" in card and "| auc |" in card
 
 
+def test_classes_have_names(graph: tuple[Path, Path]) -> None:
+    nodes, edges = map(str, graph)
+    names = {"id_column": "account", "source_column": "from", "target_column": "to", "feature_columns": ["f0"]}
+
+    def masks(**options: Any) -> Any:
+        found = GraphArguments(nodes=nodes, edges=edges, **names, label_seed=1, **options).load()  # type: ignore[arg-type]
+        return found.positive_mask
+
+    named = masks(label_column="kind", positive_classes=["fräulich"])
+    assert torch.equal(named, masks(label_column="group", positive_classes=["1"]))
+    assert named.sum() == 15 and named.nonzero().max() < NODES // 2
+    with pytest.raises(ValueError, match="positive_classes: found 'fraud', allowed are fräulich, ok"):
+        masks(label_column="kind", positive_classes=["fraud"])
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["--gpl_objective", "nnpu"],
         ["--gpl_prior", "0.3"],
         ["--conv", "mlp"],
-        ["--gpl_neighbors", "3", "3"],
+        ["--gpl_neighbors", "3", "3", "--per_device_train_batch_size", "64"],
         ["--gpl_edges", "scorer"],
     ],
 )
@@ -171,7 +187,8 @@ def test_options_from_a_file(graph: tuple[Path, Path], tmp_path: Path) -> None:
         (["--positive_column", "fraud"], "fraud"),
         (["--source_column", "source"], "source"),
         (["--feature_columns", "f9"], "f9"),
-        (["--positive_classes", "1"], "positive_classes: found [1] for a graph whose known positives are given"),
+        (["--positive_classes", "1"], "positive_classes: found ['1'] for a graph whose known positives are given"),
+        (["--label_share", "0.3"], "label_share: found 0.3 for a graph whose known positives are given"),
         (["--label_share", "0"], "label_share: found 0.0, allowed are numbers in (0, 1]"),
         (["--gpl_prior", "1.5"], "gpl_prior: found"),
         (["--gpl_objective", "pu"], "gpl-objective"),
@@ -233,18 +250,45 @@ def test_ids_that_are_code_or_markup(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert evil in {row["id"] for row in ranking(out)}
 
 
+WITHOUT_EXTRA = """
+import contextlib, io, sys
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "torch_geometric":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from hf_ext.commands.cli import main
+
+for words in (["demo", "gpl"], ["train", "gpl", "--dataset", "digits-graph"]):
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        assert main(words) == 2
+    assert "pip install 'hf-ext[graph]'" in error.getvalue(), error.getvalue()
+try:
+    main(["train", "gpl", "--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+"""
+
+
+def test_without_the_extra_it_is_named(tmp_path: Path, run_snippet: Callable[..., str]) -> None:
+    assert "--positive_column" in run_snippet(WITHOUT_EXTRA, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_demo_and_the_launch_script(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], run_snippet: Callable[..., str]
 ) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "gpl", "--out", str(out), "--seeds", "1", "--steps", "4"]) == 0
-    printed = capsys.readouterr().out
-    assert all(system in printed for system in ("nnPU", "GPL", "features alone"))
+    assert "ready for the Hub" in capsys.readouterr().out
     names = {path.name for path in out.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "modeling_graph.py", "class_prior.png"} <= names
     card = ModelCard.load(out / "README.md")
-    assert "| **GPL** |" in card.text
+    for system in ("unlabelled as negative", "nnPU", "ranked by the graph", "ranked by features", "**GPL**"):
+        assert f"| {system} | F1 unlike |" in card.text and f"| {system} | prior error alike |" in card.text
     snippets = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     assert run_snippet("\n".join(snippets), cwd=tmp_path)
     assert isinstance(AutoModel.from_pretrained(out), GraphPUModel)

@@ -186,9 +186,12 @@ def test_the_operator(conv: str) -> None:
     given = model(x, edges, values, is_operator=True).logits
     torch.testing.assert_close(given, model(x, EDGES, weights).logits)
     assert model.bfloat16().operator(EDGES, None, NODES)[1].dtype == torch.float32
-    if conv != "mlp":
-        with pytest.raises(ValueError, match="edge_weight: found None, allowed with is_operator=True"):
-            model(x, edges, is_operator=True)
+    for wrong, message in ((edges + NODES, "edge_index: found"), (EDGES.T, "edge_index: found")):
+        with pytest.raises(ValueError, match=rf"^{message}"):
+            model.operator(wrong, None, NODES)
+    for wrong_weights in (None, values[:-1], -values):
+        with pytest.raises(ValueError, match=r"^edge_weight: found"):
+            model(x, edges, wrong_weights, is_operator=True)
 
 
 @pytest.mark.parametrize("conv", CONVOLUTIONS)
@@ -247,6 +250,18 @@ def test_logits_may_be_huge() -> None:
         model.convolutions.layers[0].weight.fill_(800)
     loss = model(torch.ones(2, FEATURES), EDGES[:, :0], labels=torch.tensor([1, 0])).loss
     assert float(loss.detach()) == pytest.approx(2000, rel=1e-3)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("conv", CONVOLUTIONS)
+def test_dropout_is_before_every_layer(conv: str, layers: int) -> None:
+    x = _features()
+    without = _model(conv, num_layers=layers, dropout=0.0)
+    assert torch.equal(without.train()(x, EDGES).logits, without.eval()(x, EDGES).logits)
+    model, seen = _model(conv, num_layers=layers, dropout=0.5), []
+    model.convolutions.dropout.register_forward_hook(lambda *_: seen.append(None))
+    assert not torch.allclose(model.train()(x, EDGES).logits, model.eval()(x, EDGES).logits)
+    assert len(seen) == 2 * (layers + 2 * (conv in ("gcnii", "fagcn")))  # of these two more layers are linear
 
 
 # ------------------------------------------------------------------------------------------------ predictions

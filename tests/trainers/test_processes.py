@@ -39,6 +39,8 @@ _ROUTER = {"adapter": {"routing": "router", "twd_weight": 1.0}, "linear_router":
 _DIVBS = {"divbs_ratio": 0.25, "divbs_selection_scope": "global"}
 _DISAM = {"disam_rho": 0.5, "disam_lambda": 1.0}
 _SAMPLES = {"tarf_selection": "samples", "tarf_forget_loss": "npo", "gradient_accumulation_steps": 2}
+_GPL = {"gpl_warmup_epochs": 2, "gpl_prior": 0.4, "gpl_held_out": 0.3, "gpl_edge_steps": 3}
+_SEEDS = {"gpl_neighbors": [3, 2], "gpl_warmup_epochs": 1, "max_steps": 18}
 _BANK = {"causald_front_door": "bank", "causald_bank_size": 5, "causald_num_candidates": 6}
 TWO_PROCESSES = {
     "mola task": Case("mola"),
@@ -72,6 +74,15 @@ TWO_PROCESSES = {
     "causald student alone": Case(
         "causald", {"causald_alpha": 0.0, "causald_num_candidates": 6, "gradient_accumulation_steps": 2}
     ),
+    "gpl": Case("gpl", {**_GPL, "gpl_guide": "mlp"}),
+    "gpl scorer": Case("gpl", {**_GPL, "gpl_guide": "self", "gpl_edges": "scorer"}, {"scorer": True}),
+    "gpl nnpu": Case("gpl", {**_GPL, "gpl_objective": "nnpu"}),
+    "gpl sampled": Case("gpl", {**_GPL, **_SEEDS, "gpl_guide": "mlp"}),
+    "gpl sampled, accumulating": Case(
+        "gpl", {**_GPL, **_SEEDS, "gpl_objective": "rank", "gpl_guide": "self", "gradient_accumulation_steps": 2}
+    ),
+    "gpl sampled, nnpu": Case("gpl", {**_GPL, **_SEEDS, "gpl_objective": "nnpu"}),
+    "gpl sampled, naive": Case("gpl", {**_GPL, **_SEEDS, "gpl_objective": "naive", "gradient_accumulation_steps": 2}),
     "fedlesam": Case("fedlesam", {"fedlesam_rho": 0.5}),
     "fedlesam s": Case("fedlesam", {"fedlesam_variant": "S", "gradient_accumulation_steps": 2}),
     "fedlesam d": Case("fedlesam", {"fedlesam_variant": "D", "fedlesam_direction": "random"}),
@@ -98,6 +109,11 @@ KILLED = {
     "causald": Case(
         "causald", _BANK, kills=({"kill_at": 5}, {"kill_while_saving": True}, {"kill_while_caching": True})
     ),
+    "gpl": Case("gpl", {**_GPL, "gpl_prior": "bbe", "gpl_guide": "mlp", "gpl_prior_update": "each_epoch"}),
+    "gpl scorer": Case(
+        "gpl", {**_GPL, "gpl_guide": "self", "gpl_edges": "scorer"}, {"scorer": True}, kills=({"kill_at": 5},)
+    ),
+    "gpl sampled": Case("gpl", {**_GPL, **_SEEDS, "gpl_guide": "mlp"}, kills=({"kill_at": 15}, {"kill_at": 7})),
     "fedlesam s": Case(
         "fedlesam",
         {"fedlesam_variant": "S", "optim": "sgd", "learning_rate": 0.1},

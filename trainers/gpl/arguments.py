@@ -30,9 +30,8 @@ class GPLArguments(MethodArguments):
 
     gpl_objective: Literal["gpl", "rank", "nnpu", "upu", "naive"] = option(
         "gpl",
-        "'gpl': ranking and learnt edges; 'rank': the share of the unlabelled that the prior says, those with the "
-        "highest scores, count as positive; 'nnpu', 'upu': risks that need no negatives; 'naive': all unlabelled count "
-        "as negative.",
+        "'gpl': ranking and learnt edges; 'rank': the prior's share of the unlabelled, those with the highest scores, "
+        "count as positive; 'nnpu', 'upu': risks that need no negatives; 'naive': all unlabelled count as negative.",
     )
     gpl_prior: PriorOption = option(
         "bbe",
@@ -40,7 +39,8 @@ class GPLArguments(MethodArguments):
         "positives, 'bbe' (best bin) or 'en' (Elkan and Noto).",
     )
     gpl_prior_update: Literal["once", "each_epoch"] = option(
-        "once", "Whether it is estimated after the warm-up alone, or again in each epoch (which confirms itself)."
+        "once",
+        "When the prior is estimated: after the warm-up ('once'), or in each epoch since, where it confirms itself.",
     )
     gpl_guide: Literal["auto", "self", "mlp"] = option(
         "auto",
@@ -55,32 +55,35 @@ class GPLArguments(MethodArguments):
         "graphs can be given to, too; 'none'.",
     )
     gpl_edge_kind: Literal["sigmoid", "softmax"] = option(
-        "sigmoid", "Their weights: 'sigmoid', each for itself, or 'softmax', over all edges into a node."
+        "sigmoid", "Weights of edges: 'sigmoid', each for itself, or 'softmax', over all edges into a node."
     )
     gpl_edge_steps: Whole = option(5, "Steps of the edges' own Adam in an epoch.")
-    gpl_edge_lr: Positive = option(0.1, "Its learning rate.")
+    gpl_edge_lr: Positive = option(0.1, "Learning rate of the edges' own Adam.")
     gpl_edge_start: float = option(2.0, "Logit of every edge at the beginning, with 'free'.")
     gpl_tie_directions: bool = option(True, "Whether both directions of an edge share their logit, with 'free'.")
     gpl_propagation_steps: Whole = option(1, "Steps K that labels take along the edges.")
     gpl_propagation_alpha: ShareOrZero = option(0.0, "Share of its label that a node keeps in a step.")
     gpl_propagation: Literal["lazy", "restart"] = option(
-        "lazy", "Whether what it keeps is of what it has ('lazy') or of what it had at first ('restart')."
+        "lazy", "What a node keeps in a step: a share of what it has ('lazy') or of what it had at first ('restart')."
     )
     gpl_lpl_form: Literal["nll", "log_negative"] = option(
         "nll", "Form of the label propagation loss: 'nll', or 'log_negative', the paper's as it is said to be."
     )
-    gpl_negative_weight: NonNegative = option(1.0, "Weight of the negatives in it.")
+    gpl_negative_weight: NonNegative = option(1.0, "Weight of the negatives in the label propagation loss.")
     gpl_held_out: Proper = option(
         0.2,
         "Share of the known positives that are held out of training, where the graph has no held_out_mask; 0 where "
         "neither prior nor guide needs them.",
     )
     gpl_reduction: Literal["balanced", "sample"] = option(
-        "balanced", "Loss of the ranking: 'balanced', the sum of both classes' means, or 'sample', the mean over nodes."
+        "balanced",
+        "Loss of the ranking: 'balanced', the sum of both classes' means, or 'sample', the mean over nodes.",
     )
     gpl_pu_loss: Literal["sigmoid", "logistic"] = option("sigmoid", "Loss of a node in nnPU and uPU.")
     gpl_nnpu_beta: NonNegative = option(0.0, "How far nnPU lets the negatives' risk be below 0.")
-    gpl_nnpu_gamma: NonNegative = option(1.0, "Weight of its gradient where it is.")
+    gpl_nnpu_gamma: NonNegative = option(
+        1.0, "Weight of the gradient of the negatives' risk in nnPU, where that is below -beta."
+    )
     gpl_seed: Seed = option(0, "Seed of held-out positives, of the guide and of sampled neighbours.")
     gpl_neighbors: list[int] | None = option(
         None,
@@ -104,16 +107,18 @@ class GPLArguments(MethodArguments):
             )
 
     def _check_neighbors(self) -> None:
-        neighbors = self.gpl_neighbors
+        neighbors: Any = self.gpl_neighbors
         if neighbors is None:
             return
-        wholes = isinstance(neighbors, list | tuple) and all(
-            isinstance(one, Integral) and not isinstance(one, bool) and (one >= 1 or one == -1) for one in neighbors
-        )
+        wholes = isinstance(neighbors, list | tuple) and all(map(_is_fan_out, neighbors))
         if not wholes or not neighbors:
             raise ValueError(
                 f"gpl_neighbors: found {neighbors!r}, allowed are None and lists of integers >= 1, or -1 for all"
             )
+
+
+def _is_fan_out(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and (int(value) >= 1 or int(value) == -1)
 
 
 def _prior(value: Any) -> Any:

@@ -38,9 +38,7 @@ class LearnedEdges:
     def weights(self) -> Tensor:
         """`[M]`, at least float32: those learnt, times those given."""
         graph = self.graph
-        learnt = edge_weights(
-            self.scores(), graph.edge_index, num_nodes=graph.num_nodes, kind=self.args.gpl_edge_kind
-        )
+        learnt = edge_weights(self.scores(), graph.edge_index, num_nodes=graph.num_nodes, kind=self.args.gpl_edge_kind)
         return learnt if graph.edge_weight is None else learnt * graph.edge_weight
 
     def learn(self, targets: Targets, unknown: float) -> Tensor | None:

@@ -116,7 +116,9 @@ class Epochs:
 
     @property
     def _estimates(self) -> bool:
-        return self.prior is None or (self.args.gpl_prior_update == "each_epoch" and isinstance(self.args.gpl_prior, str))
+        return self.prior is None or (
+            self.args.gpl_prior_update == "each_epoch" and isinstance(self.args.gpl_prior, str)
+        )
 
     def _estimate(self, scores: Tensor) -> None:
         self.prior, self.interval = estimated_prior(scores, self.graph, self.args)
@@ -144,7 +146,7 @@ class Epochs:
         )
 
     def _compare(self) -> dict[str, float | Tensor]:
-        """Who finds held-out positives better; with "auto" the guide stays where it does, or else edges do not learn."""
+        """Who finds held-out positives better; with "auto" the guide stays if it does, else edges do not learn."""
         if self.guide is None or not bool(self.graph.held_out.any()):
             return {}
         scores = {"gnn_auc": self.logits(), "guide_auc": self.guide.scores()}

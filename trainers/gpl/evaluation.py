@@ -32,6 +32,7 @@ class GraphEvaluationMixin(_Base):
     model: Any
     epochs: Epochs | None
     training_graph: PUGraph | None
+    train_source: Any  # what the training's graph was made of
     gather_function: Any
 
     # ---------------------------------------------------------------------------------------------- data
@@ -39,7 +40,7 @@ class GraphEvaluationMixin(_Base):
         """The graph as one batch; of a loader of Trainer's own each process would get a part."""
         source: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(source, str):
-            source = self.eval_dataset[source]  # type: ignore[index, call-overload]
+            source = self.eval_dataset[source]  # type: ignore[index]
         if source is None:
             raise ValueError("eval_dataset: found None, allowed is a graph with known positives")
         return _loader(self.graph_of(source))
@@ -54,7 +55,10 @@ class GraphEvaluationMixin(_Base):
         Raises:
             ValueError: a graph that cannot be evaluated by this model.
         """
-        graph, own = PUGraph.of(prepared(data_of(source), held_out=0.0, seed=0)), self.training_graph
+        own = self.training_graph
+        if own is not None and data_of(source) is self.train_source:
+            return own
+        graph = PUGraph.of(prepared(data_of(source), held_out=0.0, seed=0))
         check_features(graph, self.model)
         if own is None or not is_same_graph(graph, own):
             return graph
@@ -64,6 +68,8 @@ class GraphEvaluationMixin(_Base):
     # ---------------------------------------------------------------------------------------------- weights
     def evaluation_inputs(self, graph: PUGraph) -> dict[str, Any]:
         """The model's inputs of a graph, with the weights that its edges have."""
+        if self.epochs is not None and graph is self.training_graph:
+            return inputs_of(self.epochs.graph, self.epochs.operator())
         graph = graph.to(self.args.device)
         return inputs_of(graph, self._operator(graph))
 

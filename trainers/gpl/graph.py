@@ -44,8 +44,9 @@ class PUGraph:
 
     def to(self, device: torch.device) -> "PUGraph":
         """On a device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PUGraph(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: value if value is None else value.to(device) for name, value in values.items()}
+        return PUGraph(**moved)
 
     @property
     def num_nodes(self) -> int:
@@ -131,4 +132,3 @@ def is_same_graph(one: PUGraph, other: PUGraph) -> bool:
     """Whether both have the same edges between as many nodes."""
     same = one.num_nodes == other.num_nodes and one.edge_index.shape == other.edge_index.shape
     return same and torch.equal(one.edge_index.cpu(), other.edge_index.cpu())
-

@@ -42,7 +42,8 @@ class Guide:
             dropout=config.dropout,
         )
         with _drawing(graph.x.device, args.gpl_seed, 0):
-            self.model = GraphPUModel(own).to(graph.x.device)
+            model: Any = GraphPUModel(own)
+        self.model = model.to(graph.x.device)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay
         )

@@ -31,7 +31,8 @@ def sampled_inputs(model: Any, graph: PUGraph, operator: Operator, batch: dict[s
     messages are summed; loops that the operator has are those of the batch's nodes.
 
     Args:
-        batch: `x` `[n, F]`, `node_ids` `[n]`, `edge_index` `[2, m]` (places in them), `edge_ids` and `edge_scale` `[m]`.
+        batch: of `GraphCollator`: `x` `[n, F]`, `node_ids` `[n]`, `edge_index` `[2, m]` (places in them), `edge_ids`
+            and `edge_scale` `[m]`.
     """
     weights, edges = operator[1], batch["edge_index"]
     drawn = weights[batch["edge_ids"]]

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_ext.functional import estimate_class_prior, prior_offset, rank_and_select
@@ -24,13 +25,15 @@ def estimated_prior(scores: Tensor, graph: PUGraph, args: Any) -> tuple[float, I
         return float(args.gpl_prior), None
     method: Any = args.gpl_prior
     values = scores.sigmoid() if method == "en" else scores
-    masks = {"positive_mask": graph.held_out, "unlabeled_mask": graph.hidden, "labeled_mask": graph.positive}
+    masks: dict[str, Any] = {"positive_mask": graph.held_out, "unlabeled_mask": graph.hidden}
+    masks["labeled_mask"] = graph.positive
     prior = estimate_class_prior(values, **masks, method=method)["prior"]
     assert prior is not None
-    arrays = {name: mask.cpu().numpy() for name, mask in masks.items()}
+    arrays: dict[str, Any] = {name: mask.cpu().numpy() for name, mask in masks.items()}
     low, high = prior_interval(values.cpu().numpy(), **arrays, method=method, seed=args.gpl_seed)
     margin = 0.5 / int(graph.hidden.sum())  # less than half a node is none, and no logit has that mean
-    return min(max(float(prior), margin), 1 - margin), (low, high)
+    inside = min(max(float(prior), margin), 1 - margin)
+    return inside, (min(low, inside), max(high, inside))
 
 
 def prior_of_loss(prior: float, graph: PUGraph) -> float:
@@ -48,5 +51,10 @@ def calibration(logits: Tensor, graph: PUGraph, prior: float) -> dict[str, float
     """
     hidden = graph.hidden
     selected = rank_and_select(logits, hidden, prior=prior)
-    cut = logits[selected].min() if bool(selected.any()) else math.nextafter(float(logits[hidden].max()), math.inf)
+    cut = logits[selected].min() if bool(selected.any()) else _above(logits[hidden].max())
     return {"score_offset": float(prior_offset(logits[hidden], prior=prior)), "threshold": float(cut)}
+
+
+def _above(logit: Tensor) -> Tensor:
+    """The next number."""
+    return torch.nextafter(logit, torch.full_like(logit, math.inf))

@@ -34,11 +34,12 @@ def with_calibration(epochs: Epochs, config: Any) -> None:
         setattr(config, name, value)
 
 
-def save_edge_weights(epochs: Epochs, folder: str | os.PathLike[str]) -> None:
+def save_edge_weights(epochs: Epochs | None, folder: str | os.PathLike[str]) -> None:
     """Write learnt weights beside a model that has no scorer for them; an older file goes where there are none."""
     path = Path(folder) / EDGE_WEIGHTS
-    weights = None if epochs.edges is None or epochs.args.gpl_edges != "free" else epochs.edge_weight()
-    if weights is None:
+    learnt = epochs is not None and epochs.edges is not None and epochs.args.gpl_edges == "free"
+    weights = epochs.edge_weight() if epochs is not None and learnt else None
+    if epochs is None or weights is None:
         path.unlink(missing_ok=True)
         return
     tensors = {"edge_index": epochs.graph.edge_index, "edge_weight": weights}

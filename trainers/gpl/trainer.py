@@ -101,11 +101,12 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         self.epochs: Epochs | None = None
         #: what is trained on; None without a train_dataset
         self.training_graph: PUGraph | None = None
+        self.train_source = data_of(train_dataset)
         self._resumed: dict[str, Any] = {}
         if train_dataset is not None:
-            data = prepared(data_of(train_dataset), held_out=args.gpl_held_out, seed=args.gpl_seed)
+            data = prepared(self.train_source, held_out=args.gpl_held_out, seed=args.gpl_seed)
             self.training_graph = PUGraph.of(data)
-            eval_dataset = data_of(train_dataset) if eval_dataset is None else eval_dataset
+            eval_dataset = self.train_source if eval_dataset is None else eval_dataset
             train_dataset, data_collator = self._rows(data, self.training_graph, args)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, **kwargs)
         self.loss_is_scaled_for_ga = True  # every loss here is a share of its update's
@@ -166,7 +167,6 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         self.epochs = Epochs(self.model, graph, args, None if args.gpl_neighbors is None else batch)
         if self._resumed:
             self.epochs.load_state(self._resumed)
-            self._resumed = {}
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before an epoch's first update; what of it a resumed run has done already is not done again."""
@@ -231,7 +231,9 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         """The objective's loss in training; the model's own in the warm-up and in evaluation."""
         if GRAPH in inputs:
             made = self.evaluation_inputs(inputs[GRAPH])
-            return super().compute_loss(model, {**made, "labels": inputs["labels"]}, return_outputs, num_items_in_batch)
+            return super().compute_loss(
+                model, {**made, "labels": inputs["labels"]}, return_outputs, num_items_in_batch
+            )
         epochs = self.epochs
         assert epochs is not None
         if self.args.gpl_neighbors is None:
@@ -240,7 +242,9 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
             made = sampled_inputs(epochs.model, epochs.graph, epochs.operator(), inputs)
         if epochs.warms_up:
             made["labels"] = inputs["labels"]
-            loss, outputs = super().compute_loss(model, made, return_outputs=True, num_items_in_batch=num_items_in_batch)
+            loss, outputs = super().compute_loss(
+                model, made, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
             losses, _ = self._losses(outputs.logits.detach(), inputs, num_items_in_batch)
         else:
             outputs = model(**made)

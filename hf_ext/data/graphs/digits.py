@@ -13,6 +13,7 @@ from hf_ext.data.graphs.geometric import Data
 DIGITS_GRAPH = "digits-graph"
 _CrossEdges = Annotated[float, Bounds(at_least=0, below=1)]
 _Seed = Annotated[int, Bounds(at_least=0)]
+_REDRAWS = 200
 _Pairs = NDArray[np.int64]
 
 
@@ -80,11 +81,15 @@ def _mixed(pairs: _Pairs, classes: NDArray[Any], share: float, rng: np.random.Ge
     stays = np.delete(pairs, moved, axis=1)
     size = len(classes)
     taken, ends = stays[0] * size + stays[1], pairs[0, moved]
-    while len(ends):  # those whose new end is of their own class, or is joined to them already, draw again
+    for _ in range(_REDRAWS):  # of those whose new end is of their own class, or is joined to them already
+        if not len(ends):
+            break
         others = rng.integers(size, size=len(ends))
         keys = np.minimum(ends, others) * size + np.maximum(ends, others)
         good = (classes[ends] != classes[others]) & ~np.isin(keys, taken)
         good &= np.isin(np.arange(len(keys)), np.unique(keys, return_index=True)[1])
         taken, ends = np.concatenate([taken, keys[good]]), ends[~good]
+    if len(ends):
+        raise ValueError(f"cross_edges: found {share}, allowed is a lower one, or fewer neighbors")
     taken.sort()
     return np.stack([taken // size, taken % size])

@@ -125,10 +125,10 @@ def _places(edges: pd.DataFrame, column: str, ids: pd.Series, id_column: str) ->
     named = ids_of(edges, column)
     if pd.api.types.is_integer_dtype(named) != pd.api.types.is_integer_dtype(ids):
         named, ids = named.astype(str), ids.astype(str)  # a column with one id such as "a7" is one of text
-    places = pd.Index(ids).get_indexer(pd.Index(named))
+    places: NDArray[np.int64] = pd.Index(ids).get_indexer(pd.Index(named)).astype(np.int64)
     shown = ", ".join(map(repr, ids[:3].tolist()))
     _refuse(places < 0, named, column, "edges", f"allowed are ids of nodes ({id_column}), such as {shown}")
-    return places.astype(np.int64)
+    return places
 
 
 def _features(
@@ -159,11 +159,16 @@ def _features(
             "features (feature_columns) or the classes (label_column)",
             stacklevel=4,
         )
-    names = []
+    names: list[str] = []
     for column, block in blocks.items():
+        one = block.shape[1] == 1
+        own = [column] if one else [f"{column}[{place}]" for place in range(block.shape[1])]
         wrong = ~np.isfinite(block)
-        _refuse(wrong.any(axis=1), nodes[column], column, "nodes", "allowed are finite numbers as features")
-        names += [column] if block.shape[1] == 1 else [f"{column}[{place}]" for place in range(block.shape[1])]
+        if wrong.any():
+            place = int(np.argmax(wrong.any(axis=0)))
+            values = nodes[column] if one else pd.Series(block[:, place])
+            _refuse(wrong[:, place], values, own[place], "nodes", "allowed are finite numbers as features")
+        names += own
     return names, np.concatenate(list(blocks.values()), axis=1)
 
 

@@ -13,8 +13,8 @@ def check_features(x: Any, num_features: int) -> None:
         raise ValueError(f"x: found {_kind(x)}, allowed are floats [N, {num_features}], features of N nodes")
 
 
-def check_edges(edge_index: Any, num_nodes: int) -> None:
-    """Refuse what is not int64 `[2, M]` of nodes that there are."""
+def check_edges(edge_index: Any, num_nodes: int) -> Tensor:
+    """The edges, if they are int64 `[2, M]` of nodes that there are."""
     allowed = "allowed are edges from the first row's nodes to the second's, int64 [2, M]"
     if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.int64:
         raise ValueError(f"edge_index: found {_kind(edge_index)}, {allowed}")
@@ -25,16 +25,18 @@ def check_edges(edge_index: Any, num_nodes: int) -> None:
         if least < 0 or most >= num_nodes:
             found = least if least < 0 else most
             raise ValueError(f"edge_index: found {found}, allowed are nodes 0 to {num_nodes - 1}")
+    return edge_index
 
 
-def check_weights(edge_weight: Any, num_edges: int) -> None:
-    """Refuse what is not floats `[M]`, finite and not negative."""
+def check_weights(edge_weight: Any, num_edges: int) -> Tensor:
+    """The weights, if they are floats `[M]`, finite and not negative."""
     if not isinstance(edge_weight, Tensor) or not edge_weight.is_floating_point() or edge_weight.shape != (num_edges,):
         raise ValueError(f"edge_weight: found {_kind(edge_weight)}, allowed is a float for every edge, [{num_edges}]")
     if looks_at(edge_weight):
         for value in (float(value) for value in edge_weight.detach().aminmax()):
             if not 0 <= value < math.inf:
                 raise ValueError(f"edge_weight: found {value}, allowed are finite numbers >= 0")
+    return edge_weight
 
 
 def check_labels(labels: Any, num_nodes: int) -> None:

@@ -88,7 +88,7 @@ class GraphPUModel(PredictingMixin, LoadedWhole):
                 are there twice count twice. Only `"mlp"` takes none.
             edge_weight: how much of a message arrives, floats `[M]`, >= 0; 1 by default. Differentiable.
             labels: `[N]`, 1 for positive, 0 for negative or unlabelled, -100 for no part in the loss.
-            is_operator: whether edges and weights are those that `operator` gave, or some of them.
+            is_operator: whether edges and weights, then both needed, are those that `operator` gave, or some of them.
             num_items_in_batch: what the sum of losses is divided by; by default the number of labels.
             return_dict: False gives a tuple.
 
@@ -96,29 +96,22 @@ class GraphPUModel(PredictingMixin, LoadedWhole):
             ValueError: other shapes or types; on the CPU, where values are looked at, nodes that there are not,
                 weights that are negative or not finite, and other labels.
         """
-        self._check(x, edge_index, edge_weight, labels)
-        if edge_index is None:
+        check_features(x, self.config.num_features)
+        if labels is not None:
+            check_labels(labels, x.shape[0])
+        if edge_index is None and self.config.conv == "mlp":
             edge_index = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
-        if is_operator and edge_weight is None:
-            raise ValueError("edge_weight: found None, allowed with is_operator=True are the operator's weights")
-        if not is_operator:
-            edge_index, edge_weight = self.operator(edge_index, edge_weight, x.shape[0])
-        assert edge_weight is not None
-        logits: Tensor = self.convolutions(x.to(self.dtype), edge_index, edge_weight.to(self.dtype))[:, 0]
+        if is_operator:
+            edges = check_edges(edge_index, x.shape[0])
+            weights = check_weights(edge_weight, edges.shape[1])
+        else:
+            edges, weights = self.operator(edge_index, edge_weight, x.shape[0])
+        logits: Tensor = self.convolutions(x.to(self.dtype), edges, weights.to(self.dtype))[:, 0]
         loss = None if labels is None else _loss(logits, labels, num_items_in_batch)
         outputs = GraphPUOutput(loss=loss, logits=logits)
         return outputs.to_tuple() if return_dict is False else outputs
 
-    def _check(self, x: Tensor, edge_index: Tensor | None, edge_weight: Tensor | None, labels: Tensor | None) -> None:
-        check_features(x, self.config.num_features)
-        if edge_index is not None or self.config.conv != "mlp":
-            check_edges(edge_index, x.shape[0])
-        if edge_weight is not None:
-            check_weights(edge_weight, 0 if edge_index is None else edge_index.shape[1])
-        if labels is not None:
-            check_labels(labels, x.shape[0])
-
-    def operator(self, edge_index: Tensor, edge_weight: Tensor | None, num_nodes: int) -> tuple[Tensor, Tensor]:
+    def operator(self, edge_index: Any, edge_weight: Tensor | None, num_nodes: int) -> tuple[Tensor, Tensor]:
         """What a layer sums messages with, from edges and their weights.
 
         - `"gcn"`, `"gcnii"`, `"fagcn"`: a loop of weight 1 for every node, behind all edges, and weights divided by
@@ -135,7 +128,13 @@ class GraphPUModel(PredictingMixin, LoadedWhole):
         Returns:
             Edges `[2, M]`, or `[2, M + N]` with loops, of which the first M are those given, in their order; and
             weights of them, at least float32, differentiable.
+
+        Raises:
+            ValueError: see `forward`.
         """
+        check_edges(edge_index, num_nodes)
+        if edge_weight is not None:
+            check_weights(edge_weight, edge_index.shape[1])
         dtype = self.dtype if edge_weight is None else edge_weight.dtype
         dtype = torch.promote_types(dtype, torch.float32)
         if edge_weight is None:

@@ -51,8 +51,8 @@ def _places(among: Tensor, num_nodes: int) -> Tensor:
     if among.dtype == torch.bool and among.shape == (num_nodes,):
         return among.nonzero()[:, 0]
     if among.dtype != torch.int64 or among.ndim != 1:
-        found = f"{among.dtype} of shape {tuple(among.shape)}"
-        raise ValueError(f"among: found {found}, allowed are bool [{num_nodes}] or nodes, int64")
+        kind = f"{among.dtype} of shape {tuple(among.shape)}"
+        raise ValueError(f"among: found {kind}, allowed are bool [{num_nodes}] or nodes, int64")
     places = among.unique()
     if len(places) and not 0 <= int(places[0]) <= int(places[-1]) < num_nodes:
         found = int(places[0] if places[0] < 0 else places[-1])

@@ -72,6 +72,7 @@ REFUSED: list[tuple[Any, str]] = [
     (graph(edge_weight=torch.ones(4, dtype=torch.int64)), "edge_weight: found torch.int64"),
     (graph(edge_weight=torch.tensor([1, 1, -0.5, 1])), "edge_weight: found -0.5 at edge 2"),
     (graph(edge_weight=torch.tensor([1, NAN, 1, 1])), "edge_weight: found nan at edge 1"),
+    (graph(edge_weight=torch.tensor([1, 1, 1, float("inf")])), "edge_weight: found inf at edge 3"),
     (graph(y=torch.zeros(5, dtype=torch.int64)), "y: found torch.int64 of shape"),
     (graph(y=torch.zeros(6)), "y: found torch.float32"),
     (graph(y=torch.tensor([0, 0, 0, 0, 0, -2])), "y: found -2, allowed"),

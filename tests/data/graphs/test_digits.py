@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
 
+import hf_ext.data.graphs.digits
 from hf_ext.data.graphs import check_structure, digits_graph
 
 
@@ -49,3 +51,11 @@ def test_homophily_is_as_said() -> None:
 def test_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         digits_graph(**options)
+
+
+def test_a_graph_without_room_for_other_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = np.arange(12, dtype=np.float32)[:, None], np.arange(12) % 2
+    monkeypatch.setattr(hf_ext.data.graphs.digits, "_digits", lambda: few)
+    assert homophily(digits_graph(neighbors=2, cross_edges=0.9)) == pytest.approx(0.1, abs=0.03)
+    with pytest.raises(ValueError, match=r"cross_edges: found 0.9, allowed is a lower one, or fewer neighbors"):
+        digits_graph(neighbors=11, cross_edges=0.9)

@@ -111,7 +111,7 @@ def test_geom_gcn(tmp_path: Path) -> None:
         (["1,0"] * 5, "", "name: found no rows in"),
         (["1,x"] * 5, "0\t1\n", "name: found features in"),
         (["1", "-2,1", "1", "1", "1"], "0\t1\n", "name: found features in"),
-        (["1,nan"] * 5, "0\t1\n", "features: found .* in row 0 of nodes"),
+        (["1,nan"] * 5, "0\t1\n", "features.1.: found nan in row 0 of nodes"),
     ],
 )
 def test_geom_gcn_that_is_none(features: list[str], edges: str, message: str, tmp_path: Path) -> None:
@@ -168,6 +168,8 @@ def test_nodes_that_planetoid_has_no_features_of(tmp_path: Path) -> None:
     data = load_graph(planetoid(tmp_path, graph=graph, **{"test.index": "5\n3\n"}))
     assert data.x[4].tolist() == [0, 0, 0] and data.y.tolist() == [0, 1, 0, 1, -1, 1]
     assert data.x[5].tolist() == X[4].tolist()
+    unlabelled = load_graph(planetoid(tmp_path, ally=np.array([[1, 0], [0, 0], [1, 0]])))
+    assert unlabelled.y.tolist() == [0, -1, 0, 1, 1]
 
 
 class Payload:

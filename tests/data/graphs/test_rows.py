@@ -1,5 +1,7 @@
 """A graph as rows: whole, or a neighbourhood for each node of the loss."""
 
+import pickle
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -70,7 +72,7 @@ def test_a_row_for_each_node_of_the_loss(workers: int) -> None:
             assert batch["labels"].dtype == torch.int64
         drawn.append(torch.cat([batch["edge_ids"] for batch in batches]).tolist())
     assert drawn[0] != drawn[1]
-    again = SampledRows(data, [2, 2], seed=1, epoch=5)
+    again = pickle.loads(pickle.dumps(SampledRows(data, [2, 2], seed=1, epoch=5)))
     batches = list(DataLoader(again, 4, collate_fn=GraphCollator(again)))
     assert torch.cat([batch["edge_ids"] for batch in batches]).tolist() == drawn[1]
 

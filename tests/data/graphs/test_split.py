@@ -93,6 +93,16 @@ def test_draws_have_exactly_the_probabilities_said() -> None:
     assert sorted(everything.tolist()) == list(range(12))
 
 
+@pytest.mark.parametrize("mechanism", ["scar", "features"])
+def test_every_labelled_node_is_as_likely_to_be_held_out(mechanism: Any) -> None:
+    held_out, labelled = torch.zeros(40), torch.zeros(40)
+    for seed in range(400):
+        split = PUSplit(0, 0.5, 0.3, mechanism, seed)(graph((40,), 0))
+        held_out += split.held_out_mask
+        labelled += split.positive_mask | split.held_out_mask
+    assert (held_out / labelled - 0.3).abs().max() < 0.15
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from hf_ext.data.graphs import load_graph
 
+NAN = float("nan")
 NODES = {"id": ["a", "b", "c", "d"], "size": [1.0, 2.0, 3.0, 4.0], "age": [10, 20, 30, 40], "known": [1, 0, 0, 0]}
 EDGES = {"source": ["a", "c"], "target": ["b", "a"], "strength": [0.5, 2.0]}
 
@@ -218,9 +219,12 @@ def test_features_that_are_lists_or_of_many_kinds(tmp_path: Path) -> None:
     assert texts.x[:, 1].tolist() == [10, 20, 30, 40.5]
 
 
-def test_what_sounds_like_a_class_is_told_of() -> None:
+def test_what_sounds_like_a_class_is_told_of(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="feature_columns: found Label among them"):
         loaded({"Label": [1, 1, 0, 0]})
+    pd.DataFrame(NODES).to_csv(tmp_path / "nodes.csv")  # with the numbers of rows
+    with pytest.warns(UserWarning, match="feature_columns: found nan among them"):
+        load_graph(nodes=tmp_path / "nodes.csv", edges=pd.DataFrame(EDGES))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         loaded({"Label": [1, 1, 0, 0]}, feature_columns=["Label"])
@@ -236,6 +240,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"nodes": {"age": [1, 2, 3, 1e300]}}, r"age: found 1e\+300 in row 3"),
     ({"nodes": {"age": ["1", "2", "nan", "4"]}}, "age: found 'nan' in row 2"),
     ({"nodes": {"age": ["1", "2", "n/a", "4"]}}, "age: found 'n/a' in row 2"),
+    ({"nodes": {"age": [[1, 2], [3, NAN], [5, 6], [7, 8]]}}, r"age\[1\]: found nan in row 1 of nodes .*1 such"),
     ({"nodes": {"age": [[1], [2], [3, 4], [5]]}}, "age: found lists of shapes"),
     ({"nodes": {"age": [[1], [2], [3], None]}}, "age: found lists of shapes"),
     (
