@@ -29,9 +29,8 @@ from hf_ext.data.interactions import (
 )
 from hf_ext.hub_cards.text import without_path
 from hf_ext.metrics import RankingMetrics, popularity_ranks, rank_targets
-from hf_ext.metrics.rankings import RankedTargets
+from hf_ext.metrics.rankings import RankedTargets, expected_ndcg
 from hf_ext.models import SequentialRecommenderForNextItem
-from hf_ext.studies.causald.scores import expected_ndcg
 from hf_ext.trainers import CausalDConfig, CausalDTrainer
 from hf_ext.trainers.checkpoints import newest_complete_checkpoint
 

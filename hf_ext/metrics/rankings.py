@@ -193,6 +193,13 @@ def rank_by_scores(
     return RankedTargets(*found)
 
 
+def expected_ndcg(scores: Floats, probabilities: Floats, *, k: int = 10) -> float:
+    """Mean NDCG@k, over rows, of an item drawn from their `probabilities` and ranked by `scores`, both `[B, N]`."""
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    discounts = 1 / np.log2(2 + np.arange(top.shape[1]))
+    return float((np.take_along_axis(probabilities, top, axis=1) @ discounts).mean())
+
+
 def _ranked(scores: Tensor, batch: Batch, num_items: int, k: int) -> RankedTargets:
     labels, excluded = (batch[name].to(scores.device) for name in ("labels", "exclude_ids"))
     if scores.shape != (len(labels), num_items):

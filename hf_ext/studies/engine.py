@@ -80,7 +80,8 @@ def reproduce(
     if study.check is not None:
         for name, place in places.items():
             study.check(name, load(place))
-    hashes = {name: describe(value) for name, value in places.items()}
+    described = describe if study.describe is None else study.describe
+    hashes = {name: dict(described(value)) for name, value in places.items()}
     code = code_of(study)
     execute = partial(_execute, study.run)
     cases = [case for case in study.cases if case.data in places]

@@ -25,7 +25,8 @@ class Source:
 
     Args:
         about: what it is, in words.
-        embedded: name of the embedded data set, or None if the user has to bring it (`--data NAME=PATH_OR_HUB_ID`).
+        embedded: name of the data set that comes with the package, or None if the user has to bring it
+            (`--data NAME=PATH_OR_HUB_ID`).
         needs: columns and splits that data put in its place must have.
         origin: where a reader gets it.
     """
@@ -34,10 +35,6 @@ class Source:
     embedded: str | None = None
     needs: str = ""
     origin: str = ""
-
-    def __post_init__(self) -> None:
-        if self.embedded is not None and self.embedded not in EMBEDDED:
-            raise ValueError(f"embedded: found {self.embedded!r}, allowed are {', '.join(EMBEDDED)}")
 
 
 @dataclass(frozen=True)
@@ -172,6 +169,9 @@ class Study:
         run: trains and scores one system. A function of a module, so that other processes find it.
         check: called with a key of `data` and what was loaded for it, before anything is prepared; raises ValueError
             for data that the study cannot use.
+        describe: in place of `check`, of data that `hf_ext.data.load` does not read, such as graphs: called with a
+            name or path, returns `sha256` of what is in it, `rows` (their numbers by name) and of a file
+            `file_sha256`; raises ValueError for data that the study cannot use.
         prepare: makes what the runs on one data set with one seed share, once.
         protocol: the settings in words (markdown).
         seeds, quick_seeds: repetitions that are reported.
@@ -193,6 +193,7 @@ class Study:
     comparisons: tuple[Comparison, ...]
     run: Callable[[Run], Outcome]
     check: Callable[[str, DatasetDict], None] | None = None
+    describe: Callable[[str], Mapping[str, Any]] | None = None
     prepare: Callable[[Preparation], None] | None = None
     protocol: str = ""
     seeds: int = 5
@@ -206,6 +207,13 @@ class Study:
             raise ValueError(f"name: found {self.name!r}, allowed are letters, digits, - and _, but not {RESERVED}")
         if not inspect.isfunction(self.run):  # what its code is has to be clear
             raise ValueError(f"run: found {self.run!r}, allowed is a function of a module")
+        if self.describe is None:
+            for source in self.data.values():
+                _known("embedded", [source.embedded] if source.embedded else [], EMBEDDED)
+        elif self.check is not None:
+            raise ValueError(
+                "check: found one beside describe, allowed is None: describe refuses what is no such data"
+            )
         systems = _different("systems", [system.name for system in self.systems])
         cases = _different("cases", [case.name for case in self.cases])
         _different("details", [detail.name for detail in self.details])

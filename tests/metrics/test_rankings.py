@@ -1,5 +1,6 @@
 """Where targets stand among all items: inside of a Trainer, by a model alone, by the baselines."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -161,3 +162,17 @@ def _halves(rows: ToyRows) -> list[tuple[list[int], int]]:
 def test_neighbours_are_at_least_one() -> None:
     with pytest.raises(ValueError, match="neighbours: found 0"):
         item_knn_ranks(toy_rows(), neighbours=0, collator=collate)
+
+
+def test_expected_ndcg_is_that_of_all_items_by_their_probabilities() -> None:
+    random = np.random.default_rng(0)
+    logits, shares = random.normal(size=(4, 30)), random.dirichlet(np.ones(30), size=4)
+    expected = [
+        sum(
+            share / math.log2(2 + (line > score).sum())
+            for score, share in zip(line, weights, strict=True)
+            if (line > score).sum() < 10
+        )
+        for line, weights in zip(logits, shares, strict=True)
+    ]
+    assert rankings.expected_ndcg(logits, shares) == pytest.approx(np.mean(expected))

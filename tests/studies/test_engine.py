@@ -202,13 +202,38 @@ def test_mistakes_are_found_before_any_run(
         ({"name": "bench"}, "name: found 'bench', allowed are"),
         ({"name": "../up"}, "name: found '../up', allowed are"),
         ({"run": print}, "run: found .*, allowed is a function of a module"),
+        ({"data": {"first": Source("x", embedded="nowhere"), "second": Source("y")}}, "embedded: found 'nowhere'"),
+        ({"describe": describe, "check": print}, "check: found one beside describe, allowed is None"),
     ],
 )
 def test_names_have_to_fit(toy: ModuleType, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         toy.make(**({"comparisons": ()} | changes))
-    with pytest.raises(ValueError, match="embedded: found 'nowhere'"):
-        Source("x", embedded="nowhere")
+
+
+def test_a_study_may_read_its_data_itself(toy: ModuleType, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{name}.npz" for name in ("first", "second")}
+    for name, file in files.items():
+        np.savez(file, values=np.zeros(len(name)))
+
+    def of(place: str) -> dict[str, Any]:
+        values = np.load(place)["values"]
+        if len(values) > 6:
+            raise ValueError(f"--data: found {len(values)} values, allowed are at most 6")
+        return {"sha256": f"of {len(values)}", "rows": {"values": len(values)}}
+
+    given = {name: str(file) for name, file in files.items()}
+    found = reproduce(toy.make(describe=of), out=tmp_path / "out", data=given, seeds=1).data
+    assert found["second"] == {"given": "second.npz", "sha256": "of 6", "rows": {"values": 6}}
+    toy.RUNS.clear()
+    reproduce(toy.make(describe=of), out=tmp_path / "out", data=given, seeds=1)
+    assert not toy.RUNS
+    np.savez(files["first"], values=np.zeros(7))
+    with pytest.raises(ValueError, match="found 7 values"):
+        reproduce(toy.make(describe=of), out=tmp_path / "out", data=given, seeds=1)
+    np.savez(files["first"], values=np.zeros(4))  # other data: the runs on these alone are made anew
+    reproduce(toy.make(describe=of), out=tmp_path / "out", data=given, seeds=1)
+    assert {run.case.name for run in toy.RUNS} == {"one"}
 
 
 def test_results_come_back_from_their_file(toy: ModuleType, given: dict[str, str], tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def rows_of(table: nn.Module, rows: Rows) -> Tensor:
     if isinstance(rows, Tensor):
         found: Tensor = table(rows)
         return found
-    if type(table).forward is nn.Embedding.forward:  # its weights are all there is to it
+    if isinstance(table, nn.Embedding) and type(table).forward is nn.Embedding.forward:  # its weights are all of it
         return table.weight[rows]
     device = next(table.parameters()).device
     wrapped: Tensor = table(torch.arange(rows.start, rows.stop, device=device))

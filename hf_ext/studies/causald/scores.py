@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from hf_ext.data.interactions import NextItems
-from hf_ext.metrics.rankings import RankedTargets
+from hf_ext.metrics.rankings import RankedTargets, expected_ndcg
 from hf_ext.metrics.recommendation import RankingMetrics
 from hf_ext.studies.causald.data import World
 from hf_ext.studies.study import Outcome
@@ -62,11 +62,4 @@ def against_the_truth(system: Ranker, world: World) -> dict[str, float | None]:
         return {EFFECT_NDCG: None, EFFECT_KL: None}
     effect = world.shop.true_effect(histories)
     divergence = (effect * (np.log(effect) - log_softmax(scores, axis=1))).sum(axis=1).mean()
-    return {EFFECT_NDCG: expected_ndcg(scores, effect), EFFECT_KL: float(divergence)}
-
-
-def expected_ndcg(scores: NDArray[np.float64], probabilities: NDArray[np.float64]) -> float:
-    """Mean NDCG@10, over histories, of an item that is drawn from `probabilities` `[B, N]` and ranked by `scores`."""
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :CUT]
-    discounts = 1 / np.log2(2 + np.arange(top.shape[1]))
-    return float((np.take_along_axis(probabilities, top, axis=1) @ discounts).mean())
+    return {EFFECT_NDCG: expected_ndcg(scores, effect, k=CUT), EFFECT_KL: float(divergence)}

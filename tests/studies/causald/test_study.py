@@ -1,6 +1,5 @@
 """CausalD's study: its worlds, its teachers, what it measures; every system runs."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,20 +85,6 @@ def test_data_that_cannot_be_used(log: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ scores
-def test_expected_ndcg_is_that_of_all_items_by_their_probabilities() -> None:
-    random = np.random.default_rng(0)
-    logits, shares = random.normal(size=(4, 30)), random.dirichlet(np.ones(30), size=4)
-    expected = [
-        sum(
-            share / math.log2(2 + (line > score).sum())
-            for score, share in zip(line, weights, strict=True)
-            if (line > score).sum() < 10
-        )
-        for line, weights in zip(logits, shares, strict=True)
-    ]
-    assert scores.expected_ndcg(logits, shares) == pytest.approx(np.mean(expected))
-
-
 class Knowing:
     """A system that says what a function of histories says."""
 
