@@ -118,7 +118,7 @@ class GPLArguments(MethodArguments):
 
 
 def _is_fan_out(value: Any) -> bool:
-    return isinstance(value, Integral) and type(value) is not bool and (int(value) >= 1 or int(value) == -1)
+    return not isinstance(value, bool) and isinstance(value, Integral) and (int(value) >= 1 or int(value) == -1)
 
 
 def _prior(value: Any) -> Any:
