@@ -20,7 +20,7 @@ NOT_SENT = (
     *("*.pickle", "*.pk", "*.pkl", "*.pt", "*.pth", "*.pth.tar"),
     *("checkpoint-*", "global_step*", "optimizer.*", "optimizer_[0-9]*", "rng_state*", "scaler.*", "scheduler.*"),
     *("round-[0-9]*",),  # states of a federation
-    "ranked.csv",  # a user's nodes, by their own ids
+    *("edge_weights.safetensors", "ranked.csv"),  # a user's graph: which nodes are joined, and which are positive
     *("causald_effects", "causald_teachers"),  # what a recommender has learned from
     *(".*", "*.part", "__pycache__", "events.out.tfevents*", "runs"),
 )

@@ -30,7 +30,6 @@ _logger = logging.get_logger(__name__)
 _MODEL_FILES = (
     *("adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json"),
     *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "*.py"),
-    "edge_weights.safetensors",  # of a graph
 )
 
 

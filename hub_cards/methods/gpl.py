@@ -92,18 +92,6 @@ found = model.predict(x, edge_index)
 print(found.ranked(k=3), found.probabilities, found.positive)
 """,
         ),
-        Snippet(
-            file="edge_weights.safetensors",
-            words="On the graph of the training itself it takes the weights of the edges that were learned with it; "
-            "`x` being the features of that graph's nodes, in their order:",
-            code="""from safetensors.torch import load_file
-from transformers.utils import cached_file
-
-edges = load_file(cached_file({place}, "edge_weights.safetensors"))  # edge_index and edge_weight
-x = torch.randn(int(edges["edge_index"].max()) + 1, model.config.num_features)
-print(model.predict(x, **edges).ranked(k=3))
-""",
-        ),
     ),
     settings=_settings,
     pictures=(

@@ -52,9 +52,10 @@ def test_from_tables_to_the_hub(hub: Hub, in_process: Callable[..., Any], tmp_pa
     assert in_process(TRAIN) == 0
     assert "Ms 3" in (tmp_path / "nodes.csv").read_text() and "Ms 30" in (tmp_path / "out" / "ranked.csv").read_text()
     files = set(hub.repos["me/fraud"].files())
-    sent = {"README.md", "config.json", "edge_weights.safetensors", "model.safetensors", "modeling_graph.py"}
+    sent = {"README.md", "config.json", "model.safetensors", "modeling_graph.py"}
     assert sent <= files
-    assert "ranked.csv" not in files  # a user's nodes, by their own ids
+    kept = {"edge_weights.safetensors", "ranked.csv"}  # a user's edges, and nodes by their own ids
+    assert kept <= {path.name for path in (tmp_path / "out").iterdir()} and not kept & files
     kind, ranked, prior = in_process(LOAD.format(imports="hf_ext, ", without=False, options=""))
     assert kind == "hf_ext" and len(ranked) == 3 and 0 < prior < 1
     remote = LOAD.format(imports="", without=True, options=", trust_remote_code=True")
