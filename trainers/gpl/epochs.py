@@ -8,7 +8,7 @@ from torch import Tensor
 from hf_ext.functional import edge_homophily, rank_and_select
 from hf_ext.trainers.gpl.edges import FreeEdges, LearnedEdges, ScoredEdges
 from hf_ext.trainers.gpl.graph import PUGraph
-from hf_ext.trainers.gpl.guide import Guide, held_out_auc
+from hf_ext.trainers.gpl.guide import Guide, compared, held_out_ranks
 from hf_ext.trainers.gpl.passes import Operator, operator_of, scores_of
 from hf_ext.trainers.gpl.prior import Interval, estimated_prior, prior_of_loss
 from hf_ext.trainers.gpl.targets import Targets
@@ -40,7 +40,7 @@ class Epochs:
         self.prior: float | None = None if isinstance(args.gpl_prior, str) else args.gpl_prior
         self.interval: Interval | None = None
         self.guide, self.edges = self._new_guide(), self._new_edges()
-        #: of held-out positives against the unlabelled, once both networks are compared
+        #: of held-out positives against the unlabelled, once both networks are compared, and their difference's error
         self.aucs: dict[str, float] = {}
         #: numbers of every epoch since the warm-up
         self.curves: dict[str, list[float]] = {"epoch": [], "prior": [], "homophily": [], "mean_edge_weight": []}
@@ -149,10 +149,8 @@ class Epochs:
         """Who finds held-out positives better; with "auto" the guide stays if it does, else edges do not learn."""
         if self.guide is None or not bool(self.graph.held_out.any()):
             return {}
-        scores = {"gnn_auc": self.logits(), "guide_auc": self.guide.scores()}
-        self.aucs = {
-            name: held_out_auc(values, self.graph.held_out, self.graph.hidden) for name, values in scores.items()
-        }
+        scores = (self.logits(), self.guide.scores())
+        self.aucs = compared(*(held_out_ranks(one, self.graph.held_out, self.graph.hidden) for one in scores))
         if self.args.gpl_guide == "auto" and self.aucs["guide_auc"] <= self.aucs["gnn_auc"]:
             self._drop_guide()
         return dict(self.aucs)

@@ -15,6 +15,11 @@ from hf_ext.trainers.gpl.epochs import Epochs
 from hf_ext.trainers.gpl.prior import calibration, estimated_prior
 
 EDGE_WEIGHTS = "edge_weights.safetensors"
+_VERDICTS = {
+    True: "the graph helps",
+    False: "the graph does not help",
+    None: "whether the graph helps is not known",
+}
 
 
 def with_calibration(epochs: Epochs, config: Any) -> None:
@@ -76,16 +81,24 @@ def graph_helps(epochs: Epochs | None) -> dict[str, Any]:
 
     Returns:
         `gnn_auc` and `features_auc`, of held-out positives against the unlabelled after the warm-up, None where they
-        were not compared; `helps`, True, False or None; and `verdict`, in words.
+        were not compared; `helps`, True or False where they differ by more than two standard errors, else None; and
+        `verdict`, in words.
     """
     aucs = {} if epochs is None else epochs.aucs
     if not aucs:
         words = "not compared: that takes gpl_guide='auto' or 'mlp', held-out positives and more epochs than warm-up"
         return {"gnn_auc": None, "features_auc": None, "helps": None, "verdict": words}
     gnn, features = aucs["gnn_auc"], aucs["guide_auc"]
-    helps = gnn > features
-    numbers = f"{gnn:.3f} with edges, {features:.3f} by features alone (AUC of held-out positives after the warm-up)"
-    words = f"the graph helps: {numbers}" if helps else f"the graph does not help: {numbers}"
+    helps = gnn > features if abs(gnn - features) > 2 * aucs["auc_error"] else None
+    verdicts = {
+        True: "the graph helps",
+        False: "the graph does not help",
+        None: "whether the graph helps is not known",
+    }
+    words = (
+        f"{verdicts[helps]}: {gnn:.3f} with edges, {features:.3f} by features alone, difference ± {aucs['auc_error']:.3f} "
+        "(AUC of held-out positives after the warm-up, and its standard error)"
+    )
     return {"gnn_auc": gnn, "features_auc": features, "helps": helps, "verdict": words}
 
 

@@ -63,7 +63,7 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
     `gpl_neighbors` batches are of sampled neighbourhoods.
 
     Logged: `positive_loss`, `negative_loss`; of epochs since the warm-up `prior`, `lpl`, `pseudo_homophily`,
-    `mean_edge_weight`, `selected_fraction`; once `gnn_auc` and `guide_auc`.
+    `mean_edge_weight`, `selected_fraction`; once `gnn_auc`, `guide_auc` and `auc_error`.
 
     The model's configuration gets `class_prior`, `prior_interval`, `score_offset` and `threshold` whenever the model
     is saved, and when training ends; free weights of edges lie beside it, `edge_weights.safetensors`. Evaluation takes

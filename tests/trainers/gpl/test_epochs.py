@@ -1,6 +1,7 @@
 """What happens once an epoch: who ranks, what edges learn, what is selected, and the numbers that follow."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from hf_ext.functional import edge_homophily, edge_weights, label_propagation_lo
 from hf_ext.trainers.gpl.edges import FreeEdges
 from hf_ext.trainers.gpl.epochs import Epochs
 from hf_ext.trainers.gpl.graph import PUGraph, prepared
-from hf_ext.trainers.gpl.guide import Guide, held_out_auc
+from hf_ext.trainers.gpl.guide import Guide, compared, held_out_ranks
 from hf_ext.trainers.gpl.prior import calibration, estimated_prior, prior_of_loss
+from hf_ext.trainers.gpl.results import graph_helps
 from hf_ext.trainers.gpl.targets import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:gpl_held_out. found")
@@ -41,7 +43,20 @@ def test_auc_is_that_of_scikit_learn() -> None:
     held_out, hidden = torch.arange(50) < 9, torch.arange(50) >= 20
     known = held_out | hidden
     expected = roc_auc_score(held_out[known].numpy(), scores[known].numpy())
-    assert held_out_auc(scores, held_out, hidden) == pytest.approx(expected)
+    assert held_out_ranks(scores, held_out, hidden).mean().item() == pytest.approx(expected)
+
+
+def test_what_few_positives_tell() -> None:
+    gnn, guide = torch.tensor([0.9, 0.8, 0.7, 0.8]), torch.tensor([0.5, 0.6, 0.3, 0.4])
+    assert compared(gnn, guide)["auc_error"] == pytest.approx((gnn - guide).std().item() / 2)
+    assert compared(gnn[:1], guide[:1])["auc_error"] == 1
+    for aucs, helps, words in (
+        (compared(gnn, guide), True, "the graph helps: 0.800 with edges, 0.450"),
+        (compared(guide, gnn), False, "the graph does not help: "),
+        (compared(gnn, gnn.flip(0)), None, "whether the graph helps is not known: "),
+    ):
+        found = graph_helps(SimpleNamespace(aucs=aucs))  # type: ignore[arg-type]
+        assert found["helps"] is helps and found["verdict"].startswith(words)
 
 
 def test_a_guide_that_does_better_stays(trainer: Any, graph: Any) -> None:
