@@ -90,14 +90,9 @@ def graph_helps(epochs: Epochs | None) -> dict[str, Any]:
         return {"gnn_auc": None, "features_auc": None, "helps": None, "verdict": words}
     gnn, features = aucs["gnn_auc"], aucs["guide_auc"]
     helps = gnn > features if abs(gnn - features) > 2 * aucs["auc_error"] else None
-    verdicts = {
-        True: "the graph helps",
-        False: "the graph does not help",
-        None: "whether the graph helps is not known",
-    }
     words = (
-        f"{verdicts[helps]}: {gnn:.3f} with edges, {features:.3f} by features alone, difference ± {aucs['auc_error']:.3f} "
-        "(AUC of held-out positives after the warm-up, and its standard error)"
+        f"{_VERDICTS[helps]}: {gnn:.3f} with edges, {features:.3f} by features alone, difference ± "
+        f"{aucs['auc_error']:.3f} (AUC of held-out positives after the warm-up, and its standard error)"
     )
     return {"gnn_auc": gnn, "features_auc": features, "helps": helps, "verdict": words}
 
