@@ -279,8 +279,8 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         return metrics
 
     def _known_prior(self) -> float | None:
-        prior: float | None = self.model.config.class_prior if self.epochs is None else self.epochs.prior
-        return prior
+        prior: float | None = None if self.epochs is None else self.epochs.prior
+        return self.model.config.class_prior if prior is None else prior
 
     def card_facts(self) -> dict[str, Any]:
         if self.card is not None and self.epochs is not None:

@@ -195,6 +195,13 @@ def test_evaluation_tells_roles_apart(trainer: Any) -> None:
     assert (found.label_ids[own.hidden.numpy()] == own.truth[own.hidden].numpy()).all()
 
 
+def test_a_naive_run_is_cut_at_the_prior_of_its_end(trainer: Any) -> None:
+    run = trainer(gpl_objective="naive")
+    run.train()
+    assert run.model.config.class_prior is not None and run.epochs.prior is None
+    assert {"eval_f1_at_prior", "eval_prior_error"} <= run.evaluate().keys()
+
+
 def test_without_truth_there_is_only_recall(trainer: Any, graph: Any) -> None:
     data = graph()
     del data.pu_y
