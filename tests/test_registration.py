@@ -132,7 +132,7 @@ def test_nothing_is_replaced_that_is_not_listed() -> None:
         SNAPSHOT
         + """
 import peft
-import torch_geometric.data, torch_geometric.nn, torch_geometric.transforms  # which replace functions of torch themselves
+import torch_geometric.data, torch_geometric.nn, torch_geometric.transforms  # which replace functions of torch
 before, finders = snapshot(), list(sys.meta_path)
 assert len(before) > 100_000
 use_everything()
