@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 
 from hf_ext.functional import prior_offset
-from hf_ext.functional.gpl import edge_weights
 from hf_ext.metrics import PUMetrics
 from hf_ext.trainers.gpl.epochs import Epochs
 from hf_ext.trainers.gpl.graph import PUGraph, data_of, is_same_graph, only_row, prepared
@@ -80,10 +79,7 @@ class GraphEvaluationMixin(_Base):
         weights = graph.edge_weight
         if self.model.edge_scorer is not None:
             with torch.no_grad():
-                scores = self.model.edge_scores(graph.x, graph.edge_index)
-            kind = self.args.gpl_edge_kind
-            learnt = edge_weights(scores, graph.edge_index, num_nodes=graph.num_nodes, kind=kind)
-            weights = learnt if weights is None else learnt * weights
+                weights = self.model.learned_weights(graph.x, graph.edge_index, weights)
         return operator_of(self.model, graph, weights)
 
     # ---------------------------------------------------------------------------------------------- loop
