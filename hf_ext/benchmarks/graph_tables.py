@@ -1,18 +1,16 @@
 """Large graphs: what an epoch of GPL takes and holds by the number of edges; updates on sampled neighbourhoods."""
 
-import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch_geometric.data import Data
 
 from hf_ext.benchmarks.engine import Step, one_thread
-from hf_ext.benchmarks.memory import peak_memory
+from hf_ext.benchmarks.memory import Run, in_own_process, peak_memory
 from hf_ext.benchmarks.tables import Table
 from hf_ext.benchmarks.training import update
 from hf_ext.models import GraphPUConfig, GraphPUModel
@@ -23,7 +21,6 @@ EDGES, QUICK_EDGES = (10**4, 10**5, 10**6), (1000, 2000)
 SAMPLED, QUICK_SAMPLED = (10**5, 10**6), (300, 600)
 NEIGHBORS, SEEDS, UPDATES, EPOCHS = [10, 10], 1024, 10, 4
 CPU = torch.device("cpu")
-Run = Callable[..., Any]
 
 
 def random_graph(nodes: int, degree: int = DEGREE, features: int = FEATURES) -> Data:
@@ -133,12 +130,6 @@ def _measured(step: Step, steps: int) -> Taken:
             step()
             seconds.append(time.perf_counter() - start)
     return Taken(seconds[0], statistics.median(seconds[1:]), peak.most - peak.before)
-
-
-def in_own_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """So that memory does not depend on what ran before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
 
 
 # ------------------------------------------------------------------------------------------------ tables

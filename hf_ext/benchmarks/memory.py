@@ -1,12 +1,18 @@
 """The most memory that this process and those that it started hold together."""
 
+import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
+
+#: calls a function with its arguments, here or in another process
+Run = Callable[..., Any]
 
 
 @dataclass
@@ -44,3 +50,9 @@ def resident(process: psutil.Process) -> int:
         except psutil.Error:
             continue
     return total
+
+
+def in_own_process(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """So that memory does not depend on what ran before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *arguments).result()

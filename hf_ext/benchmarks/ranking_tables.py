@@ -1,16 +1,13 @@
 """Large catalogues: how long a ranking of all items for all users takes and what it holds, and one recommendation."""
 
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from hf_ext.benchmarks.engine import one_thread
-from hf_ext.benchmarks.memory import peak_memory
+from hf_ext.benchmarks.memory import Run, in_own_process, peak_memory
 from hf_ext.benchmarks.recommenders import events, recommender
 from hf_ext.benchmarks.tables import Table
 from hf_ext.data.interactions import NextItems
@@ -18,7 +15,6 @@ from hf_ext.metrics import rank_targets
 
 LENGTH, WIDTH, BATCH = 50, 64, 256
 _NAMES = {"sasrec": "SASRec", "din": "DIN"}
-Run = Callable[..., Any]
 
 
 class Size(NamedTuple):
@@ -71,13 +67,7 @@ def measure_recommendations(architecture: str, items: int, calls: int) -> list[f
     return seconds
 
 
-def _in_own_process(measure: Callable[..., Any], *arguments: Any) -> Any:
-    """So that memory does not depend on what ran before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments).result()
-
-
-def ranking_table(rounds: int, quick: bool, run: Run = _in_own_process) -> Table:
+def ranking_table(rounds: int, quick: bool, run: Run = in_own_process) -> Table:
     """Full rankings, once each."""
     sizes = QUICK_RANKINGS if quick else RANKINGS
     found = [run(measure_ranking, size) for size in sizes]
@@ -110,7 +100,7 @@ def ranking_table(rounds: int, quick: bool, run: Run = _in_own_process) -> Table
     )
 
 
-def recommend_table(rounds: int, quick: bool, run: Run = _in_own_process) -> Table:
+def recommend_table(rounds: int, quick: bool, run: Run = in_own_process) -> Table:
     """Latency of `recommend`, over four calls a round."""
     sizes, calls = (QUICK_CATALOGUES, 2) if quick else (CATALOGUES, 4 * rounds)
     found = [run(measure_recommendations, architecture, items, calls) for architecture, items in sizes]
