@@ -67,14 +67,14 @@ def test_naive_is_the_plain_trainer_bit_for_bit(trainer: Any, graph: Any, model:
     assert _same(_weights(run.model), _weights(plain.model))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name != "naive"])
 def test_the_warm_up_is_naive_bit_for_bit(trainer: Any, objective: str) -> None:
     runs = {}
     for name in ("naive", objective):
         run = trainer(gpl_objective=name, gpl_edges="none", num_train_epochs=6, save_strategy="steps", save_steps=5)
         run.train()
         runs[name] = load_file(Path(run.args.output_dir) / "checkpoint-5" / "model.safetensors")
-    assert len(runs) == 1 or _same(*runs.values())
+    assert _same(*runs.values())
 
 
 @pytest.mark.parametrize("objective", ["rank", "nnpu", "upu"])
