@@ -36,7 +36,7 @@ class GPLArguments(MethodArguments):
     gpl_prior: PriorOption = option(
         "bbe",
         "Share of positives among the unlabelled: a number between 0 and 1, or how it is estimated from held-out "
-        "positives, 'bbe' (best bin) or 'en' (Elkan and Noto).",
+        "positives, 'bbe' (best bin; with a guide the lesser of both networks') or 'en' (Elkan and Noto).",
     )
     gpl_prior_update: Literal["once", "each_epoch"] = option(
         "once",
@@ -46,7 +46,7 @@ class GPLArguments(MethodArguments):
         "auto",
         "Who ranks the unlabelled: 'self', the network; 'mlp', the mean of its logits and those of a network without "
         "edges, trained beside it; 'auto', the latter where that one finds held-out positives better after the "
-        "warm-up, and otherwise the network alone, without learnt edges.",
+        "warm-up by more than a standard error, and otherwise the network alone, without learnt edges.",
     )
     gpl_warmup_epochs: Whole = option(40, "Epochs at the beginning in which all unlabelled count as negative.")
     gpl_edges: Literal["free", "scorer", "none"] = option(

@@ -89,8 +89,9 @@ class Epochs:
         """Of the model on the present weights, `[N]`."""
         return scores_of(self.model, self.graph, self.operator())
 
-    def _ranking_scores(self, logits: Tensor) -> Tensor:
-        return logits if self.guide is None else (logits + self.guide.scores()) / 2
+    def _scorings(self) -> list[Tensor]:
+        """Logits of those who rank, the network and the guide, `[N]` each; their mean ranks."""
+        return [self.logits()] if self.guide is None else [self.logits(), self.guide.scores()]
 
     # ---------------------------------------------------------------------------------------------- an epoch
     def begin(self, epoch: int) -> dict[str, float | Tensor]:
@@ -110,7 +111,7 @@ class Epochs:
 
     def _begin_risk(self) -> dict[str, float | Tensor]:
         if self._estimates:
-            self._estimate(self.logits())
+            self._estimate(self._scorings())
         assert self.prior is not None
         return self._noted({"prior": self.prior})
 
@@ -120,19 +121,20 @@ class Epochs:
             self.args.gpl_prior_update == "each_epoch" and isinstance(self.args.gpl_prior, str)
         )
 
-    def _estimate(self, scores: Tensor) -> None:
-        self.prior, self.interval = estimated_prior(scores, self.graph, self.args)
+    def _estimate(self, scorings: list[Tensor]) -> None:
+        """By "bbe" the least of their estimates: but for chance, any scores' best bin gives more than the prior."""
+        if self.args.gpl_prior != "bbe":
+            scorings = [_mean(scorings)]
+        estimates = [estimated_prior(scores, self.graph, self.args) for scores in scorings]
+        self.prior, self.interval = min(estimates, key=lambda estimate: estimate[0])
 
     def _begin_ranked(self) -> dict[str, float | Tensor]:
-        found: dict[str, float | Tensor] = {}
-        if not self.curves["epoch"]:  # the warm-up is over
-            found |= self._compare()
-            self._select(self._ranking_scores(self.logits()))
+        found: dict[str, float | Tensor] = {} if self.curves["epoch"] else self._end_warm_up()
         if self.edges is not None and (lpl := self._learn_edges(self.edges)) is not None:
             found["lpl"] = lpl
-            self._select(self._ranking_scores(self.logits()))
+            self._estimate_and_select()
         elif self.curves["epoch"]:
-            self._select(self._ranking_scores(self.logits()))
+            self._estimate_and_select()
         weights = self.edge_weight()
         assert self.prior is not None
         homophily = edge_homophily(self.graph.edge_index, self.targets.pseudo_labels(), edge_weight=weights)
@@ -145,13 +147,25 @@ class Epochs:
             }
         )
 
-    def _compare(self) -> dict[str, float | Tensor]:
-        """Who finds held-out positives better; with "auto" the guide stays if it does, else edges do not learn."""
+    def _end_warm_up(self) -> dict[str, float | Tensor]:
+        """Prior, by both networks also where one is then dropped; who ranks; a first selection."""
+        scorings = self._scorings()
+        if self._estimates:
+            self._estimate(scorings)
+        found = self._compare(scorings)
+        self._select(scorings if self.guide is not None else scorings[:1])
+        return found
+
+    def _compare(self, scorings: list[Tensor]) -> dict[str, float | Tensor]:
+        """Who finds held-out positives better.
+
+        With "auto" the guide stays if it does by more than a standard error, else edges do not learn.
+        """
         if self.guide is None or not bool(self.graph.held_out.any()):
             return {}
-        scores = (self.logits(), self.guide.scores())
-        self.aucs = compared(*(held_out_ranks(one, self.graph.held_out, self.graph.hidden) for one in scores))
-        if self.args.gpl_guide == "auto" and self.aucs["guide_auc"] <= self.aucs["gnn_auc"]:
+        self.aucs = compared(*(held_out_ranks(one, self.graph.held_out, self.graph.hidden) for one in scorings))
+        ahead = self.aucs["guide_auc"] - self.aucs["gnn_auc"]
+        if self.args.gpl_guide == "auto" and ahead <= self.aucs["auc_error"]:
             self._drop_guide()
         return dict(self.aucs)
 
@@ -167,10 +181,14 @@ class Epochs:
         self._operator = None
         return lpl
 
-    def _select(self, scores: Tensor) -> None:
+    def _estimate_and_select(self) -> None:
+        scorings = self._scorings()
         if self._estimates:
-            self._estimate(scores)
-        selected = rank_and_select(scores, self.graph.unlabeled, prior=self.loss_prior)
+            self._estimate(scorings)
+        self._select(scorings)
+
+    def _select(self, scorings: list[Tensor]) -> None:
+        selected = rank_and_select(_mean(scorings), self.graph.unlabeled, prior=self.loss_prior)
         self.targets = self._targets(selected, self.args.gpl_reduction)
 
     def _noted(self, found: dict[str, float]) -> dict[str, float | Tensor]:
@@ -220,6 +238,10 @@ class Epochs:
             if part is not None:
                 part.load_state(state)
         self._operator = None
+
+
+def _mean(scorings: list[Tensor]) -> Tensor:
+    return torch.stack(scorings).mean(dim=0)
 
 
 def check_state(state: dict[str, Any], graph: PUGraph) -> None:

@@ -79,3 +79,10 @@ def between_equals(data: Any) -> Any:
     data = data.clone()
     data.edge_index = data.edge_index[:, data.pu_y[source] == data.pu_y[target]]
     return data
+
+
+def weighted(data: Any, edge_index: Tensor, edge_weight: Tensor) -> Any:
+    """The same graph with these edges and their weights."""
+    data = data.clone()
+    data.edge_index, data.edge_weight = edge_index.cpu(), edge_weight.cpu()
+    return data

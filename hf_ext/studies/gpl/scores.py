@@ -12,6 +12,7 @@ from hf_ext.studies.study import Outcome
 AUC, PRECISION = "AUC", "average precision"
 AT_TRUTH, AT_ZERO, CALIBRATED = "F1 at the true prior", "F1 at score 0", "F1 at probability 0.5"
 CALIBRATION, PRIOR, ERROR = "calibration error", "prior", "prior error"
+COVERED = "truth in the prior's interval"
 BEFORE, AFTER, WEIGHT = "edges between equals", "weight between equals", "mean weight"
 GUIDED, WARM_UP_AUC, SEEN = "guide stays", "held-out AUC, guide minus network", "held-out AUC"
 
@@ -37,12 +38,17 @@ def measure(trainer: Any, data: Any) -> Outcome:
         CALIBRATION: found["calibration_error"],
         PRIOR: config.class_prior,
         ERROR: abs(config.class_prior - truth),
+        COVERED: _within(truth, config.prior_interval),
         **_of_edges(data, epochs.edge_weight()),
         GUIDED: None if trainer.args.gpl_guide == "self" else float(epochs.guide is not None),
         WARM_UP_AUC: epochs.aucs["guide_auc"] - epochs.aucs["gnn_auc"] if epochs.aucs else None,
         SEEN: found["held_out_auc"],
     }
     return Outcome(found["held_out_auc"], found["f1_at_prior"], details)
+
+
+def _within(value: float, interval: list[float] | None) -> float | None:
+    return None if interval is None else float(interval[0] <= value <= interval[1])
 
 
 def _of_edges(data: Any, weights: Tensor | None) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from hf_ext.studies.gpl.data import (
     describe,
     open_graph,
     true_prior,
+    weighted,
 )
 from hf_ext.studies.study import Case, Comparison, Detail, Outcome, Run, Source, Study, System
 from hf_ext.trainers import GPLConfig, GPLTrainer
@@ -29,7 +31,7 @@ NAIVE, NNPU, UPU, RANK = "naive", "nnPU", "uPU", "rank"
 GUIDED_RANK, FEATURES = "rank, guided", "rank, features alone"
 DESCRIBED, FAR, GUIDED, AUTO = "GPL as described", "GPL as described, K=5", "GPL, guided", "GPL"
 TRUE_RANK, TRUE_NNPU, TRUE_AUTO = "rank, true prior", "nnPU, true prior", "GPL, true prior"
-EQUALS = "rank, edges between equals"
+EQUALS, AGAIN = "rank, edges between equals", "naive, on edges of guided GPL"
 BEST_NAIVE, BEST_RANK, BEST_FEATURES = "naive, best epoch", "rank, best epoch", "rank, features alone, best epoch"
 BEST_AUTO = "GPL, best epoch"
 EVERY = 5  # epochs, of which the best is kept
@@ -45,6 +47,14 @@ def run(run: Run) -> Outcome:
         data = between_equals(data)
     if options.pop("best", False):
         options |= _KEEPS_BEST
+    if options.pop("learnt_edges", False):
+        epochs = _trained(run, data, conv, {"gpl_guide": "mlp"}).epochs
+        data = weighted(data, epochs.graph.edge_index, epochs.edge_weight())
+    return scores.measure(_trained(run, data, conv, options), data)
+
+
+def _trained(run: Run, data: Any, conv: str, options: Mapping[str, Any]) -> Any:
+    """The trainer of a new model, when its run is over."""
     rate = run.hyper_parameters["learning_rate"]
     torch.manual_seed(run.seed)
     config = GraphPUConfig(conv=conv, num_features=data.x.shape[1], hidden_size=WIDTH, dropout=DROPOUT)
@@ -67,7 +77,7 @@ def run(run: Run) -> Outcome:
         warnings.simplefilter("ignore", UserWarning)  # of few held-out positives, and of heterophily
         trainer = quiet(GPLTrainer(model=model, args=args, train_dataset=data, optimizers=(adam, None)))
         trainer.train()
-    return scores.measure(trainer, data)
+    return trainer
 
 
 _KEEPS_BEST: dict[str, Any] = {
@@ -86,13 +96,15 @@ PROTOCOL = f"""
   one step K of propagation; *{FAR}*: with five, of which a node keeps half of its label. A loop of weight 1 at
   every node is ours. *{GUIDED}* and *{AUTO}* (the defaults of `GPLConfig`: "auto") are ours too: a network without
   edges is trained beside the other, and the mean of both scores ranks. *{AUTO}* keeps it where it ranks held-out
-  positives above the unlabelled more often than the network does after the warm-up (*{scores.GUIDED}*: the share of
-  runs); otherwise it drops it and learns no edges.
+  positives above the unlabelled more often than the network does after the warm-up, by more than a standard error of
+  the difference (*{scores.GUIDED}*: the share of runs); otherwise it drops it and learns no edges. With a guide the
+  prior is the lesser of what both networks estimate.
 - **Controls.** *{RANK}*: the same without learnt edges. *{GUIDED_RANK}*: without them, with the guide. *{FEATURES}*:
-  without any edges, a network of the features. *Best epoch*: of every {EVERY} epochs, the warm-up's too, what ranks
-  held-out positives best is kept (`load_best_model_at_end`), in place of the last. *True prior*: nobody has it.
-  *{EQUALS}*: the edges between positives and negatives are taken out by their true labels, the most that weights of
-  edges could do for this network.
+  without any edges, a network of the features. *{AGAIN}*: a new network, with the weights of edges that a run of
+  *{GUIDED}* ended with, takes all unlabelled for negative. *Best epoch*: of every {EVERY} epochs, the warm-up's too,
+  what ranks held-out positives best is kept (`load_best_model_at_end`), in place of the last. *True prior*: nobody has
+  it. *{EQUALS}*: the edges between positives and negatives are taken out by their true labels, the most that weights
+  of edges could do for this network.
 - **Split.** The largest class is positive, of minesweeper the mines. Of its nodes {LABEL_SHARE:.0%} are known, drawn
   by the seed, whatever their features; of these {HELD_OUT:.0%} are held out of training: they estimate the prior (best
   bin, after the warm-up) and let *{AUTO}* choose. All others are unlabelled, also for training; scores are of these.
@@ -106,8 +118,9 @@ PROTOCOL = f"""
   digits until a share of the edges joins two different ones. A seed draws which.
 - **Scores.** F1 of the unlabelled at the cut that the estimated prior makes: positive is the share of them that scores
   highest. *{scores.AT_TRUTH}*: at the true prior's cut. *{scores.CALIBRATED}*: of logits moved so that their mean
-  probability is the prior, which the calibration error is of, too. *{scores.AFTER}* beside *{scores.BEFORE}*: the
-  share of edge weight, and of edges, between two positives or two negatives, by true labels.
+  probability is the prior, which the calibration error is of, too. *{scores.COVERED}*: the share of runs whose
+  interval of the prior, a bootstrap over held-out positives, has the true one in it. *{scores.AFTER}* beside
+  *{scores.BEFORE}*: the share of edge weight, and of edges, between two positives or two negatives, by true labels.
 """.strip()
 
 
@@ -169,6 +182,7 @@ STUDY = Study(
         _ranking(TRUE_RANK, true_prior=True),
         _system(TRUE_AUTO, gpl_guide="auto", true_prior=True),
         _ranking(EQUALS, between_equals=True),
+        _risk(AGAIN, "naive", learnt_edges=True),
         _risk(BEST_NAIVE, "naive", best=True),
         _ranking(BEST_RANK, best=True),
         _ranking(BEST_FEATURES, conv="mlp", best=True),
@@ -182,6 +196,7 @@ STUDY = Study(
         Comparison(TRUE_AUTO, TRUE_RANK),
         Comparison(TRUE_AUTO, TRUE_NNPU),
         Comparison(EQUALS, RANK),
+        *(Comparison(AGAIN, baseline) for baseline in (NAIVE, GUIDED, FEATURES)),
         *(
             Comparison(best, last)
             for best, last in (

@@ -125,6 +125,7 @@ class _Trained:
         self.args = type("Args", (), {"gpl_guide": "auto"})()
         self.model = type("Model", (), {})()
         self.model.config = type("Config", (), {"class_prior": prior, "score_offset": -0.5})()
+        self.model.config.prior_interval = [0.9 * prior, 1.1 * prior]
         self.logits = lambda: logits
         self.edge_weight = lambda: weights
 
@@ -142,6 +143,7 @@ def test_what_is_measured_is_of_unlabelled_nodes_and_true_labels(make_file: Make
     chosen = int((truth + 0.25) * 60 + 0.5)
     assert found.test == pytest.approx(2 * 20 / (20 + chosen))
     assert found.details[scores.ERROR] == pytest.approx(0.25)
+    assert found.details[scores.COVERED] == 0  # the interval begins above
     assert found.details[scores.BEFORE] == pytest.approx(160 / 200)
     assert found.details[scores.AFTER] == pytest.approx(160 / 180)
     assert found.details[scores.WEIGHT] == pytest.approx(0.9)
@@ -189,6 +191,15 @@ def test_the_best_epoch_is_the_one_that_ranks_held_out_positives_best(
 
 def test_a_control_without_edges_between_classes_has_none(make_file: MakeFile) -> None:
     assert study.run(_run(study.EQUALS, data=make_file())).details[scores.BEFORE] == 1
+
+
+def test_a_new_network_takes_up_the_edges_that_guided_gpl_learnt(make_file: MakeFile) -> None:
+    guided, again, naive = (
+        study.run(_run(name, data=make_file())) for name in (study.GUIDED, study.AGAIN, study.NAIVE)
+    )
+    assert again.details[scores.WEIGHT] == guided.details[scores.WEIGHT] < 1
+    assert again.details[scores.AFTER] == guided.details[scores.AFTER]
+    assert again.details[scores.AUC] != naive.details[scores.AUC]
 
 
 def test_longer_propagation_is_another_system(make_file: MakeFile) -> None:

@@ -82,6 +82,24 @@ def test_a_guide_that_does_worse_is_dropped_with_the_edges(trainer: Any, graph: 
     assert not [entry for entry in run.state.log_history if "lpl" in entry]
 
 
+@pytest.mark.parametrize(("guide_rank", "stays"), [(0.9, True), (0.56, False), (0.5, False)])
+def test_a_guide_stays_if_it_is_better_by_more_than_a_standard_error(
+    trainer: Any, pu: PUGraph, model: Any, monkeypatch: pytest.MonkeyPatch, guide_rank: float, stays: bool
+) -> None:
+    """Held-out positives that are 0.4 apart from each other, in the network's ranks: a standard error of 0.1."""
+    from hf_ext.trainers.gpl import epochs as module
+
+    number = int(pu.held_out.sum())
+    spread = torch.linspace(-1.0, 1.0, number).double()
+    spread *= 0.1 * number**0.5 / spread.std()
+    ranks = iter([0.5 + spread, torch.full((number,), guide_rank).double()])
+    monkeypatch.setattr(module, "held_out_ranks", lambda *_: next(ranks))
+    run = Epochs(model(), pu, _args(trainer, gpl_prior=0.3, gpl_warmup_epochs=0), None)
+    found = run.begin(0)
+    assert found["auc_error"] == pytest.approx(0.1)
+    assert (run.guide is not None) == (run.edges is not None) == stays
+
+
 def test_a_dropped_guide_leaves_a_scorer_as_it_was(trainer: Any, graph: Any, model: Any) -> None:
     network = model(num_features=60, edge_scorer=True)
     before = [value.clone() for value in network.edge_scorer.state_dict().values()]
@@ -232,6 +250,26 @@ def test_how_often_the_prior_is_estimated(
     for epoch in range(4):
         run.begin(epoch)
     assert len(asked) == times
+
+
+@pytest.mark.parametrize("guide", ["auto", "mlp"])
+@pytest.mark.parametrize("network_knows", [True, False])
+def test_the_prior_is_that_of_who_tells_the_classes_apart(
+    trainer: Any, pu: PUGraph, model: Any, monkeypatch: pytest.MonkeyPatch, guide: str, network_knows: bool
+) -> None:
+    """Of two networks one knows the truth and one nothing, so that the other's best bin is near 1."""
+    assert pu.truth is not None
+    knows, noise = pu.truth.float() + torch.rand(pu.num_nodes) / 9, torch.rand(pu.num_nodes)
+    args = _args(trainer, gpl_guide=guide, gpl_warmup_epochs=1, gpl_objective="rank")
+    run = Epochs(model(), pu, args, None)
+    monkeypatch.setattr(run, "logits", lambda: knows if network_knows else noise)
+    assert run.guide is not None
+    monkeypatch.setattr(run.guide, "scores", lambda: noise if network_knows else knows)
+    run.begin(0)
+    run.begin(1)
+    expected = [estimated_prior(scores, pu, args) for scores in (knows, noise)]
+    assert expected[0][0] < expected[1][0]
+    assert (run.prior, run.interval) == expected[0]
 
 
 def test_a_pass_leaves_the_model_as_it_was(trainer: Any, pu: PUGraph, model: Any) -> None:
