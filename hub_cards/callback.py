@@ -246,11 +246,15 @@ def _dataset_of(dataloader: Any) -> Any:
 
 
 def _describe(dataset: Any) -> dict[str, Any]:
-    """What kind of data set it is, its number of rows, columns and fingerprint, as far as it has them."""
-    kind = type(dataset)
+    """What kind of data set it is, its number of rows, columns and fingerprint, as far as it has them.
+
+    A data set says in `described_as` what it is where the name of its class does not.
+    """
+    kind, words = type(dataset), getattr(dataset, "described_as", None)
     columns = getattr(dataset, "column_names", None)
+    named = None if dataset is None else f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
     return {
-        "kind": None if dataset is None else f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}",
+        "kind": words if isinstance(words, str) else named,
         "rows": len(dataset) if hasattr(dataset, "__len__") else None,
         "columns": columns if isinstance(columns, list) else None,
         "fingerprint": getattr(dataset, "_fingerprint", None),

@@ -89,7 +89,7 @@ def test_from_tables_to_a_ranking(
     # as the card and its code have it
     card = ModelCard.load(out / "README.md").text
     assert "![" in card and "class_prior.png" in card and (out / "class_prior.png").is_file()
-    assert "| gpl_objective | gpl |" in card and "60 nodes" in card and str(tmp_path) not in card
+    assert "| gpl_objective | gpl |" in card and "graph of 60 nodes and " in card and str(tmp_path) not in card
     assert re.search(r"\| prior_interval \| 0\.\d+ to [01]\.?\d* \|", card)
     snippets = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert "tensor" in run_snippet("\n".join(snippets), cwd=tmp_path)

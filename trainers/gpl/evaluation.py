@@ -11,7 +11,7 @@ from transformers import EvalPrediction, Trainer
 from hf_ext.functional import prior_offset
 from hf_ext.metrics import PUMetrics
 from hf_ext.trainers.gpl.epochs import Epochs
-from hf_ext.trainers.gpl.graph import PUGraph, data_of, is_same_graph, only_row, prepared
+from hf_ext.trainers.gpl.graph import PUGraph, WholeGraph, data_of, is_same_graph, only_row, prepared
 from hf_ext.trainers.gpl.passes import Operator, inputs_of, operator_of
 from hf_ext.trainers.gpl.refusals import check_features
 
@@ -99,8 +99,7 @@ class GraphEvaluationMixin(_Base):
 
 
 def _loader(graph: PUGraph) -> DataLoader[Any]:
-    rows: Any = [{"labels": graph.labels, GRAPH: graph}]
-    return DataLoader(rows, batch_size=1, collate_fn=only_row)
+    return DataLoader(WholeGraph(graph, **{GRAPH: graph}), batch_size=1, collate_fn=only_row)
 
 
 def _as_it_is(values: Tensor) -> Tensor:

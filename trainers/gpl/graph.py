@@ -69,19 +69,24 @@ class PUGraph:
         return self.unlabeled & ~self.held_out
 
 
-class WholeGraph(Dataset[dict[str, Tensor]]):
-    """One row: the labels of the loss. The rest of the graph lies on the device and goes through no loader."""
+class WholeGraph(Dataset[dict[str, Any]]):
+    """One row: the labels of the loss, and what else is given. The graph itself lies on the device, and in no loader.
 
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
+    Attributes:
+        described_as: in words, for a card.
+    """
+
+    def __init__(self, graph: PUGraph, /, **values: Any) -> None:
+        self._row = {"labels": graph.labels, **values}
+        self.described_as = f"graph of {graph.num_nodes} nodes and {graph.edge_index.shape[1]} edges"
 
     def __len__(self) -> int:
         return 1
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         if index not in (0, -1):
             raise IndexError(f"index: found {index}, allowed is 0, the graph")
-        return {"labels": self.labels}
+        return dict(self._row)
 
 
 def only_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
     @staticmethod
     def _rows(data: Any, graph: PUGraph, args: Any) -> tuple[Any, Callable[..., Any]]:
         if args.gpl_neighbors is None:
-            return WholeGraph(graph.labels), only_row
+            return WholeGraph(graph), only_row
         rows = SampledRows(data, args.gpl_neighbors, seed=args.gpl_seed)
         return rows, GraphCollator(rows)
 

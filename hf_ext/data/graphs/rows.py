@@ -48,12 +48,14 @@ class SampledRows(Dataset[dict[str, Tensor]]):
     Attributes:
         nodes: of the rows, int64.
         labels: of all nodes, int64 `[N]`, as `loss_labels` gives them.
+        described_as: in words, for a card.
     """
 
     def __init__(
         self, data: Data, neighbors: Sequence[int], seed: int = 0, epoch: int = 0, backend: Backend = "own"
     ) -> None:
         self.data, self.labels = data, loss_labels(data)
+        self.described_as = f"nodes of a graph of {len(data.x)} nodes and {data.edge_index.shape[1]} edges"
         self.nodes = (self.labels != IGNORED).nonzero().flatten()
         self.sampler = NeighborSampler(data.edge_index, len(data.x), neighbors, seed, backend)
         self._epoch = torch.tensor(epoch).share_memory_()  # workers that stay alive see it change
