@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
@@ -91,6 +91,7 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
             "disable_tqdm": True,
             "dataloader_drop_last": True,
             "seed": 1,
+            **({"parallelism_config": ParallelismConfig(**sizes)} if (sizes := options.get("parallelism")) else {}),
             **options["training"],
         }
     )
