@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,17 @@ def _environment(**extra: str) -> dict[str, str]:
     return inherited | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
 
 
-@pytest.fixture
-def run_script(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., dict[str, Any]]:
     """Run a script with a JSON file of options in 1 or N processes; returns the JSON it wrote to `options["result"]`.
 
     `killed=True` expects the script to have killed itself and returns nothing.
     """
 
-    def run(script: Path, options: dict[str, Any], *, processes: int = 1, killed: bool = False) -> dict[str, Any]:
-        result, options_file = tmp_path / "result.json", tmp_path / "options.json"
+    def run(
+        script: Path, options: dict[str, Any], *, folder: Path, processes: int = 1, killed: bool = False
+    ) -> dict[str, Any]:
+        result, options_file = folder / "result.json", folder / "options.json"
         result.unlink(missing_ok=True)
         options_file.write_text(json.dumps({**options, "result": str(result)}))
         command, environment = [sys.executable, str(script), str(options_file)], _environment()
@@ -45,10 +48,10 @@ def run_script(tmp_path: Path) -> Callable[..., dict[str, Any]]:
                 free.bind(("127.0.0.1", 0))
                 port = str(free.getsockname()[1])
             # `accelerate launch --cpu --num_processes 2` starts one process; this starts two, over gloo
-            launch = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", port]
-            command = [sys.executable, "-m", "accelerate.commands.launch", *launch, str(script), str(options_file)]
+            start = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", port]
+            command = [sys.executable, "-m", "accelerate.commands.launch", *start, str(script), str(options_file)]
             environment = _environment(ACCELERATE_USE_CPU="true")
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
         if killed:
             assert done.returncode == -signal.SIGKILL, done.stderr[:6000]
             return {}
@@ -58,6 +61,12 @@ def run_script(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return written
 
     return run
+
+
+@pytest.fixture
+def run_script(launch: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`launch` with the files in the test's own folder."""
+    return partial(launch, folder=tmp_path)
 
 
 @pytest.fixture

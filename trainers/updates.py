@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.shards import Total, gather_anew
 
 
 class UpdateMixin(MethodMixin):
@@ -36,24 +37,41 @@ class UpdateMixin(MethodMixin):
         if len(kinds) > 1:
             raise ValueError(f"{type(self).__name__}: found {', '.join(kinds)}, allowed is one that moves the weights")
 
-    def check_whole_updates(self, name: str) -> None:
+    def check_whole_updates(self, name: str, *, in_parts: bool = False) -> None:
         """Refuse what has no whole weights and gradients between the backward pass and the optimizer.
 
         Args:
             name: of what needs them.
+            in_parts: whether it is enough that every process has its part of each (FSDP2).
 
         Raises:
             ValueError: for sharded parameters (FSDP, DeepSpeed), several GPUs in one process, and optimizers that step
                 during the backward pass.
         """
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            sharded = "FSDP" if self.is_fsdp_enabled else "DeepSpeed"
-            raise ValueError(f"{name}: found {sharded}, allowed are weights that are not sharded")
+        found, allowed = self._division_of_weights(), "weights that are not sharded"
+        if in_parts:
+            found, allowed = "" if found == "FSDP2" else found, f"{allowed}, or are by FSDP2 alone"
+        if found:
+            raise ValueError(f"{name}: found {found}, allowed are {allowed}")
         if self.args.n_gpu > 1:
             raise ValueError(f"{name}: found several GPUs in one process, allowed is one per process (accelerate)")
         optim = str(getattr(self.args.optim, "value", self.args.optim))
         if "lomo" in optim or "layerwise" in optim:
             raise ValueError(f"optim: found {optim!r}, allowed are those that do not step during the backward pass")
+
+    def _division_of_weights(self) -> str:
+        """What shards the weights, or each of them; nothing where every process has them whole."""
+        if self.is_deepspeed_enabled:
+            return "DeepSpeed"
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        further = [kind for kind in ("tp", "cp", "sp") if getattr(parallel, f"{kind}_enabled", False)]
+        if further:
+            return f"parallelism_config with {', '.join(further)}"
+        if getattr(self, "is_distributed_loading_by_transformers", False):
+            return "weights sharded as they were loaded"
+        if self.is_fsdp_enabled:
+            return "FSDP2" if self.accelerator.is_fsdp2 else "FSDP1"
+        return ""
 
     # ---------------------------------------------------------------------------------------------- of the method
     def begin_update(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
@@ -96,7 +114,7 @@ class UpdateMixin(MethodMixin):
     # ---------------------------------------------------------------------------------------------- weights
     @torch.no_grad()
     def move_weights(self, params: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
-        """Add a step to every parameter until the end of the update."""
+        """Add a step to every parameter, or every part of one, until the end of the update."""
         self.put_back_later((param, param.detach().clone()) for param in params)
         if params:
             torch._foreach_add_(list(params), list(steps))
@@ -111,9 +129,12 @@ class UpdateMixin(MethodMixin):
         changed, self._unperturbed = self._unperturbed, []
         for tensor, saved in changed:
             tensor.copy_(saved)
+        if changed:
+            gather_anew(self.model_wrapped)
 
 
-def norm_of(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """One norm over all tensors, for a log."""
+def norm_of(tensors: Sequence[Tensor], device: torch.device, total: Total | None = None) -> Tensor:
+    """One norm over all tensors, for a log; `total` adds up over those of which these are parts."""
     norms = [norm.to(device) for norm in torch._foreach_norm(list(tensors))]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    return norm if total is None else total(norm.square()).sqrt()

@@ -21,7 +21,7 @@ https://arxiv.org/abs/2405.18861 (v1). The behaviour is that of the authors' cod
 | GSAM: Zhuang et al., ICLR 2022, Alg. 1 | `gsam_descent` |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -179,7 +179,12 @@ def disam_sample_weights(losses: Tensor, domain_ids: Tensor, *, lambda_: float) 
 
 # ------------------------------------------------------------------------------------------------ perturbation
 def sam_perturbation(
-    params: Sequence[Tensor], grads: Sequence[Tensor], *, rho: float, adaptive: bool = False
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    rho: float,
+    adaptive: bool = False,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """The step of length `rho` that raises the loss most, `eps = rho g / (||g|| + 1e-12)`, one norm over all tensors.
 
@@ -191,6 +196,8 @@ def sam_perturbation(
         grads: gradients `g`, of the same shapes.
         rho: length of the step.
         adaptive: measure the step relative to the weights.
+        total: where these are parts of the tensors, and others have the others (sharded weights): adds up a scalar
+            over all parts.
 
     Returns:
         One tensor for every parameter, of its gradient's dtype and device.
@@ -201,7 +208,8 @@ def sam_perturbation(
     if adaptive:
         grads = list(torch._foreach_mul(grads, torch._foreach_abs(params)))
     norms = [norm.to(grads[0].device) for norm in torch._foreach_norm(grads, dtype=_norm_dtype(grads))]
-    scale = rho / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-12)
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    scale = rho / ((norm if total is None else total(norm.square()).sqrt()) + 1e-12)
     if adaptive:
         grads = list(torch._foreach_mul(grads, torch._foreach_abs(params)))
     if len({(grad.dtype, grad.device) for grad in grads}) > 1:
@@ -210,17 +218,23 @@ def sam_perturbation(
 
 
 def sagm_perturbation(
-    params: Sequence[Tensor], grads: Sequence[Tensor], *, rho: float, alpha: float, adaptive: bool = False
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    rho: float,
+    alpha: float,
+    adaptive: bool = False,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """That of SAGM (Wang et al., CVPR 2023, arXiv:2303.03108, Eq. 7), `eps = (rho / ||g|| - alpha) g`.
 
     It does depend on the gradient's scale, unlike `sam_perturbation`, whose other arguments and result it has.
 
     Args:
-        params, grads, rho, adaptive: as there.
+        params, grads, rho, adaptive, total: as there.
         alpha: step against the gradient, which brings the gradients at `w` and at `w + eps` into line.
     """
-    steps = sam_perturbation(params, grads, rho=rho, adaptive=adaptive)
+    steps = sam_perturbation(params, grads, rho=rho, adaptive=adaptive, total=total)
     return [step - alpha * grad.detach() for step, grad in zip(steps, grads, strict=True)]
 
 
@@ -229,7 +243,13 @@ def sagm_descent(perturbed: Sequence[Tensor], grads: Sequence[Tensor]) -> list[T
     return [(one + other) / 2 for one, other in zip(perturbed, grads, strict=True)]
 
 
-def gsam_descent(perturbed: Sequence[Tensor], grads: Sequence[Tensor], *, alpha: float) -> list[Tensor]:
+def gsam_descent(
+    perturbed: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    *,
+    alpha: float,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> list[Tensor]:
     """What GSAM (Zhuang et al., ICLR 2022, arXiv:2203.08065, Alg. 1) descends along, `p - alpha g_orthogonal`.
 
     To first order, what is added lowers the surrogate gap, the perturbed loss minus the loss, and leaves the perturbed
@@ -239,9 +259,12 @@ def gsam_descent(perturbed: Sequence[Tensor], grads: Sequence[Tensor], *, alpha:
         perturbed: gradients `p` at `w + eps`.
         grads: gradients `g` at `w`, of which the part orthogonal to `p` is taken, over all tensors at once.
         alpha: its weight.
+        total: as in `sam_perturbation`.
     """
     pairs = [(at_least_float32(p), at_least_float32(g)) for p, g in zip(perturbed, grads, strict=True)]
     along, size = sum((p * g).sum() for p, g in pairs), sum(p.square().sum() for p, _ in pairs)
+    if total is not None and pairs:
+        along, size = total(torch.stack([torch.as_tensor(along), torch.as_tensor(size)]))
     share = torch.as_tensor(along / (size + 1e-24))
     return [p - alpha * (g - share.to(p) * p) for p, g in zip(perturbed, grads, strict=True)]
 

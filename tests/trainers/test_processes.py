@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,9 @@ from safetensors.torch import load_file
 
 from hf_ext.trainers.manifest import MANIFEST
 
-SCRIPT = Path(__file__).parent / "scripts" / "train.py"
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's import mode adds no folders
 
-
-@dataclass(frozen=True)
-class Case:
-    """A method with some settings.
-
-    Args:
-        method: file in `scripts`.
-        training: arguments of training.
-        options: what the method's script takes.
-        kills: options with which the run kills itself; those of all methods by default.
-        evaluates: whether evaluation is to be the same too. With texts of different lengths Trainer's own is not: it
-            takes the mean over batches of the means over tokens.
-    """
-
-    method: str
-    training: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    kills: tuple[dict[str, Any], ...] = ({"kill_at": 5}, {"kill_while_saving": True})
-    evaluates: bool = True
-
+from runs import SCRIPT, Case, largest_difference, rows_of, run_of
 
 _ROUTER = {"adapter": {"routing": "router", "twd_weight": 1.0}, "linear_router": True}
 _DIVBS = {"divbs_ratio": 0.25, "divbs_selection_scope": "global"}
@@ -126,18 +107,6 @@ KILLED = {
 }
 
 
-def _run(case: Case, folder: Path, name: str, **options: Any) -> dict[str, Any]:
-    training = {"per_device_train_batch_size": 4, **case.training, **options.pop("training", {})}
-    places = {"output_dir": str(folder / name), "weights": str(folder / f"{name}.safetensors")}
-    return {"method": case.method, **case.options, **places, "training": training, **options}
-
-
-def _largest_difference(one: Path, other: Path) -> float:
-    first, second = load_file(one), load_file(other)
-    assert first.keys() == second.keys()
-    return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
-
-
 @pytest.mark.slow
 def test_two_processes_train_like_one(run_script: Any, tmp_path: Path) -> None:
     results = {}
@@ -145,13 +114,10 @@ def test_two_processes_train_like_one(run_script: Any, tmp_path: Path) -> None:
         sgd = {"optim": "sgd", "learning_rate": 0.1}
         runs = []
         for name, case in TWO_PROCESSES.items():
-            batch = {
-                "per_device_train_batch_size": 8 // processes // case.training.get("gradient_accumulation_steps", 1)
-            }
-            runs.append(_run(case, tmp_path, f"{name}-{processes}", training=sgd | batch))
+            runs.append(run_of(case, tmp_path, f"{name}-{processes}", training=sgd | rows_of(case, processes)))
         results[processes] = run_script(SCRIPT, {"runs": runs}, processes=processes)["runs"]
     for (name, case), one, two in zip(TWO_PROCESSES.items(), results[1], results[2], strict=True):
-        difference = _largest_difference(tmp_path / f"{name}-1.safetensors", tmp_path / f"{name}-2.safetensors")
+        difference = largest_difference(tmp_path / f"{name}-1.safetensors", tmp_path / f"{name}-2.safetensors")
         assert difference < 1e-6, name
         for first, second in zip(one["history"], two["history"], strict=True):
             assert first == pytest.approx(second, abs=1e-5, rel=1e-6), name
@@ -166,13 +132,13 @@ def test_two_processes_train_like_one(run_script: Any, tmp_path: Path) -> None:
 def test_a_killed_run_resumes_bit_for_bit(run_script: Any, tmp_path: Path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     shared: dict[str, Any] = {"dropout": 0.1, "training": saving}
-    whole = [_run(case, tmp_path, f"{name}-whole", **shared) for name, case in KILLED.items()]
+    whole = [run_of(case, tmp_path, f"{name}-whole", **shared) for name, case in KILLED.items()]
     expected = dict(zip(KILLED, run_script(SCRIPT, {"runs": whole})["runs"], strict=True))
     killed = [(name, case, number, kill) for name, case in KILLED.items() for number, kill in enumerate(case.kills)]
     for name, case, number, kill in killed:
-        run_script(SCRIPT, {"runs": [_run(case, tmp_path, f"{name}-{number}", **shared, **kill)]}, killed=True)
+        run_script(SCRIPT, {"runs": [run_of(case, tmp_path, f"{name}-{number}", **shared, **kill)]}, killed=True)
     again = [  # before the first step there is no checkpoint
-        _run(case, tmp_path, f"{name}-{number}", **shared, resume="kill_while_caching" not in kill)
+        run_of(case, tmp_path, f"{name}-{number}", **shared, resume="kill_while_caching" not in kill)
         for name, case, number, kill in killed
     ]
     for (name, _, number, kill), run in zip(killed, run_script(SCRIPT, {"runs": again})["runs"], strict=True):
@@ -188,8 +154,8 @@ def test_two_processes_stop_together(run_script: Any, tmp_path: Path) -> None:
     """Where one of them meets a loss that is not finite, and where a checkpoint lacks what one of them has saved."""
     training = {"train_sampling_strategy": "sequential", "save_strategy": "steps", "save_steps": 2, "max_steps": 2}
     cases = {"mola": (Case("mola", training), 12), "divbs": (Case("divbs", {**training, "divbs_ratio": 0.5}), 24)}
-    whole = _run(cases["mola"][0], tmp_path, "whole")
-    runs = [_run(case, tmp_path, name, bad_row=row, refused=True) for name, (case, row) in cases.items()]
+    whole = run_of(cases["mola"][0], tmp_path, "whole")
+    runs = [run_of(case, tmp_path, name, bad_row=row, refused=True) for name, (case, row) in cases.items()]
     for result in run_script(SCRIPT, {"runs": [*runs, whole]}, processes=2)["runs"][:2]:
         first, second = result["errors"]
         assert first == second

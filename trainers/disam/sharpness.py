@@ -3,7 +3,8 @@
 Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization" (ICLR 2021, arXiv:2010.01412).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from hf_ext.functional import gsam_descent, sagm_descent, sagm_perturbation, sam
 from hf_ext.trainers.finite import batch_statistics
 from hf_ext.trainers.passes import same_randomness
 from hf_ext.trainers.processes import average_over_processes
+from hf_ext.trainers.shards import Total, own_parts, total_over_parts
 from hf_ext.trainers.updates import UpdateMixin, norm_of
 
 
@@ -33,17 +35,22 @@ class SharpnessRule:
     alpha: float = 0.0
     adaptive: bool = False
 
-    def perturbation(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
-        """What is added to the weights, given the gradient of the first pass."""
+    def perturbation(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], total: Total | None = None
+    ) -> list[Tensor]:
+        """What is added to the weights, given the gradient of the first pass; `total` is that of parts of them."""
+        options: dict[str, Any] = {"rho": self.rho, "adaptive": self.adaptive, "total": total}
         if self.kind == "sagm":
-            return sagm_perturbation(params, grads, rho=self.rho, alpha=self.alpha, adaptive=self.adaptive)
-        return sam_perturbation(params, grads, rho=self.rho, adaptive=self.adaptive)
+            return sagm_perturbation(params, grads, alpha=self.alpha, **options)
+        return sam_perturbation(params, grads, **options)
 
-    def descent(self, perturbed: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+    def descent(
+        self, perturbed: Sequence[Tensor], grads: Sequence[Tensor], total: Total | None = None
+    ) -> list[Tensor]:
         """What is descended along instead of the second pass's gradient, given both."""
-        return (
-            sagm_descent(perturbed, grads) if self.kind == "sagm" else gsam_descent(perturbed, grads, alpha=self.alpha)
-        )
+        if self.kind == "sagm":
+            return sagm_descent(perturbed, grads)
+        return gsam_descent(perturbed, grads, alpha=self.alpha, total=total)
 
 
 class SharpnessMixin(UpdateMixin):
@@ -54,15 +61,18 @@ class SharpnessMixin(UpdateMixin):
     optimizer steps. Statistics of BatchNorm are those of the first pass. A mixin says by `rule` how, and may change
     the loss of the first pass, which lies between `begin_ascent` and `end_ascent`.
 
+    Weights may be sharded (FSDP2): every process moves its part of each, and the next pass gathers the moved parts.
+
     Raises:
-        ValueError: at construction, for sharded parameters (FSDP, DeepSpeed), several GPUs in one process,
-            optimizers that step during the backward pass, and SAGM with scaled losses (fp16).
+        ValueError: at construction, for weights sharded otherwise (FSDP1, DeepSpeed), or by FSDP2 without a shared
+            perturbation, several GPUs in one process, optimizers that step during the backward pass, and SAGM with
+            scaled losses (fp16).
     """
 
     perturbs = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._first_gradients: list[tuple[Tensor, Tensor]] = []  # weights and their gradients in the first pass
+        self._first_gradients: list[tuple[Tensor, Tensor]] = []  # weights and (parts of) their first pass's gradients
         super().__init__(*args, **kwargs)
 
     # ---------------------------------------------------------------------------------------------- of the method
@@ -90,7 +100,12 @@ class SharpnessMixin(UpdateMixin):
         super().check_arguments()
         if self.rule is None:
             return
-        self.check_whole_updates(str(self.method))
+        self.check_whole_updates(str(self.method), in_parts=True)
+        if self.is_fsdp_enabled and not self.shares_perturbation:
+            raise ValueError(
+                f"{self.method}: found a perturbation for each process with FSDP2, which knows but the gradient of "
+                "all, allowed is one for all"
+            )
         if self.rule.kind == "sagm" and self.accelerator.scaler is not None:
             raise ValueError("fp16: found True with SAGM, whose step depends on the loss's scale, allowed is bf16")
 
@@ -108,8 +123,7 @@ class SharpnessMixin(UpdateMixin):
         losses_first = self.begin_ascent(micro_batches)
         norms = batch_statistics(model)
         try:
-            # the gradients are averaged over processes in the end, whichever micro-batch Trainer would do it for
-            with same_randomness(self.args.device), self.accelerator.no_sync(model):
+            with same_randomness(self.args.device), self._gradients_of_ascent(model):
                 if losses_first:
                     with same_randomness(self.args.device):
                         for inputs in micro_batches[:-1]:
@@ -126,6 +140,23 @@ class SharpnessMixin(UpdateMixin):
         self.put_back_later(statistics)
         self._perturb(model, rule)
         model.zero_grad()
+
+    @contextmanager
+    def _gradients_of_ascent(self, model: Any) -> Iterator[None]:
+        """Whichever micro-batch Trainer averages gradients over processes for: here that is done in the end.
+
+        Sharded ones are averaged as each is divided, after every micro-batch, so that no process ever has all of them.
+        """
+        if not self.accelerator.is_fsdp2:
+            with self.accelerator.no_sync(model):
+                yield
+            return
+        each = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+        model.set_requires_gradient_sync(True)
+        try:
+            yield
+        finally:  # Trainer asks for it once, before the micro-batch that this comes before
+            model.set_requires_gradient_sync(len(self._update_batches) == 1 or each)
 
     def end_update(self, model: nn.Module) -> None:
         """Both passes' gradients are known: what the rule makes of them is the update's."""
@@ -148,21 +179,20 @@ class SharpnessMixin(UpdateMixin):
         several = self.accelerator.num_processes > 1
         shared, reused = several and self.shares_perturbation, rule.kind != "sam"
         everywhere = shared or (several and reused)
-        params: list[Tensor] = [
-            p for p in model.parameters() if p.requires_grad and (everywhere or p.grad is not None)
-        ]
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        if shared:
+        weights = [p for p in model.parameters() if p.requires_grad and (everywhere or p.grad is not None)]
+        params, total = own_parts(weights), total_over_parts(weights)
+        grads = own_parts(torch.zeros_like(p) if p.grad is None else p.grad for p in weights)
+        if shared and total is None:  # else they have been averaged as they were divided
             average_over_processes(grads)
         if reused:
             first = [grad.clone() for grad in grads]
             if several and not shared:
                 average_over_processes(first)
-            self._first_gradients = list(zip(params, first, strict=True))
-        steps = rule.perturbation(params, grads)
+            self._first_gradients = list(zip(weights, first, strict=True))
+        steps = rule.perturbation(params, grads, total)
         self.move_weights(params, steps)
         if steps:
-            self.record(diagnostics={"perturbation_norm": norm_of(steps, self.args.device)})
+            self.record(diagnostics={"perturbation_norm": norm_of(steps, self.args.device, total)})
 
     @torch.no_grad()
     def _set_descent(self) -> None:
@@ -170,11 +200,11 @@ class SharpnessMixin(UpdateMixin):
         rule = self.rule
         if rule is None or not self._first_gradients:
             return
-        params, first = zip(*self._first_gradients, strict=True)
+        weights, first = zip(*self._first_gradients, strict=True)
         self._first_gradients = []
-        perturbed = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
-        for param, grad in zip(params, rule.descent(perturbed, first), strict=True):
-            if param.grad is None:
-                param.grad = grad
-            else:
-                param.grad.copy_(grad)
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        perturbed = own_parts(weight.grad for weight in weights)
+        for place, grad in zip(perturbed, rule.descent(perturbed, first, total_over_parts(weights)), strict=True):
+            place.copy_(grad)

@@ -41,7 +41,7 @@ class DISAMMixin(SharpnessMixin):
         per_sample_loss_func: `(outputs, labels) -> [B]`, where the loss is not one that transformers' models have.
 
     Raises:
-        ValueError: at construction, for a missing domain column, sharded parameters (FSDP, DeepSpeed), optimizers
+        ValueError: at construction, for a missing domain column, weights sharded by other means than FSDP2, optimizers
             that step during the backward pass, packed sequences, or a loss that gives no losses of samples.
     """
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -314,6 +315,24 @@ def test_refusals(
 ) -> None:
     with pytest.raises(ValueError, match=words.replace("(", r"\(")):
         _disam(vit(), tmp_path, rows, **settings)
+
+
+def test_weights_that_are_divided_otherwise(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:
+    trainer = _disam(vit(), tmp_path, rows, disam_rho=0.5)
+    tensors = SimpleNamespace(tp_enabled=True)
+    divided: list[tuple[Any, str, Any, str]] = [
+        (trainer, "is_fsdp_enabled", True, "FSDP1"),  # the accelerator's is none of FSDP2
+        (trainer, "is_deepspeed_enabled", True, "DeepSpeed"),
+        (trainer, "is_distributed_loading_by_transformers", True, "weights sharded as they were loaded"),
+        (trainer.accelerator.state, "parallelism_config", tensors, "parallelism_config with tp"),
+    ]
+    for owner, name, value, found in divided:
+        before = getattr(owner, name)
+        setattr(owner, name, value)
+        with pytest.raises(ValueError, match=f"disam: found {found}, allowed are weights that are not sharded"):
+            trainer.check_arguments()
+        setattr(owner, name, before)
+    trainer.check_arguments()
 
 
 def test_own_losses(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:

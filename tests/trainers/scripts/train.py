@@ -1,6 +1,7 @@
 """Train as the options file says and write what came out, in processes started by tests.
 
-`options["method"]` names a sibling file whose `build(options)` gives the method's part of it.
+`options["method"]` names a sibling file whose `build(options)` gives the method's part of it. With `fsdp=True` among
+the training's arguments several processes shard the weights.
 """
 
 import importlib
@@ -8,15 +9,17 @@ import json
 import os
 import signal
 import sys
+import traceback
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
+from sharding import forget_sharding
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
 
@@ -70,9 +73,10 @@ class KilledWhileSaving:
         super()._save_rng_state(output_dir)
 
 
-def train(options: dict[str, Any]) -> dict[str, Any]:
+def make_trainer(options: dict[str, Any]) -> Trainer:
     method = importlib.import_module(options["method"])
     torch.manual_seed(0)
+    forget_sharding()
     trainer_class, config_class, parts = method.build(options)
     if options.get("kill_while_saving"):
         trainer_class = type("Killed", (KilledWhileSaving, trainer_class), {})
@@ -87,6 +91,7 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
             "disable_tqdm": True,
             "dataloader_drop_last": True,
             "seed": 1,
+            **({"parallelism_config": ParallelismConfig(**sizes)} if (sizes := options.get("parallelism")) else {}),
             **options["training"],
         }
     )
@@ -95,17 +100,31 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
     trainer: Trainer = trainer_class(args=args, **parts)
     if step := options.get("kill_at"):
         trainer.add_callback(KillAtStep(step))
+    return trainer
+
+
+def save_weights(trainer: Trainer, file: str) -> None:
+    """Called by all processes, each of which may have but a part of them."""
+    if trainer.is_fsdp_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+    else:
+        weights = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    if trainer.is_world_process_zero():
+        save_file({name: value.clone() for name, value in weights.items()}, file)
+
+
+def train(options: dict[str, Any]) -> dict[str, Any]:
     try:
+        trainer = make_trainer(options)
         with warnings.catch_warnings(record=True) as caught:
             trainer.train(resume_from_checkpoint=options.get("resume", False))
-    except ValueError as error:
+    except Exception as error:  # what is not refused is shown by the test of that run, and the others go on
         if not options.get("refused"):
             raise
-        return {"num_processes": trainer.accelerator.num_processes, "errors": gather_object([str(error)])}
+        said = str(error) if isinstance(error, ValueError) else traceback.format_exc()
+        return {"num_processes": PartialState().num_processes, "errors": gather_object([said])}
     metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        save_file({name: value.clone() for name, value in model.state_dict().items()}, options["weights"])
+    save_weights(trainer, options["weights"])
     said = [str(each.message) for each in caught]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {

@@ -446,7 +446,7 @@ def test_several_gpus_and_shards(
     with pytest.raises(ValueError, match="corrections of the gradient: found several GPUs in one process"):
         trainer.train()
     monkeypatch.undo()
-    for name, found in (("is_fsdp_enabled", "FSDP"), ("is_deepspeed_enabled", "DeepSpeed")):
+    for name, found in (("is_fsdp_enabled", "FSDP1"), ("is_deepspeed_enabled", "DeepSpeed")):
         client = _trainer(vit(), tmp_path, rows)
         setattr(client, name, True)
         with pytest.raises(ValueError, match=f"FedLESAM: found {found}, allowed are weights that are not sharded"):
