@@ -31,6 +31,7 @@ TWO_PROCESSES = {
     "disam": Case("disam", _DISAM),
     "disam, gsam": Case("disam", {**_DISAM, "disam_sharpness": "gsam", "gradient_accumulation_steps": 2}),
     "disam, sagm": Case("disam", {**_DISAM, "disam_sharpness": "sagm", "disam_alpha": 0.1}),
+    "disam every third": Case("disam", {**_DISAM, "disam_every": 3}),
     "disam running": Case("disam", {**_DISAM, "disam_domain_weights": "running"}),
     "disam accumulating": Case("disam", {**_DISAM, "gradient_accumulation_steps": 2}),
     "disam balanced": Case("disam", {**_DISAM, "disam_domain_sampler": "balanced"}),

@@ -27,6 +27,11 @@ class DISAMArguments(MethodArguments):
     )
     disam_alpha: NonNegative | None = option(None, "Alpha of GSAM, by default 0.4, or of SAGM, by default 0.001.")
     disam_adaptive: bool = option(False, "Measure the perturbation relative to the weights (ASAM).")
+    disam_every: Annotated[int, Bounds(at_least=1)] = option(
+        1,
+        "Updates that share a perturbation: with 4 every fourth update has a first pass, and the three after it move "
+        "the weights along the last perturbation again; only with 'sam'.",
+    )
     disam_domain_column: str = option("domain_ids", "Data set column of the domains, integers or names.")
     disam_domain_weights: Literal["global", "running"] = option(
         "global",
@@ -52,6 +57,12 @@ class DISAMArguments(MethodArguments):
             raise ValueError(
                 f"disam_alpha: found {self.disam_alpha} with disam_sharpness='sam', allowed are numbers >= 0 with "
                 "'gsam' and 'sagm'"
+            )
+        if self.disam_every > 1 and not (self.disam_sharpness == "sam" and self.disam_sync_perturbation):
+            found = f"disam_sharpness={self.disam_sharpness!r}, disam_sync_perturbation={self.disam_sync_perturbation}"
+            raise ValueError(
+                f"disam_every: found {self.disam_every} with {found}, allowed is 1; above that only 'sam', whose "
+                "perturbation is all it needs of the first pass, with one for all processes"
             )
 
 

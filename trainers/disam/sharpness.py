@@ -53,6 +53,9 @@ class SharpnessRule:
         return gsam_descent(perturbed, grads, alpha=self.alpha, total=total)
 
 
+_KEPT = "perturbation/"
+
+
 class SharpnessMixin(UpdateMixin):
     """Every update takes two passes over its micro-batches, with the same random numbers (dropout) in both.
 
@@ -61,17 +64,21 @@ class SharpnessMixin(UpdateMixin):
     optimizer steps. Statistics of BatchNorm are those of the first pass. A mixin says by `rule` how, and may change
     the loss of the first pass, which lies between `begin_ascent` and `end_ascent`.
 
+    With `every` above 1 a perturbation is for so many updates: those after the first have one pass, and statistics of
+    BatchNorm are of that.
+
     Weights may be sharded (FSDP2): every process moves its part of each, and the next pass gathers the moved parts.
 
     Raises:
         ValueError: at construction, for weights sharded otherwise (FSDP1, DeepSpeed), or by FSDP2 without a shared
-            perturbation, several GPUs in one process, optimizers that step during the backward pass, and SAGM with
-            scaled losses (fp16).
+            perturbation or with one for several updates, several GPUs in one process, optimizers that step during
+            the backward pass, and SAGM with scaled losses (fp16).
     """
 
     perturbs = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._kept: dict[str, Tensor] = {}  # the last perturbation, by names of weights, where others are to use it
         self._first_gradients: list[tuple[Tensor, Tensor]] = []  # weights and (parts of) their first pass's gradients
         super().__init__(*args, **kwargs)
 
@@ -85,6 +92,11 @@ class SharpnessMixin(UpdateMixin):
     def shares_perturbation(self) -> bool:
         """Whether all processes take one perturbation, from the gradient of all."""
         return True
+
+    @property
+    def every(self) -> int:
+        """How many updates, one after the other, take one perturbation; more than one with `"sam"` alone."""
+        return 1
 
     def begin_ascent(self, micro_batches: list[dict[str, Any]]) -> bool:
         """Called before the first pass; returns whether it needs all losses before it differentiates any.
@@ -106,17 +118,26 @@ class SharpnessMixin(UpdateMixin):
                 f"{self.method}: found a perturbation for each process with FSDP2, which knows but the gradient of "
                 "all, allowed is one for all"
             )
+        if self.is_fsdp_enabled and self.every > 1:
+            raise ValueError(
+                f"{self.method}_every: found {self.every} with FSDP2, allowed is 1: a checkpoint would hold a part of "
+                "the perturbation"
+            )
         if self.rule.kind == "sagm" and self.accelerator.scaler is not None:
             raise ValueError("fp16: found True with SAGM, whose step depends on the loss's scale, allowed is bf16")
 
     # ---------------------------------------------------------------------------------------------- training
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return super().floating_point_ops(inputs) * (1 if self.rule is None else 2)
+        passes = 1 if self.rule is None else 1 + 1 / self.every
+        return int(super().floating_point_ops(inputs) * passes)
 
     def begin_update(self, model: nn.Module, num_items_in_batch: Tensor | int | None) -> None:
         """The first pass, over all micro-batches, and the step to the perturbed weights."""
         super().begin_update(model, num_items_in_batch)
         if (rule := self.rule) is None:
+            return
+        if self._kept and self._within:
+            self._perturb_again()
             return
         micro_batches = self._update_batches
         model.train()
@@ -190,9 +211,39 @@ class SharpnessMixin(UpdateMixin):
                 average_over_processes(first)
             self._first_gradients = list(zip(weights, first, strict=True))
         steps = rule.perturbation(params, grads, total)
+        self._move(params, steps, total)
+        if self.every > 1:
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            self._kept = {names[weight]: step for weight, step in zip(weights, steps, strict=True)}
+
+    @property
+    def _within(self) -> bool:
+        """Whether this update comes after another one that its perturbation is shared with."""
+        return self.state.global_step % self.every != 0
+
+    def _perturb_again(self) -> None:
+        weights = dict(self.model.named_parameters())
+        params = [weights[name] for name in self._kept]
+        self._move(params, [step.to(param) for step, param in zip(self._kept.values(), params, strict=True)])
+
+    def _move(self, params: Sequence[Tensor], steps: Sequence[Tensor], total: Total | None = None) -> None:
         self.move_weights(params, steps)
         if steps:
             self.record(diagnostics={"perturbation_norm": norm_of(steps, self.args.device, total)})
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a perturbation of an earlier run is gone."""
+        self._kept = {}
+        return super().train(*args, **kwargs)
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        kept = self._kept if self._within else {}
+        return super().checkpoint_state() | {f"{_KEPT}{name}": step for name, step in kept.items()}
+
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super().load_checkpoint_state(state)
+        self._kept = {name.removeprefix(_KEPT): step for name, step in state.items() if name.startswith(_KEPT)}
 
     @torch.no_grad()
     def _set_descent(self) -> None:

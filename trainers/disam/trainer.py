@@ -116,6 +116,10 @@ class DISAMMixin(SharpnessMixin):
     def shares_perturbation(self) -> bool:
         return bool(self.args.disam_sync_perturbation)
 
+    @property
+    def every(self) -> int:
+        return int(self.args.disam_every)
+
     def begin_ascent(self, micro_batches: list[dict[str, Any]]) -> bool:
         column = self.args.disam_domain_column
         if all(column in inputs for inputs in micro_batches):

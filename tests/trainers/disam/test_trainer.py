@@ -24,6 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
+    set_seed,
 )
 
 from hf_ext.adapters import MoLAConfig
@@ -166,6 +167,78 @@ def test_both_passes_drop_the_same(vit: Callable[..., Any], rows: Dataset, tmp_p
         assert entry["loss"] == pytest.approx(entry["clean_loss"], rel=1e-5)
 
 
+# ------------------------------------------------------------------------------------------------ one for several
+def test_a_perturbation_for_two_updates(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:
+    """In the second one the gradient is taken at the new weights, moved along the step of the first one."""
+    options = {"max_grad_norm": 0, "per_device_train_batch_size": 48, "disam_rho": 0.5, "disam_lambda": 2.0}
+    trained, once, expected = vit(), vit(), vit()
+    trainer = _disam(trained, tmp_path, rows, max_steps=2, disam_every=2, lr_scheduler_type="constant", **options)
+    trainer.train()
+    _disam(once, tmp_path, rows, max_steps=1, **options).train()
+    batch, params = rows[:], list(expected.parameters())
+    outputs = expected(pixel_values=batch["pixel_values"])
+    losses = F.cross_entropy(outputs.logits, batch["labels"], reduction="none")
+    steps = sam_perturbation(
+        params, torch.autograd.grad(disam_ascent_loss(losses, batch["domain_ids"], lambda_=2.0), params), rho=0.5
+    )
+    moved, params = vit(), list(once.parameters())
+    with torch.no_grad():
+        for place, param, step in zip(moved.parameters(), params, steps, strict=True):
+            place.copy_(param + step)
+    moved(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss.backward()
+    with torch.no_grad():
+        for param, place in zip(params, moved.parameters(), strict=True):
+            param -= 0.1 * place.grad
+    assert _difference(trained, once) < 1e-6
+    log = trainer.state.log_history
+    assert ["clean_loss" in entry for entry in log[:2]] == [True, False]
+    assert log[0]["perturbation_norm"] == pytest.approx(log[1]["perturbation_norm"]) == pytest.approx(0.5)
+
+
+def test_a_shared_perturbation_saves_passes(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:
+    class Counting(DISAMTrainer):
+        passes = 0
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            self.passes += 1
+            return super().compute_loss(*args, **kwargs)
+
+    made = {
+        every: Counting(vit(), DISAMConfig(**_options(tmp_path, max_steps=8, disam_every=every)), train_dataset=rows)
+        for every in (1, 2, 4)
+    }
+    for trainer in made.values():
+        trainer.train()
+    assert {every: trainer.passes for every, trainer in made.items()} == {1: 16, 2: 12, 4: 10}
+
+
+@pytest.mark.parametrize("saved", [3, 4, 6])
+def test_a_resumed_run_takes_the_same_perturbation(
+    saved: int, vit: Callable[..., Any], rows: Dataset, tmp_path: Path
+) -> None:
+    options = {"max_steps": 8, "disam_every": 4, "disam_rho": 0.5, "save_strategy": "steps", "save_steps": 1}
+    whole, resumed = vit(), vit(seed=1)
+    _disam(whole, tmp_path, rows, **options).train()
+    checkpoint = str(tmp_path / f"checkpoint-{saved}")
+    _disam(resumed, tmp_path, rows, **options).train(resume_from_checkpoint=checkpoint)
+    assert _difference(whole, resumed) == 0
+
+
+def test_a_second_training_begins_with_a_perturbation_of_its_own(
+    vit: Callable[..., Any], rows: Dataset, tmp_path: Path
+) -> None:
+    trainer = _disam(vit(), tmp_path, rows, max_steps=3, disam_every=4, disam_rho=0.5)
+    trainer.train()
+    assert trainer.checkpoint_state().keys() > {f"perturbation/{name}" for name, _ in trainer.model.named_parameters()}
+    fresh, again = vit(), trainer.model
+    again.load_state_dict(fresh.state_dict())
+    set_seed(trainer.args.seed)
+    trainer.train()
+    other = _disam(fresh, tmp_path, rows, max_steps=3, disam_every=4, disam_rho=0.5)
+    other.train()
+    assert _difference(again, fresh) == 0
+
+
 def test_running_weights(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:
     """The first update knows no losses and is SAM's; the second goes by those of the first."""
     options = {"per_device_train_batch_size": 48, "disam_rho": 0.5, "disam_lambda": 2.0, "max_grad_norm": 0}
@@ -304,6 +377,9 @@ def test_the_balanced_sampler(vit: Callable[..., Any], rows: Dataset, tmp_path: 
         ({"disam_domain_column": "style"}, "disam_domain_column: found no column 'style' in train_dataset"),
         ({"disam_domain_column": "pixel_values"}, "pixel_values: found float32 values"),
         ({"optim": "lomo"}, "optim: found 'lomo'"),
+        ({"disam_every": 0}, "disam_every: found 0"),
+        ({"disam_every": 2, "disam_sharpness": "gsam"}, "disam_every: found 2 with disam_sharpness='gsam'"),
+        ({"disam_every": 2, "disam_sync_perturbation": False}, "disam_every: found 2 with .*disam_sync_pert"),
         (
             {"disam_domain_sampler": "balanced", "train_sampling_strategy": "sequential"},
             "disam_domain_sampler: found 'balanced' with train_sampling_strategy='sequential'",
