@@ -17,8 +17,8 @@ DISAM, SAM, ADAPTIVE = "DISAM", "SAM (lambda 0)", "DISAM, adaptive"
 GLOBAL, RUNNING = "DISAM, global weights", "DISAM, running weights"
 
 
-def _update(micro_batches: int, **options: Any) -> Callable[[torch.device, bool], Step]:
-    """An update in `micro_batches` parts; options of DISAM, or none for the plain Trainer."""
+def _update(micro_batches: int, updates: int = 1, **options: Any) -> Callable[[torch.device, bool], Step]:
+    """Updates in `micro_batches` parts; options of DISAM, or none for the plain Trainer."""
     trainer, arguments = (DISAMTrainer, DISAMConfig) if options else (Trainer, TrainingArguments)
 
     def make(device: torch.device, quick: bool) -> Step:
@@ -32,7 +32,7 @@ def _update(micro_batches: int, **options: Any) -> Callable[[torch.device, bool]
             for _ in range(micro_batches)
         ]
         extra: dict[str, Any] = {"disam_num_domains": 4} if options else {}
-        return update(trainer, arguments, vit(quick), batches, device, **options, **extra)
+        return update(trainer, arguments, vit(quick), batches, device, updates=updates, **options, **extra)
 
     return make
 
@@ -85,4 +85,19 @@ ACCUMULATION = Benchmark(
     bars=(Bar(GLOBAL, PLAIN, 2.4), Bar(RUNNING, PLAIN, 2.05)),
 )
 
-BENCHMARKS = (STEP, ACCUMULATION)
+SEVERAL = 4
+FOUR_PLAIN, FOUR = f"{SEVERAL} updates of the plain Trainer", f"{SEVERAL} updates of DISAM, one first pass"
+
+EVERY = Benchmark(
+    name="disam-every",
+    title="Four updates, of which DISAM perturbs all along the same step",
+    setting=SETTING,
+    contenders=(
+        Contender(FOUR_PLAIN, _update(1, updates=SEVERAL)),
+        Contender(FOUR, _update(1, updates=SEVERAL, disam_lambda=0.1, disam_every=SEVERAL), is_method=True),
+    ),
+    reference=FOUR_PLAIN,
+    bars=(Bar(FOUR, FOUR_PLAIN, 1.3),),
+)
+
+BENCHMARKS = (STEP, ACCUMULATION, EVERY)

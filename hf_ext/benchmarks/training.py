@@ -36,10 +36,11 @@ def update(
     batches: Sequence[dict[str, Any]],
     device: torch.device,
     *,
+    updates: int = 1,
     trainer_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Step:
-    """One update of a Trainer's loop, without the loading of data: all micro-batches, clipping, the optimizer."""
+    """Updates of a Trainer's loop, without the loading of data: all micro-batches, clipping, the optimizer."""
     args = arguments(
         output_dir=tempfile.gettempdir(),
         use_cpu=device.type == "cpu",
@@ -55,13 +56,14 @@ def update(
     made.state.max_steps = args.max_steps  # for schedules; training would set it
 
     def step() -> None:
-        samples, num_items = made.get_batch_samples(iter(batches), len(batches), device)
-        made.current_gradient_accumulation_steps = len(samples)
-        for inputs in samples:
-            made.training_step(wrapped, inputs, num_items)
-        made._clip_grad_norm(wrapped)
-        optimizer.step()
-        wrapped.zero_grad()
+        for made.state.global_step in range(updates):
+            samples, num_items = made.get_batch_samples(iter(batches), len(batches), device)
+            made.current_gradient_accumulation_steps = len(samples)
+            for inputs in samples:
+                made.training_step(wrapped, inputs, num_items)
+            made._clip_grad_norm(wrapped)
+            optimizer.step()
+            wrapped.zero_grad()
 
     return step
 

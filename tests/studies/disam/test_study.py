@@ -13,7 +13,7 @@ from hf_ext.data import load
 from hf_ext.studies import Preparation, reproduce
 from hf_ext.studies.disam.curves import steps_to, variance
 from hf_ext.studies.disam.data import BUILDERS, HARD, Problem, check, open_problem
-from hf_ext.studies.disam.study import COMPARISON, LAMBDA, SPEED, STUDIES, VARIANCE, WORST
+from hf_ext.studies.disam.study import COMPARISON, EVERY, LAMBDA, SPEED, STUDIES, VARIANCE, WORST
 from hf_ext.studies.training import Rows
 
 DOMAINS = ("mnist", "usps", "semeion", HARD)
@@ -173,6 +173,12 @@ def test_without_a_perturbation_disam_is_plain_training(given: dict[str, str], t
     assert all(system.details == systems[0].details for system in systems)
     moved = reproduce(replace(LAMBDA, cases=LAMBDA.cases[:1]), out=tmp_path / "moved", quick=True, seeds=1)
     assert all(system.details != systems[0].details for system in moved.cases["domains, even"].values())
+
+
+def test_a_perturbation_for_several_updates_is_another_training(given: dict[str, str], tmp_path: Path) -> None:
+    study = replace(EVERY, cases=EVERY.cases[:1])
+    systems = list(reproduce(study, out=tmp_path, quick=True, seeds=1).cases["domains, even"].values())
+    assert len({system.details[VARIANCE][0] for system in systems}) == len(systems)  # of the losses in training
 
 
 def test_updates_to_a_loss() -> None:
