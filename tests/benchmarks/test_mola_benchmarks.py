@@ -13,7 +13,6 @@ from hf_ext.benchmarks.mola import BENCHMARKS, EXPERTS, RANK, ExpertLoop
 from hf_ext.benchmarks.mola_layers import BY_EXPERTS, Block, adapter, lora, mola, stepping
 from hf_ext.functional import lora_mixture_linear, task_routing
 
-
 #: which run what others run, but at sizes that a test does not have
 LIKE_OTHERS = {"mola-experts-vit-b", "mola-experts-wide-compiled"}
 
