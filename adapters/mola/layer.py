@@ -66,6 +66,10 @@ class MoLALayer(WrappingLayer):
                 result = self._add_update(name, inputs, weights, result)
         return result
 
+    def _is_one_hot(self, adapter_name: str) -> bool:
+        """Whether each sample has one expert, known without a look at its weights."""
+        return self.routing.configs[adapter_name].routing == "task"
+
     def task_update(self, adapter_name: str, task_id: int) -> Tensor:
         """`s D_t` in the shape of the base weight, in at least float32."""
         lora_A, lora_B = self.mola_A[adapter_name][task_id], self.mola_B[adapter_name][task_id]
@@ -117,10 +121,10 @@ class MoLALinear(MoLALayer):
 
     def _add_update(self, adapter_name: str, x: Tensor, weights: Tensor, result: Tensor) -> Tensor:
         lora_A, lora_B = self.mola_A[adapter_name], self.mola_B[adapter_name]
-        scaling = self.mola_scaling[adapter_name]
+        options: Any = {"scaling": self.mola_scaling[adapter_name], "one_hot": self._is_one_hot(adapter_name)}
         if result.dtype == lora_B.dtype or torch.is_autocast_enabled(x.device.type):
-            return lora_mixture_linear(x, lora_A, lora_B, weights, scaling=scaling, base=result)
-        return result + lora_mixture_linear(x, lora_A, lora_B, weights, scaling=scaling).to(result.dtype)
+            return lora_mixture_linear(x, lora_A, lora_B, weights, base=result, **options)
+        return result + lora_mixture_linear(x, lora_A, lora_B, weights, **options).to(result.dtype)
 
     def _product(self, lora_A: Tensor, lora_B: Tensor) -> Tensor:
         return self._oriented(lora_B @ lora_A)
@@ -163,6 +167,7 @@ class MoLAConv2d(MoLALayer):
             padding=padding,
             dilation=conv.dilation,
             form=self.mola_form[adapter_name],
+            one_hot=self._is_one_hot(adapter_name),
         )
         return result + update.to(result.dtype)
 

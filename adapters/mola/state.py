@@ -77,7 +77,7 @@ class Frame:
         )
 
     def fit(self, weights: Tensor, x: Tensor) -> Tensor:
-        """`[B, E]` for a layer whose input is x: `[len(x), E]`, or `[1, E]` as it is.
+        """`[B, E]` as it is, for a layer whose input x has one row per sample, or several that are neighbours.
 
         Raises:
             ValueError: the rows of x are not known to be those of the samples in order.
@@ -93,7 +93,7 @@ class Frame:
                 "row per sample (inputs that mix samples, such as packed sequences or the images of several samples, "
                 "cannot be routed; one id for all, set_task(id), serves any)"
             )
-        return _repeated(weights, batch)
+        return weights
 
 
 def _repeated(weights: Tensor, batch: int) -> Tensor:
@@ -198,7 +198,7 @@ class Routing:
 
     # ---------------------------------------------------------------------------------------------- layers
     def weights_for(self, name: str, x: Tensor) -> Tensor:
-        """Weights `[len(x), E]` (or `[1, E]`) for a layer's input.
+        """Weights `[R, E]` for a layer's input, a row for each of R equal parts of it.
 
         Raises:
             ValueError: nothing says how to route it.
@@ -215,7 +215,7 @@ class Routing:
         """One-hot `[len(x), num_tasks]` (or one row) for the input of a per-task head; errors as of `weights_for`."""
         frame = self.current() or self._recomputed()
         if frame is not None and name in frame.heads:
-            return frame.fit(frame.heads[name], x)
+            return _repeated(frame.fit(frame.heads[name], x), x.shape[0])
         config = self.configs[name]
         return self._by_default_ids(config, config.num_tasks or config.num_experts, x)
 

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.profiler import DeviceType, ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from hf_ext._environment import hardware, versions
 from hf_ext._runs import progress_bars
@@ -60,6 +61,7 @@ class Benchmark:
         contenders: what is timed.
         reference: name of the contender that all are compared with.
         bars: what is aimed at.
+        devices: those that `hf-ext bench` measures it on.
 
     Raises:
         ValueError: a name that no contender has, or that two have.
@@ -71,6 +73,7 @@ class Benchmark:
     contenders: tuple[Contender, ...]
     reference: str
     bars: tuple[Bar, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __post_init__(self) -> None:
         names = [contender.name for contender in self.contenders]
@@ -93,7 +96,7 @@ def measure(
     """Time all contenders; ratios are medians, with quartiles, over rounds of the ratio within a round.
 
     On the CPU one thread is used. Operations are those torch's FLOP counter sees in one step; peak memory is what one
-    step holds at most beyond what was held before it.
+    step holds at most beyond what was held before it; on a GPU the kernels of one step are counted too.
 
     Args:
         benchmark: what to measure.
@@ -113,7 +116,7 @@ def measure(
         raise ValueError(f"--device: found {chosen!r}, allowed are cpu{', cuda' if torch.cuda.is_available() else ''}")
     place, rounds = torch.device(chosen), 2 if quick else rounds
     with one_thread():
-        times, operations, memory = _measure(benchmark, place, rounds, quick, console)
+        times, operations, memory, kernels = _measure(benchmark, place, rounds, quick, console)
 
     def ratios(name: str, peer: str) -> tuple[float, float, float]:
         """Lower quartile, median and upper quartile."""
@@ -141,6 +144,7 @@ def measure(
             operations_ratio=operations[contender.name] / whole,
             floor=least(contender.name) / whole,
             megabytes=memory[contender.name] / 2**20,
+            kernels=kernels[contender.name],
             is_method=contender.is_method,
             times=times[contender.name],
         )
@@ -178,11 +182,11 @@ def one_thread() -> Iterator[None]:
 
 def _measure(
     benchmark: Benchmark, device: torch.device, rounds: int, quick: bool, console: Console | None
-) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int]]:
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int], dict[str, int]]:
     torch.manual_seed(0)
     steps = {contender.name: contender.make(device, quick) for contender in benchmark.contenders}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    operations, memory = {}, {}
+    operations, memory, kernels = {}, {}, {}
     with progress_bars(console) as progress:
         bar = progress.add_task(f"{benchmark.name} on {device.type}", total=_WARM_UP + rounds)
         for round_ in range(_WARM_UP + rounds):
@@ -192,11 +196,35 @@ def _measure(
                     times[name].append(seconds)
             progress.advance(bar)
     for name, step in steps.items():
-        with FlopCounterMode(display=False) as counter:
-            step()
-        operations[name] = counter.get_total_flops()
+        operations[name] = operations_of(step)
         memory[name] = _peak_memory(step, device)
-    return times, operations, memory
+        kernels[name] = kernels_of(step) if device.type == "cuda" else 0
+    return times, operations, memory, kernels
+
+
+def operations_of(step: Step) -> int:
+    """Floating point operations of a step, as torch counts them, and grouped convolutions as what they are."""
+    counted = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _convolution_backward(grad: list[int], x: list[int], weight: list[int], *options: Any, **_: Any) -> int:
+    """Each gradient takes what the forward pass takes (torch counts that of a grouped kernel `groups` times)."""
+    transposed, mask = options[4], options[7]
+    return conv_flop_count(x, weight, grad, transposed) * sum(mask[:2])
+
+
+def kernels_of(step: Step) -> int:
+    """What a step launches: kernels and copies on the GPU; without one, operators that call no others."""
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * torch.cuda.is_available()]
+    with profile(activities=activities) as profiler:
+        step()
+    events = profiler.events() or []
+    if torch.cuda.is_available():
+        return sum(event.device_type == DeviceType.CUDA for event in events)
+    return sum(not event.cpu_children for event in events)
 
 
 def _timed(step: Step, device: torch.device) -> float:

@@ -6,15 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PolyConfig, XLoraConfig, get_peft_model
+from peft import PolyConfig, XLoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_ext.adapters import MoLAConfig
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
+from hf_ext.benchmarks.mola_layers import (
+    BARE,
+    BY_EXPERTS,
+    CONVS,
+    LINEARS,
+    LORA,
+    adapter,
+    convolutions,
+    linear,
+    lora,
+    mola,
+    stepping,
+)
 
 EXPERTS, RANK = 4, 4
-BASE, LORA, LORA_WIDE = "base, all weights trained", "LoRA, rank r", "LoRA, rank E r"
+BASE, LORA_WIDE = "base, all weights trained", "LoRA, rank E r"
 GRAD, ROUTER, MERGED = "MoLA-Grad", "MoLA-Router", "MoLA-Grad, one task merged"
 MASKED, SELECTED, XLORA, POLY = "masked loop", "index-select loop", "X-LoRA", "Poly"
 MIXTURE = "one expert per sample"  # the work of MoLA-Grad, of which the loop that selects rows needs the least
@@ -55,87 +68,31 @@ def _with_loops(model: nn.Module, task_ids: Tensor, *, select: bool) -> nn.Modul
     return model
 
 
-def _lora(rank: int, targets: str | list[str], **options: Any) -> LoraConfig:
-    return LoraConfig(target_modules=targets, r=rank, lora_alpha=2 * rank, **options)
+# ------------------------------------------------------------------------------------------------ layers
+_LINEAR, _CONVOLUTIONS = linear(32, 197, 192), convolutions(32, 64, 28)
 
 
 def _mola(targets: str | list[str], **options: Any) -> MoLAConfig:
-    return MoLAConfig(target_modules=targets, num_experts=EXPERTS, r=RANK, lora_alpha=2 * RANK, **options)
+    return mola(EXPERTS, RANK, targets, **options)
 
-
-# ------------------------------------------------------------------------------------------------ layers
-class Block(nn.Module):
-    """The four linear layers of a transformer block of width d, without what lies between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.proj(self.qkv(x)[..., : x.shape[-1]])
-        return x + self.fc2(self.fc1(x))
-
-
-class ConvBlock(nn.Module):
-    """Two 3 x 3 convolutions of a residual block."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.conv1(x))
-
-
-def _stepping(
-    block: Callable[[bool], tuple[nn.Module, Tensor]], adapt: Callable[[nn.Module, Tensor], nn.Module], *, ids: bool
-) -> Callable[[torch.device, bool], Step]:
-    """Forward and backward of an adapted block of layers."""
-
-    def make(device: torch.device, quick: bool) -> Step:
-        layers, x = block(quick)
-        task_ids = (torch.arange(len(x)) % EXPERTS).to(device)
-        model = adapt(layers.requires_grad_(False), task_ids).to(device)
-        x = x.to(device).requires_grad_()
-        gradient = torch.randn_like(x)
-        options = {"mola_task_ids": task_ids} if ids else {}
-        return lambda: model(x, **options).backward(gradient)
-
-    return make
-
-
-def _linear(quick: bool) -> tuple[nn.Module, Tensor]:
-    return (Block(16), torch.randn(4, 8, 16)) if quick else (Block(192), torch.randn(32, 197, 192))
-
-
-def _convolutions(quick: bool) -> tuple[nn.Module, Tensor]:
-    return (ConvBlock(8), torch.randn(4, 8, 8, 8)) if quick else (ConvBlock(64), torch.randn(32, 64, 28, 28))
-
-
-def _adapter(config: Callable[[], PeftConfig]) -> Callable[[nn.Module, Tensor], nn.Module]:
-    return lambda model, _: get_peft_model(model, config())
-
-
-_LINEARS, _CONVS = ["qkv", "proj", "fc1", "fc2"], ["conv1", "conv2"]
 
 LAYERS = Benchmark(
     name="mola-layers",
     title="Linear layers of a transformer block",
     setting=f"32 x 197 x 192, E={EXPERTS}, r={RANK}, mixed tasks in the batch, forward and backward",
     contenders=(
-        Contender("bare layers", _stepping(_linear, lambda model, _: model, ids=False)),
-        Contender(LORA, _stepping(_linear, _adapter(lambda: _lora(RANK, _LINEARS)), ids=False)),
-        Contender(LORA_WIDE, _stepping(_linear, _adapter(lambda: _lora(EXPERTS * RANK, _LINEARS)), ids=False)),
-        Contender(GRAD, _stepping(_linear, _adapter(lambda: _mola(_LINEARS)), ids=True), True, MIXTURE),
+        Contender(BARE, stepping(_LINEAR, lambda model, _: model)),
+        Contender(LORA, stepping(_LINEAR, adapter(lambda: lora(RANK, LINEARS)))),
+        Contender(LORA_WIDE, stepping(_LINEAR, adapter(lambda: lora(EXPERTS * RANK, LINEARS)))),
+        Contender(GRAD, stepping(_LINEAR, adapter(lambda: _mola(LINEARS)), experts=EXPERTS), True, MIXTURE),
         Contender(
             MASKED,
-            _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=False), ids=False),
+            stepping(_LINEAR, lambda model, ids: _with_loops(model, ids, select=False)),
             work=MIXTURE,
         ),
         Contender(
             SELECTED,
-            _stepping(_linear, lambda model, ids: _with_loops(model, ids, select=True), ids=False),
+            stepping(_LINEAR, lambda model, ids: _with_loops(model, ids, select=True)),
             work=MIXTURE,
         ),
     ),
@@ -148,18 +105,18 @@ CONVOLUTIONS = Benchmark(
     title="3 x 3 convolutions",
     setting=f"32 x 64 x 28 x 28, E={EXPERTS}, r={RANK}, mixed tasks in the batch, forward and backward",
     contenders=(
-        Contender("bare layers", _stepping(_convolutions, lambda model, _: model, ids=False)),
-        Contender(LORA, _stepping(_convolutions, _adapter(lambda: _lora(RANK, _CONVS)), ids=False)),
-        Contender(LORA_WIDE, _stepping(_convolutions, _adapter(lambda: _lora(EXPERTS * RANK, _CONVS)), ids=False)),
+        Contender(BARE, stepping(_CONVOLUTIONS, lambda model, _: model)),
+        Contender(LORA, stepping(_CONVOLUTIONS, adapter(lambda: lora(RANK, CONVS)))),
+        Contender(LORA_WIDE, stepping(_CONVOLUTIONS, adapter(lambda: lora(EXPERTS * RANK, CONVS)))),
         Contender(
             f"{GRAD}, factored",
-            _stepping(_convolutions, _adapter(lambda: _mola(_CONVS, conv_form="factored")), ids=True),
+            stepping(_CONVOLUTIONS, adapter(lambda: _mola(CONVS, conv_form="factored")), experts=EXPERTS),
             is_method=True,
             work=MIXTURE,
         ),
         Contender(
             f"{GRAD}, loralib",
-            _stepping(_convolutions, _adapter(lambda: _mola(_CONVS, conv_form="loralib")), ids=True),
+            stepping(_CONVOLUTIONS, adapter(lambda: _mola(CONVS, conv_form="loralib")), experts=EXPERTS),
             is_method=True,
             work=MIXTURE,
         ),
@@ -191,7 +148,7 @@ def _xlora(model: LlamaForCausalLM, quick: bool) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         adapters = {str(expert): str(Path(folder) / str(expert)) for expert in range(EXPERTS)}
         for path in adapters.values():
-            get_peft_model(_llama(quick), _lora(RANK, _TARGETS, task_type="CAUSAL_LM")).save_pretrained(path)
+            get_peft_model(_llama(quick), lora(RANK, _TARGETS, task_type="CAUSAL_LM")).save_pretrained(path)
         config = XLoraConfig(
             task_type="CAUSAL_LM",
             hidden_size=model.config.hidden_size,
@@ -233,9 +190,9 @@ MODEL = Benchmark(
     "mixed tasks in the batch, forward and backward",
     contenders=(
         Contender(BASE, _model_step(lambda model, ids, quick: model)),
-        Contender(LORA, _model_step(lambda model, ids, quick: get_peft_model(model, _lora(RANK, _TARGETS)))),
+        Contender(LORA, _model_step(lambda model, ids, quick: get_peft_model(model, lora(RANK, _TARGETS)))),
         Contender(
-            LORA_WIDE, _model_step(lambda model, ids, quick: get_peft_model(model, _lora(EXPERTS * RANK, _TARGETS)))
+            LORA_WIDE, _model_step(lambda model, ids, quick: get_peft_model(model, lora(EXPERTS * RANK, _TARGETS)))
         ),
         Contender(
             GRAD,
@@ -275,4 +232,4 @@ MODEL = Benchmark(
     ),
 )
 
-BENCHMARKS = (LAYERS, CONVOLUTIONS, MODEL)
+BENCHMARKS = (LAYERS, CONVOLUTIONS, MODEL, *BY_EXPERTS)

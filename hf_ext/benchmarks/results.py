@@ -23,6 +23,7 @@ class Row:
         operations_ratio: floating point operations over the reference's.
         floor: the fewest operations of all contenders that do the same work, over the reference's.
         megabytes: peak memory of a step.
+        kernels: how many a step launches on a GPU; 0 on the CPU.
         is_method: whether it is the method.
         times: seconds of every round.
     """
@@ -35,6 +36,7 @@ class Row:
     operations_ratio: float
     floor: float
     megabytes: float
+    kernels: int = 0
     is_method: bool = False
     times: list[float] = field(default_factory=list)
 
@@ -134,6 +136,7 @@ def write_report(folder: Path) -> Path:
 
 def times_table(result: BenchmarkResult) -> str:
     """Contenders with time, ratios, operations and memory, as a markdown table."""
+    counted = any(row.kernels for row in result.rows)
     rows = [
         [
             f"**{row.name}**" if row.is_method else row.name,
@@ -142,10 +145,12 @@ def times_table(result: BenchmarkResult) -> str:
             f"{row.operations_ratio:.2f}",
             _over_floor(row),
             f"{row.megabytes:.0f}",
+            *[str(row.kernels)] * counted,
         ]
         for row in result.rows
     ]
     header = ["ms per step", f"time / {result.reference}", "operations", "time / floor", "peak MB"]
+    header += ["kernels"] * counted
     return markdown_table([result.name, *header], rows)
 
 

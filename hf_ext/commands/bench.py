@@ -39,6 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
     measured: list[BenchmarkResult] = []
     for device in devices:
         for benchmark in benchmarks_of(methods):
+            if device not in benchmark.devices:
+                continue
             result = measure(
                 benchmark,
                 device=device,

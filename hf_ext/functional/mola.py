@@ -22,7 +22,8 @@ Written from the abstract and the authors' code; the numbers of the paper's equa
 | the tasks' losses as one | `combine_task_losses` |
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -93,38 +94,89 @@ def router_routing(logits: Tensor, *, kind: Literal["soft", "hard"] = "soft") ->
 
 
 # ------------------------------------------------------------------------------------------------ adapted layers
+def _own_experts_are_cheaper(*, rows: int, positions: int, experts: int, rank: int) -> bool:
+    """Whether products with a copy of each row's own expert cost less than those with all experts side by side.
+
+    In units of what one position of a row costs at rank r, side by side takes `positions * experts` per row, and its
+    own expert `positions`. To read an expert takes 8 units; to copy it for a row, and to add the gradients of copies,
+    24. These two were measured on a CPU, at widths of 192 and 768 and ranks of 8 and 16, where both ways cross.
+
+    Copies take no more memory than what is held anyway, else they are not made: r vectors a copy; four times r an
+    expert, with its gradient and the optimizer's two moments; one vector a position, its input and output.
+    """
+    faster = 0 < 24 * rows < rows * positions * (experts - 1) + 8 * experts
+    fits = rows * rank <= 4 * experts * rank + rows * positions
+    return faster and fits
+
+
+def _own(w: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """`[R]`: which expert is each row's only one, and its `s * w` (NaN in a row of NaN)."""
+    weight, expert = w.max(dim=-1)
+    return expert, weight * scaling
+
+
+def _copies(stacked: Tensor, expert: Tensor) -> Tensor:
+    """Rows of `[E, ...]`; unlike that of an index, the gradient of an embedding is deterministic on a GPU too."""
+    return F.embedding(expert, stacked.flatten(1)).view(-1, *stacked.shape[1:])
+
+
+def _side_by_side(lora_B: Tensor) -> Tensor:
+    """`[E, out, r] -> [out, E r]`."""
+    return lora_B.transpose(0, 1).flatten(1)
+
+
 def _gate(w: Tensor, rank: int, scaling: float, dtype: torch.dtype) -> Tensor:
-    """`s * w` repeated over the rank axis: `[B, E] -> [B, E r]`, one factor per row of the stacked A."""
+    """`s * w` repeated over the rank axis: `[R, E] -> [R, E r]`, one factor per row of the stacked A."""
     return (w * scaling).repeat_interleave(rank, dim=-1).to(dtype)
 
 
 def lora_mixture_linear(
-    x: Tensor, lora_A: Tensor, lora_B: Tensor, w: Tensor, *, scaling: float, base: Tensor | None = None
+    x: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    w: Tensor,
+    *,
+    scaling: float,
+    base: Tensor | None = None,
+    one_hot: bool = False,
 ) -> Tensor:
     r"""`delta_b = s * sum_e w_{b,e} B_e A_e x_b`, without a loop over experts or samples.
 
     All A_e are stacked to one `[E r, in]` matrix and all B_e to one `[out, E r]` matrix; `s * w` multiplies the
-    activation between the two products. That is exact for any w and costs as much as one LoRA of rank E r.
+    activation between the two products. That is exact for any w and costs as much as one LoRA of rank E r. Where w is
+    one-hot, two batched products with the factors of each row's own expert give the same for the cost of one LoRA of
+    rank r, unless the input is so short that copying the factors costs more (`_own_experts_are_cheaper`).
 
     Args:
         x: `[B, ..., in]`.
         lora_A: `[E, r, in]`.
         lora_B: `[E, out, r]`.
-        w: `[B, E]`, or `[1, E]` for one routing shared by the batch; every position of a sample has the same weights.
+        w: `[R, E]`, one row for each of R equal parts of x, in order: R = B for a routing per sample, 1 for one that
+            the batch shares, less than B where a sample has several neighbouring rows.
         scaling: s, usually `lora_alpha / r`.
         base: optional `[B, ..., out]` that the delta is added to inside the second product (saves a pass over it).
+        one_hot: whether every row of w has but one element that is not zero (or nothing but NaN), and the others need
+            no gradient.
 
     Returns:
         `[B, ..., out]`: the delta, or `base + delta`.
     """
-    _, rank, in_features = lora_A.shape
-    hidden = F.linear(x, lora_A.reshape(-1, in_features))
-    hidden = hidden * _gate(w, rank, scaling, hidden.dtype).reshape(w.shape[0], *[1] * (x.ndim - 2), -1)
-    stacked_B = lora_B.transpose(0, 1).reshape(lora_B.shape[1], -1)
-    if base is None:
-        return F.linear(hidden, stacked_B)
-    out = torch.addmm(base.reshape(-1, base.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), stacked_B.t())
-    return out.view(base.shape)
+    experts, rank, in_features = lora_A.shape
+    rows, out_features = w.shape[0], lora_B.shape[1]
+    positions = x.shape[:-1].numel() // max(rows, 1)
+    parts = x.reshape(rows, positions, in_features)
+    if one_hot and _own_experts_are_cheaper(rows=rows, positions=positions, experts=experts, rank=rank):
+        expert, gate = _own(w, scaling)
+        hidden = parts @ _copies(lora_A, expert).transpose(1, 2)
+        hidden = hidden * gate.to(hidden.dtype)[:, None, None]
+        own_B = _copies(lora_B, expert).transpose(1, 2)
+        out = hidden @ own_B if base is None else torch.baddbmm(base.reshape(rows, positions, -1), hidden, own_B)
+    else:
+        hidden = F.linear(parts, lora_A.flatten(0, 1))
+        hidden = (hidden * _gate(w, rank, scaling, hidden.dtype)[:, None]).flatten(0, 1)
+        all_B = _side_by_side(lora_B).t()
+        out = hidden @ all_B if base is None else torch.addmm(base.reshape(-1, out_features), hidden, all_B)
+    return out.view(*x.shape[:-1], out_features)
 
 
 def lora_mixture_conv2d(
@@ -139,22 +191,25 @@ def lora_mixture_conv2d(
     padding: int | tuple[int, int] | str = 0,
     dilation: int | tuple[int, int] = 1,
     form: Literal["factored", "loralib"] = "factored",
+    one_hot: bool = False,
 ) -> Tensor:
     r"""`delta_b = conv(x_b, s * sum_e w_{b,e} D_e)` with the kernel update D_e in one of two forms.
 
     `"factored"` (as PEFT's LoRA): `D_e[o, i] = sum_c B_e[o, c] A_e[c, i]`, that is a k x k convolution to r channels
     and a 1 x 1 convolution; `r (k^2 in + out)` parameters per expert. `"loralib"` (the authors'): the row-major memory
     of the `[out k, in k]` product `B_e A_e` is read as `[out, in, k, k]`; `r k^2 (in + out)` parameters. For k = 1
-    both are the same. Only the factored form needs no kernel per sample.
+    both are the same. Only the factored form needs no kernel per sample; where w is one-hot and the image not too
+    small (`_own_experts_are_cheaper`), it takes each row's own kernel of rank r in place of E r channels.
 
     Args:
         x: `[B, in, H, W]`.
         lora_A: factored `[E, r, in, k, k]`; loralib `[E, r k, in k]`.
         lora_B: factored `[E, out, r]`; loralib `[E, out k, r k]`.
-        w: `[B, E]` or `[1, E]`.
+        w: `[R, E]`, one row for each of R equal parts of x, in order, as of `lora_mixture_linear`.
         scaling: s.
         kernel_size, stride, padding, dilation: geometry of the base convolution (groups = 1, zero padding).
         form: see above.
+        one_hot: as of `lora_mixture_linear`.
 
     Returns:
         `[B, out, H', W']`.
@@ -162,29 +217,46 @@ def lora_mixture_conv2d(
     Raises:
         ValueError: unknown form, or a kernel that is not square in the loralib form.
     """
-    if form == "factored":
-        rank = lora_A.shape[1]
-        hidden = F.conv2d(x, lora_A.flatten(0, 1), None, stride, padding, dilation)
-        hidden = hidden * _gate(w, rank, scaling, hidden.dtype)[:, :, None, None]
-        stacked_B = lora_B.transpose(0, 1).reshape(lora_B.shape[1], -1)
-        return F.conv2d(hidden, stacked_B[:, :, None, None])
-    if form != "loralib":
+    if form not in ("factored", "loralib"):
         raise ValueError(f"form: found {form!r}, allowed are 'factored' and 'loralib'")
-
-    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-    if height != width:
+    height, width = _pair(kernel_size)
+    if form == "loralib" and height != width:
         raise ValueError(f"kernel_size: found {(height, width)}, form='loralib' allows square kernels only")
-    batch, in_channels = x.shape[:2]
-    out_channels = lora_B.shape[1] // height
-    updates = (lora_B @ lora_A).reshape(-1, out_channels, in_channels, height, width)
-    kernels = torch.einsum("be,eoihw->boihw", (w * scaling).to(updates.dtype), updates)
-    if kernels.shape[0] == 1:
-        return F.conv2d(x, kernels[0], None, stride, padding, dilation)
-    # one kernel per sample: the batch becomes the groups of a single convolution
-    out = F.conv2d(
-        x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), None, stride, padding, dilation, groups=batch
-    )
-    return out.view(batch, out_channels, *out.shape[2:])
+    geometry = (stride, padding, dilation)
+    rows, experts = w.shape
+    if form == "loralib":
+        updates = (lora_B @ lora_A).reshape(experts, -1, x.shape[1], height, width)
+        if one_hot:
+            expert, gate = _own(w, scaling)
+            kernels = _copies(updates, expert) * gate.to(updates.dtype)[:, None, None, None, None]
+        else:
+            kernels = torch.einsum("be,eoihw->boihw", (w * scaling).to(updates.dtype), updates)
+        return _conv2d_by_row(x, kernels, *geometry)
+
+    rank = lora_A.shape[1]
+    # of the output; a k x k kernel costs as much to copy as k x k vectors
+    positions = x[:, 0].numel() // (max(rows, 1) * math.prod(_pair(stride)) * height * width)
+    if one_hot and _own_experts_are_cheaper(rows=rows, positions=positions, experts=experts, rank=rank):
+        expert, gate = _own(w, scaling)
+        hidden = _conv2d_by_row(x, _copies(lora_A, expert), *geometry)
+        own_B = _copies(lora_B, expert) * gate.to(lora_B.dtype)[:, None, None]
+        out = own_B[:, None] @ hidden.reshape(rows, -1, rank, hidden.shape[2:].numel())
+        return out.view(len(x), -1, *hidden.shape[2:])
+    hidden = F.conv2d(x, lora_A.flatten(0, 1), None, *geometry)
+    gate = _gate(w, rank, scaling, hidden.dtype).repeat_interleave(len(x) // max(rows, 1), dim=0)
+    return F.conv2d(hidden * gate[:, :, None, None], _side_by_side(lora_B)[:, :, None, None])
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _conv2d_by_row(x: Tensor, kernels: Tensor, *geometry: Any) -> Tensor:
+    """A kernel `[o, i, k, k]` for each of R equal parts of x: they become the groups of a single convolution."""
+    rows, out_channels = kernels.shape[:2]
+    side_by_side = x.reshape(rows, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+    out = F.conv2d(side_by_side, kernels.flatten(0, 1), None, *geometry, groups=rows)
+    return out.reshape(-1, rows, out_channels, *out.shape[2:]).transpose(0, 1).flatten(0, 1)
 
 
 # ------------------------------------------------------------------------------------------------ losses

@@ -11,7 +11,7 @@ import torch
 
 from hf_ext._environment import hardware, usable_cores
 from hf_ext.benchmarks import Bar, Benchmark, BenchmarkResult, Contender, measure
-from hf_ext.benchmarks.engine import Step
+from hf_ext.benchmarks.engine import Step, kernels_of, operations_of
 from hf_ext.benchmarks.results import bars_table, load_results, times_table, write_report
 
 
@@ -89,6 +89,26 @@ def test_operations_and_memory_are_counted() -> None:
     assert half.megabytes == pytest.approx(0.5, rel=0.1)  # 512 x 256 float32
     assert whole.megabytes == pytest.approx(1.0, rel=0.1)
     assert half.is_method and not whole.is_method
+
+
+def test_grouped_convolutions_are_counted_as_their_groups() -> None:
+    def operations(groups: int) -> int:
+        convolution = torch.nn.Conv2d(8, 16, 3, groups=groups, bias=False)
+        x = torch.randn(2, 8, 5, 7, requires_grad=True)
+        return operations_of(lambda: convolution(x).sum().backward())
+
+    one = 2 * (2 * 16 * 3 * 5) * (8 * 3 * 3)  # a multiplication and an addition for each output and factor
+    assert [operations(groups) for groups in (1, 2, 8)] == [3 * one, 3 * one // 2, 3 * one // 8]
+
+
+def test_kernels_are_counted_and_shown_where_there_are_any(clock: Clock) -> None:
+    x = torch.ones(3)
+    assert [kernels_of(lambda: x + x), kernels_of(lambda: (x + x) * x)] == [1, 2]
+    result = measure(_benchmark(clock.contender("a", lambda _: 1.0)), device="cpu", rounds=1)
+    assert "kernels" not in times_table(result)
+    result.rows[0].kernels = 7
+    assert times_table(result).splitlines()[0].endswith("| kernels |")
+    assert times_table(result).splitlines()[-1].endswith("| 7 |")
 
 
 def test_a_floor_is_that_of_the_work_and_not_of_its_implementation() -> None:

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_ext.adapters.mola import ImageRouter
 from hf_ext.functional import (
     combine_task_losses,
     lora_mixture_conv2d,
     lora_mixture_linear,
+    mola,
     router_routing,
     task_routing,
     twd_loss,
@@ -156,6 +158,103 @@ def test_conv_is_the_convolution_with_the_mixed_kernel(form: Any, one_row: bool)
     for b in range(3):
         kernel = 2.0 * torch.einsum("e,eoihw->oihw", w[0 if one_row else b], updates)
         torch.testing.assert_close(got[b : b + 1], F.conv2d(x[b : b + 1], kernel, **geometry))
+
+
+# ------------------------------------------------------------------------------------------------ own experts
+def _call(kind: str, x: Tensor, lora_A: Tensor, lora_B: Tensor, w: Tensor, one_hot: bool) -> Tensor:
+    if kind == "linear":
+        return lora_mixture_linear(x, lora_A, lora_B, w, scaling=0.7, one_hot=one_hot)
+    if kind == "linear onto":
+        base = torch.ones(*x.shape[:-1], lora_B.shape[1], dtype=x.dtype)
+        return lora_mixture_linear(x, lora_A, lora_B, w, scaling=0.7, base=base, one_hot=one_hot)
+    geometry: Any = {"kernel_size": 3, "stride": 2, "padding": 1}
+    return lora_mixture_conv2d(x, lora_A, lora_B, w, scaling=0.7, form=kind, one_hot=one_hot, **geometry)  # type: ignore[arg-type]
+
+
+def _factors(kind: str, dtype: torch.dtype, experts: int = 3) -> tuple[Tensor, Tensor]:
+    shapes = {"factored": ((2, 4, 3, 3), (5, 2)), "loralib": ((6, 12), (15, 6))}.get(kind, ((2, 4), (5, 2)))
+    return tuple(torch.randn(experts, *shape, dtype=dtype, requires_grad=True) for shape in shapes)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear onto", "factored", "loralib"])
+@pytest.mark.parametrize("rows", [1, 2, 4], ids=["one for all", "two rows a sample", "one a row"])
+@pytest.mark.parametrize("own", [False, True])
+def test_one_hot_routing_either_way(kind: str, rows: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own experts, or all side by side: values, gradients and their gradients are those of any other routing."""
+    asked: list[dict[str, int]] = []
+    monkeypatch.setattr(mola, "_own_experts_are_cheaper", lambda **sizes: asked.append(sizes) or own)
+    torch.manual_seed(0)
+    lora_A, lora_B = _factors(kind, torch.float64)
+    x = torch.randn(4, *((6, 4) if kind.startswith("linear") else (4, 7, 6)), dtype=torch.float64, requires_grad=True)
+    w = task_routing(torch.tensor([2, 0, 0, 1][:rows]), num_experts=3).double()
+    results = []
+    for one_hot in (False, True):
+        y = _call(kind, x, lora_A, lora_B, w, one_hot)
+        first = torch.autograd.grad(
+            (y * torch.arange(y.numel()).view_as(y)).sum(), (x, lora_A, lora_B), create_graph=True
+        )
+        second = torch.autograd.grad(sum(value.square().sum() for value in first), (x, lora_A, lora_B))
+        results.append((y, *first, *second))
+    for plain, one_hot in zip(*results, strict=True):
+        torch.testing.assert_close(one_hot, plain, rtol=1e-10, atol=1e-10)
+    if kind != "loralib":  # which has no choice
+        pixels = 6 * 4 if kind.startswith("linear") else 7 * 6 * 4 // (4 * 9)
+        assert asked == [{"rows": rows, "positions": pixels // rows, "experts": 3, "rank": 2}]
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear onto", "factored", "loralib"])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_row_of_nan_spoils_its_sample_and_no_other(kind: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a wrong id shows on a device, where nothing looks at ids."""
+    monkeypatch.setattr(mola, "_own_experts_are_cheaper", lambda **_: own)
+    x = torch.randn(3, *((6, 4) if kind.startswith("linear") else (4, 7, 6)))
+    w = task_routing(torch.tensor([2, 0, 1]), num_experts=3)
+    w[1] = math.nan
+    spoilt = _call(kind, x, *_factors(kind, torch.float32), w, True).isnan().flatten(1)
+    assert spoilt.all(dim=1).tolist() == spoilt.any(dim=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "own"),
+    [
+        # experts, positions: short inputs keep all experts side by side
+        ({"rows": 32, "positions": 197, "experts": 4, "rank": 8}, True),
+        ({"rows": 32, "positions": 16, "experts": 4, "rank": 8}, True),
+        ({"rows": 32, "positions": 4, "experts": 4, "rank": 8}, False),
+        ({"rows": 32, "positions": 1, "experts": 4, "rank": 8}, False),
+        ({"rows": 32, "positions": 1, "experts": 16, "rank": 8}, False),
+        ({"rows": 32, "positions": 2, "experts": 16, "rank": 8}, True),
+        ({"rows": 32, "positions": 1, "experts": 64, "rank": 8}, True),
+        ({"rows": 32, "positions": 197, "experts": 1, "rank": 8}, False),
+        # few rows, as in generation: reading all experts costs more than a copy
+        ({"rows": 1, "positions": 1, "experts": 4, "rank": 8}, True),
+        ({"rows": 1, "positions": 1, "experts": 2, "rank": 8}, False),
+        # many short rows: the copies would take more memory than all else
+        ({"rows": 4096, "positions": 1, "experts": 64, "rank": 8}, False),
+        ({"rows": 4096, "positions": 8, "experts": 64, "rank": 8}, True),
+        ({"rows": 0, "positions": 0, "experts": 64, "rank": 8}, False),
+    ],
+    ids=str,
+)
+def test_where_own_experts_are_copied(sizes: dict[str, int], own: bool) -> None:
+    assert mola._own_experts_are_cheaper(**sizes) == own
+
+
+@pytest.mark.parametrize("kind", ["linear", "factored"])
+@pytest.mark.parametrize("experts", [4, 64])
+def test_one_expert_a_sample_takes_the_operations_of_one_lora(kind: str, experts: int) -> None:
+    x = torch.randn(8, *((32, 4) if kind == "linear" else (4, 24, 24)), requires_grad=True)
+
+    def operations(experts: int) -> int:
+        w = task_routing(torch.arange(8) % experts, num_experts=experts)
+        lora_A, lora_B = _factors(kind, torch.float32, experts)
+        with FlopCounterMode(display=False) as counter:
+            y = _call(kind, x, lora_A, lora_B, w, True)
+            if kind == "linear":  # the counter takes the backward pass of a grouped convolution for an ungrouped one
+                y.sum().backward()
+        return counter.get_total_flops()
+
+    assert operations(experts) == operations(1)
 
 
 def test_conv_forms_agree_for_one_pixel() -> None:
