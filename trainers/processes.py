@@ -36,6 +36,11 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _GatherRows.apply(rows)
 
 
+def rows_per_process(args: Any, rows: int) -> int:
+    """Rows of a micro-batch in each process, of which `rows` are configured: `split_batches` divides them."""
+    return rows // args.world_size if args.accelerator_config.split_batches else rows
+
+
 def average_over_processes(tensors: list[Tensor]) -> None:
     """In place, over processes; one message per dtype."""
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # in one order in all processes

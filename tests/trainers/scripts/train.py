@@ -91,7 +91,9 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         }
     )
     data = dataset(bad_row=options.get("bad_row"))
-    parts = {"train_dataset": data, "eval_dataset": data.select(range(20)), **parts}
+    rows = data.select(range(options.get("rows", len(data))))
+    rows = rows.to_iterable_dataset() if options.get("stream") else rows
+    parts = {"train_dataset": rows, "eval_dataset": data.select(range(20)), **parts}
     trainer: Trainer = trainer_class(args=args, **parts)
     if step := options.get("kill_at"):
         trainer.add_callback(KillAtStep(step))
