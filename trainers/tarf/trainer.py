@@ -202,7 +202,8 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
             retain_rows=update.retain_rows,
         )
         if losses is not None:  # logged is the mean of this micro-batch, not its share in the update
-            self.record(terms={"retain_loss": objective["retain"] * update.retain_rows / len(losses)})
+            share = self.share_of_rows(len(losses)) / len(losses)
+            self.record(terms={"retain_loss": objective["retain"] * update.retain_rows * share})
         # the rows are those of all processes, whose gradients DDP averages
         loss = objective["total"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
