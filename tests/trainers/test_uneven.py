@@ -39,13 +39,20 @@ def _compare(cases: dict[str, Case], run_script: Any, folder: Path) -> None:
     for processes in (1, 2):
         options = [case.run(folder, name, processes) for name, case in cases.items()]
         runs[processes] = run_script(SCRIPT, {"runs": options}, processes=processes)["runs"]
+    weights, logs = {}, {}
     for name, one, two in zip(cases, runs[1], runs[2], strict=True):
         first, second = (load_file(folder / f"{name}-{processes}.safetensors") for processes in (1, 2))
-        assert max((first[key] - second[key]).abs().max().item() for key in first) < 1e-6, name
-        for expected, found in zip(one["history"], two["history"], strict=True):
-            assert found == pytest.approx(expected, abs=1e-5, rel=1e-5), name
+        weights[name] = max((first[key] - second[key]).abs().max().item() for key in first)
+        pairs = zip(one["history"], two["history"], strict=True)
+        logs[name] = [
+            {key: (entry[key], other[key]) for key in entry if other[key] != pytest.approx(entry[key], abs=2e-5)}
+            for entry, other in pairs
+        ]
+    assert {name: value for name, value in weights.items() if not value < 1e-6} == {}
+    assert {name: entries for name, entries in logs.items() if any(entries)} == {}
 
 
+ROUTER: dict[str, Any] = {"adapter": {"routing": "router", "twd_weight": 1.0}, "linear_router": True}
 SPLIT = {"accelerator_config": {"split_batches": True}}
 STREAM = {"accelerator_config": {"dispatch_batches": False}}
 OTHERWISE_MADE = {
@@ -58,3 +65,29 @@ OTHERWISE_MADE = {
 @pytest.mark.slow
 def test_batches_made_otherwise(run_script: Any, tmp_path: Path) -> None:
     _compare(OTHERWISE_MADE, run_script, tmp_path)
+
+
+UNEVEN = {"accelerator_config": {"even_batches": False}, "dataloader_drop_last": False, "max_steps": 12}
+DIVBS = {"divbs_ratio": 0.5, "divbs_selection_scope": "global"}
+ROWS = {"rows": 46}  # in two processes the last update has 4 and 2 of them
+LAST_BATCHES_DIFFER = {
+    "mola router": Case("mola", UNEVEN, {**ROWS, **ROUTER}),
+    "mola router, sum": Case("mola", {**UNEVEN, "mola_task_reduction": "sum"}, {**ROWS, **ROUTER}),
+    "rd": Case("rd", {**UNEVEN, "rd_beta": 0.5}, ROWS),
+    "rd, student alone": Case("rd", {**UNEVEN, "rd_method": "student"}, ROWS),
+    "disam over mola": Case("disam", {**UNEVEN, "disam_rho": 0.5, "disam_lambda": 1.0}, {**ROWS, **ROUTER}),
+    "disam": Case("disam", {**UNEVEN, "disam_rho": 0.5, "disam_domain_weights": "running"}, ROWS),
+    "fer": Case("fer", UNEVEN, ROWS),
+    "tarf": Case("tarf", UNEVEN, ROWS),
+    "fedlesam": Case("fedlesam", UNEVEN, ROWS),
+    "fedgela": Case("fedgela", UNEVEN, ROWS),
+    "divbs": Case("divbs", {**UNEVEN, **DIVBS, "divbs_draw": "sample"}, ROWS),
+    "divbs, then all": Case("divbs", {**UNEVEN, **DIVBS, "divbs_strategy": "loss", "divbs_warmup_share": 0.5}, ROWS),
+    "divbs uniform": Case("divbs", {**UNEVEN, **DIVBS, "divbs_strategy": "uniform"}, ROWS),
+    "divbs, all rows": Case("divbs", {**UNEVEN, "divbs_ratio": 1.0}, ROWS),
+}
+
+
+@pytest.mark.slow
+def test_last_batches_of_different_sizes(run_script: Any, tmp_path: Path) -> None:
+    _compare(LAST_BATCHES_DIFFER, run_script, tmp_path)
