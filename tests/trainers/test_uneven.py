@@ -22,15 +22,17 @@ class Case:
         training: arguments of training.
         options: what the scripts take.
         split: whether the batch size is of all processes.
+        batch: rows of all processes.
     """
 
     method: str
     training: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     split: bool = False
+    batch: int = 8
 
     def run(self, folder: Path, name: str, processes: int) -> dict[str, Any]:
-        rows = 8 if self.split else 8 // processes
+        rows = self.batch if self.split else self.batch // processes
         training = {**_SGD, "per_device_train_batch_size": rows, **self.training}
         places = {"output_dir": str(folder / name), "weights": str(folder / f"{name}-{processes}.safetensors")}
         return {"method": self.method, **self.options, **places, "training": training}
@@ -57,6 +59,9 @@ def _compare(cases: dict[str, Case], run_script: Any, folder: Path) -> None:
     assert {name: entries for name, entries in logs.items() if any(entries)} == {}
 
 
+IMAGE_ROUTER = {"routing": "router", "twd_weight": 1.0, "router_norm": "layer"}
+DIVBS = {"divbs_ratio": 0.5, "divbs_selection_scope": "global"}
+GPL = {"gpl_warmup_epochs": 1, "gpl_prior": 0.4, "gpl_held_out": 0.3, "gpl_edge_steps": 3, "gpl_neighbors": [3, 2]}
 ROUTER: dict[str, Any] = {"adapter": {"routing": "router", "twd_weight": 1.0}, "linear_router": True}
 SPLIT = {"accelerator_config": {"split_batches": True}}
 STREAM = {"accelerator_config": {"dispatch_batches": False}}
@@ -64,6 +69,12 @@ OTHERWISE_MADE = {
     "tarf split": Case("tarf", SPLIT, split=True),
     "tarf split, fewer forget rows": Case("tarf", {**SPLIT, "tarf_forget_batch_size": 4}, split=True),
     "mola stream": Case("mola", STREAM, {"stream": True}),
+    "mola image router, accumulating": Case(
+        "mola", options={"adapter": {**IMAGE_ROUTER, "twd_weight": 0}}, training={"gradient_accumulation_steps": 2}
+    ),
+    "disam stream": Case("disam", {**STREAM, "disam_rho": 0.5, "disam_num_domains": 3}, {"stream": True}),
+    "divbs stream": Case("divbs", {**STREAM, **DIVBS}, {"stream": True}),
+    "gpl split": Case("gpl", {**GPL, **SPLIT, "gpl_guide": "mlp", "max_steps": 18}, split=True),
 }
 
 
@@ -73,10 +84,10 @@ def test_batches_made_otherwise(run_script: Any, tmp_path: Path) -> None:
 
 
 UNEVEN = {"accelerator_config": {"even_batches": False}, "dataloader_drop_last": False, "max_steps": 12}
-DIVBS = {"divbs_ratio": 0.5, "divbs_selection_scope": "global"}
 ROWS = {"rows": 46}  # in two processes the last update has 4 and 2 of them
 LAST_BATCHES_DIFFER = {
     "mola router": Case("mola", UNEVEN, {**ROWS, **ROUTER}),
+    "mola image router": Case("mola", UNEVEN, {**ROWS, "adapter": IMAGE_ROUTER}),
     "mola router, sum": Case("mola", {**UNEVEN, "mola_task_reduction": "sum"}, {**ROWS, **ROUTER}),
     "mola router, before they differ": Case("mola", {**UNEVEN, "max_steps": 5}, {"rows": 44, **ROUTER}),
     "rd": Case("rd", {**UNEVEN, "rd_beta": 0.5}, ROWS),
@@ -87,6 +98,8 @@ LAST_BATCHES_DIFFER = {
     "tarf": Case("tarf", UNEVEN, ROWS),
     "fedlesam": Case("fedlesam", UNEVEN, ROWS),
     "fedgela": Case("fedgela", UNEVEN, ROWS),
+    "gpl": Case("gpl", {**UNEVEN, **GPL, "gpl_guide": "mlp"}, batch=10),  # of 48 nodes, the last update has 5 and 3
+    "gpl, nnpu": Case("gpl", {**UNEVEN, **GPL, "gpl_objective": "nnpu"}, batch=10),
     "divbs": Case("divbs", {**UNEVEN, **DIVBS, "divbs_draw": "sample"}, ROWS),
     "divbs, then all": Case("divbs", {**UNEVEN, **DIVBS, "divbs_strategy": "loss", "divbs_warmup_share": 0.5}, ROWS),
     "divbs uniform": Case("divbs", {**UNEVEN, **DIVBS, "divbs_strategy": "uniform"}, ROWS),
