@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modelcard import extract_hyperparameters_from_trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from hf_ext._environment import hardware, versions
 from hf_ext._files import read_json, write_atomically
@@ -242,7 +242,11 @@ def _part_of(prefix: str) -> str:
 
 
 def _dataset_of(dataloader: Any) -> Any:
-    return getattr(dataloader, "dataset", None)
+    """The data behind a loader; of a stream, not the process's share that accelerate makes of it."""
+    from accelerate.data_loader import IterableDatasetShard
+
+    dataset = getattr(dataloader, "dataset", None)
+    return dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
 
 
 def _describe(dataset: Any) -> dict[str, Any]:
@@ -255,7 +259,7 @@ def _describe(dataset: Any) -> dict[str, Any]:
     named = None if dataset is None else f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
     return {
         "kind": words if isinstance(words, str) else named,
-        "rows": len(dataset) if hasattr(dataset, "__len__") else None,
+        "rows": len(dataset) if has_length(dataset) else None,
         "columns": columns if isinstance(columns, list) else None,
         "fingerprint": getattr(dataset, "_fingerprint", None),
     }

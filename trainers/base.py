@@ -23,12 +23,13 @@ from hf_ext.trainers.groups import GroupMetricsMixin
 from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.loss_scale import LossScaleMixin
 from hf_ext.trainers.resuming import ResumingMixin
+from hf_ext.trainers.uneven import UnevenMixin
 
 #: packages whose Trainers make the usual losses
 _ECOSYSTEM = ("transformers", "trl", "hf_ext")
 
 
-class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMetricsMixin):
+class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, UnevenMixin, CardMixin, GroupMetricsMixin):
     """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
 
     A method's mixin derives from this one, overrides as few methods as it can and always calls `super()`. It gets:
@@ -48,6 +49,8 @@ class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, CardMixin, GroupMe
       `compute_metrics` for every value of such a column too, and reports the worst.
     - `text_columns`: own columns that may hold names in place of ids.
     - `replaces_loss`: whether its training loss is none that `super().compute_loss` makes.
+    - `rows_of_all(rows)`: how many rows each process has of the micro-batch at hand, where these differ; a loss that
+      needs to know it says `needs_row_counts = True`.
     - `arguments`: the dataclass of the method's arguments, which `args` has to have mixed in.
     - `evaluation_context`: around forward passes outside of training.
     - `check_arguments`: called once the Trainer is made; raise ValueError there, before the first step.

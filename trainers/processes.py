@@ -1,6 +1,6 @@
 """What the processes of a training share: rows with their gradients, averages, and decisions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,28 +12,64 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def rows_of_processes(rows: list[int], device: torch.device) -> list[list[int]]:
+    """The same number of numbers from every process, by process: one small message."""
+    own = torch.tensor(rows, device=device)
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, own)
+    return [numbers.tolist() for numbers in gathered]
+
+
+def all_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """Rows of all processes in their order, `[b, ...] -> [B, ...]`, without a gradient.
+
+    Args:
+        rows: of this process.
+        sizes: how many rows each process has; by default as many as this one.
+    """
+    most = len(rows) if sizes is None else max(sizes)
+    filled = rows if len(rows) == most else torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    gathered = [torch.empty_like(filled) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, filled.contiguous())
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes or [most] * len(gathered), strict=True)])
+
+
+def first_row(rows: int, sizes: Sequence[int] | None = None) -> int:
+    """Where this process's rows begin among those of all; `sizes` as for `all_rows`."""
+    rank = dist.get_rank()
+    return rank * rows if sizes is None else sum(sizes[:rank])
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        ctx.own = slice(dist.get_rank() * rows.shape[0], (dist.get_rank() + 1) * rows.shape[0])
-        return torch.cat(gathered)
+    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int] | None) -> Tensor:
+        first = first_row(len(rows), sizes)
+        ctx.own = slice(first, first + len(rows))
+        return all_rows(rows, sizes)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0][ctx.own] * dist.get_world_size()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0][ctx.own] * dist.get_world_size(), None
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes, `[B, ...] -> [N B, ...]`, for a loss that every process computes alike from all of them.
+def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """Rows of all processes, `[b, ...] -> [B, ...]`, for a loss that every process computes alike from all of them.
 
     The gradient of a process's own rows is multiplied by the number of processes, so that after DDP's averaging it is
-    the gradient of that one loss. Every process must bring the same number of rows.
+    the gradient of that one loss.
+
+    Args:
+        rows: of this process.
+        sizes: how many rows each process has; by default as many as this one.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    return _GatherRows.apply(rows)
+    return _GatherRows.apply(rows, sizes)
+
+
+def rows_per_process(args: Any, rows: int) -> int:
+    """Rows of a micro-batch in each process, of which `rows` are configured: `split_batches` divides them."""
+    return rows // args.world_size if args.accelerator_config.split_batches else rows
 
 
 def average_over_processes(tensors: list[Tensor]) -> None:

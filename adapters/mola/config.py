@@ -65,6 +65,8 @@ class MoLAConfig(PeftConfig):
             authors'; costs a kernel per sample).
         router: `None` (by the model's input: image or text), `"image"`, `"image-full"` (no down-sampling), `"text"`, a
             name given to `register_router`, or a module that maps the model's main input to `[B, E]` logits.
+        router_norm: of an image router, `"batch"` (the authors': in training a sample's weights depend on the others
+            of its process's batch, so that N processes are not like one) or `"layer"` (on every sample alone).
         router_kind: `"soft"` (softmax) or `"hard"` (one-hot with a straight-through gradient).
         twd_weight: coefficient of the TwD loss that `MoLATrainer` adds; 0 leaves out its projection too.
         twd_temperature: tau of the TwD loss.
@@ -123,6 +125,13 @@ class MoLAConfig(PeftConfig):
         metadata={
             "help": "Router network: 'image', 'image-full' (no down-sampling), 'text' or a registered name; "
             "by default the one for the model's input."
+        },
+    )
+    router_norm: Literal["batch", "layer"] = field(
+        default="batch",
+        metadata={
+            "help": "Normalisation in an image router: 'batch' as in the authors' code, over a process's batch; "
+            "'layer' over every image alone, which makes N processes equal to one."
         },
     )
     router_kind: Literal["soft", "hard"] = field(

@@ -1,14 +1,15 @@
 """Networks that turn the model's input into routing logits, and the table of their names."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RouterBuilder = Callable[[nn.Module, int], nn.Module]
+RouterBuilder = Callable[..., nn.Module]
 _BUILDERS: dict[str, RouterBuilder] = {}
 
 
@@ -27,13 +28,17 @@ def register_router(name: str, builder: RouterBuilder) -> None:
     _BUILDERS[name] = builder
 
 
-def build_router(router: str | nn.Module | None, base_model: nn.Module, num_experts: int) -> nn.Module:
-    """The router a config asks for.
+def build_router(
+    router: str | nn.Module | None, base_model: nn.Module, num_experts: int, norm: Literal["batch", "layer"] = "batch"
+) -> nn.Module:
+    """The router a config asks for; `norm` is of the networks for images.
 
     Raises:
-        ValueError: unknown name, or no default for a model without image or text input.
+        ValueError: unknown name, no default for a model without image or text input, or a norm for another router.
     """
     if isinstance(router, nn.Module):
+        if norm != "batch":
+            raise ValueError(f"router_norm: found {norm!r} with a router of your own, allowed is 'batch'")
         return router
     if router is None:
         router = {"pixel_values": "image", "input_ids": "text"}.get(getattr(base_model, "main_input_name", ""))
@@ -45,7 +50,14 @@ def build_router(router: str | nn.Module | None, base_model: nn.Module, num_expe
             "module that maps the model's main input to [B, num_experts] logits (hand it over again when loading: "
             "PeftModel.from_pretrained(base, folder, config=MoLAConfig(..., router=module)))"
         )
-    return _BUILDERS[router](base_model, num_experts)
+    build = _BUILDERS[router]
+    if norm == "batch":
+        return build(base_model, num_experts)
+    if build not in (_image_router, _full_image_router):
+        raise ValueError(
+            f"router_norm: found {norm!r} with router={router!r}, allowed is 'batch' but for image routers"
+        )
+    return build(base_model, num_experts, norm=norm)
 
 
 def in_dtype_of(router: nn.Module, value: Tensor) -> Tensor:
@@ -63,14 +75,23 @@ class ImageRouter(nn.Module):
         num_experts: E.
         max_size: larger images are area-averaged to at most this many pixels a side; `None` keeps them (the authors'
             way, not free at 224 x 224).
+        norm: `"batch"`, the authors': in training a sample's logits depend on the others in its process's batch;
+            `"layer"`: over channels and pixels of every sample, so that they are the same in any batch.
     """
 
-    def __init__(self, in_channels: int, num_experts: int, max_size: int | None = 32) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        num_experts: int,
+        max_size: int | None = 32,
+        norm: Literal["batch", "layer"] = "batch",
+    ) -> None:
         super().__init__()
         self.max_size = max_size
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        make_norm: Callable[[int], nn.Module] = nn.BatchNorm2d if norm == "batch" else partial(nn.GroupNorm, 1)
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), make_norm(16), nn.ReLU())
         widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-        self.blocks = nn.Sequential(*(_BasicBlock(*pair) for pair in pairwise(widths)))
+        self.blocks = nn.Sequential(*(_BasicBlock(*pair, make_norm) for pair in pairwise(widths)))
         self.head = nn.Linear(64, num_experts)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -83,13 +104,13 @@ class ImageRouter(nn.Module):
 
 
 class _BasicBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, make_norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.stride = 1 if in_channels == out_channels else 2
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, self.stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.norm1 = make_norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.norm2 = make_norm(out_channels)
         self.extra_channels = (out_channels - in_channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,8 +132,8 @@ def _image_router(base_model: nn.Module, num_experts: int, **options: Any) -> nn
     return ImageRouter(channels or 3, num_experts, **options)
 
 
-def _full_image_router(base_model: nn.Module, num_experts: int) -> nn.Module:
-    return _image_router(base_model, num_experts, max_size=None)
+def _full_image_router(base_model: nn.Module, num_experts: int, **options: Any) -> nn.Module:
+    return _image_router(base_model, num_experts, max_size=None, **options)
 
 
 # ------------------------------------------------------------------------------------------------ text

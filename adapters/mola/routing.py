@@ -91,7 +91,7 @@ class RoutingModule(nn.Module, TunerLayer):
         self.configs[adapter_name] = config
         if config.routing == "router":
             # only the module knows its tensors; E, which it was told, has been checked by the layers
-            router = build_router(config.router, base_model, config.num_experts)
+            router = build_router(config.router, base_model, config.num_experts, config.router_norm)
             for name, value in router.state_dict().items():
                 expect(f"mola_router.{name}", value.shape)
             self.mola_router[adapter_name] = router

@@ -32,6 +32,7 @@ _AdapterFields: type = fields_for_cli(
         "routing": Literal["task", "router"],
         "conv_form": Literal["factored", "loralib"],
         "router": str | None,
+        "router_norm": Literal["batch", "layer"],
         "router_kind": Literal["soft", "hard"],
         "twd_weight": float,
         "twd_temperature": float,

@@ -23,6 +23,7 @@ Written from the abstract and the authors' code; the numbers of the paper's equa
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -260,7 +261,14 @@ def _conv2d_by_row(x: Tensor, kernels: Tensor, *geometry: Any) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------ losses
-def twd_loss(features: Tensor, task_ids: Tensor, *, temperature: float = 1.0) -> Tensor:
+def twd_loss(
+    features: Tensor,
+    task_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    first: int = 0,
+) -> Tensor:
     r"""Task-wise Decorrelation: samples of one task route alike, samples of different tasks differently.
 
     With `u_b = f_b / ||f_b||`, `S_{ij} = exp(u_i . u_j / tau)` and `Pos = {(i, j): i != j, t_i = t_j}`:
@@ -270,22 +278,37 @@ def twd_loss(features: Tensor, task_ids: Tensor, *, temperature: float = 1.0) ->
     The mean runs over ordered pairs, so a task with n samples contributes n (n - 1) terms, and a task with one sample
     serves as negative only. Without any positive pair (B = 1, say) the loss is 0 with a zero gradient.
 
+    Where several processes have a part of the batch each, all of them find the loss of the whole, and each the
+    gradient of its own rows, from the pairs of its own rows with all: `[b, B]` of them.
+
     Args:
-        features: f, `[B, d]`: the projected router logits.
-        task_ids: int64 `[B]`.
+        features: f, `[B, d]`: the projected router logits; or those of this process, `[b, d]`.
+        task_ids: int64 `[B]`, or `[b]`.
         temperature: tau.
+        gather: of several processes: gives the rows of all, `[b, ...] -> [B, ...]`, which take no gradient.
+        first: where this process's rows begin among them.
 
     Returns:
         Scalar in at least float32.
     """
     unit = F.normalize(at_least_float32(features), dim=-1, eps=1e-12)
+    everyone, ids = (unit, task_ids) if gather is None else (gather(unit.detach()), gather(task_ids))
     with torch.autocast(unit.device.type, enabled=False):
-        similarity = unit @ unit.t() / temperature
-    diagonal = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+        similarity = unit @ everyone.t() / temperature
+    places = torch.arange(len(everyone), device=unit.device)
+    itself = places[first : first + len(unit), None] == places
     # a finite mask: with B = 1 a row of -inf would be NaN
-    log_share = similarity.masked_fill(diagonal, torch.finfo(unit.dtype).min).log_softmax(dim=-1)
-    positive = (task_ids[:, None] == task_ids[None, :]) & ~diagonal
-    return -log_share.masked_fill(~positive, 0.0).sum() / positive.sum().clamp(min=1)
+    others = similarity.masked_fill(itself, torch.finfo(unit.dtype).min)
+    positive = (task_ids[:, None] == ids) & ~itself
+    shares = others.log_softmax(dim=-1).masked_fill(~positive, 0.0)
+    if gather is None:
+        return -shares.sum() / positive.sum().clamp(min=1)
+    own = torch.stack([shares.sum(dim=1), others.logsumexp(dim=1), positive.sum(dim=1).to(unit.dtype)], dim=1)
+    total, normalizer, number = gather(own.detach()).unbind(dim=1)
+    # an own row i is a partner in every row j as well, whose term has this slope in S_ij = S_ji
+    slope = positive.to(unit.dtype) - number * (others.detach() - normalizer).exp()
+    part = shares.sum() + (slope * similarity).sum()
+    return -(total.sum() + part - part.detach()) / number.sum().clamp(min=1)
 
 
 def combine_task_losses(

@@ -202,6 +202,7 @@ def rd_losses_of_logits(
     detach_reprogrammed: bool = False,
     debiased: bool = False,
     label_smoothing: float = 0.0,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
     r"""`rd_losses` where the classifier's outputs are there already, whatever the classifier is.
 
@@ -213,19 +214,21 @@ def rd_losses_of_logits(
         reprogrammed, student: r and s, `[N, D]`.
         alpha, gamma, beta, temperature, detach_reprogrammed, debiased: as in `rd_losses`.
         label_smoothing: share of the two cross-entropies' targets that is spread over all classes.
+        share: factor of what are means over the samples, that is of all but the alignment, where these are a part of
+            a batch that is larger or smaller than others which a mean is taken with.
 
     Returns:
         As `rd_losses`. A term whose weight is 0 is no part of the total's graph.
     """
     target = reprogrammed.detach() if detach_reprogrammed else reprogrammed
     entropies = (
-        F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+        share * F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
         for logits in (student_logits, reprogrammed_logits)
     )
     terms = {
         **dict(zip(("student", "reprogrammed"), entropies, strict=True)),
         "cka": cka_loss(target, student, debiased=debiased),
-        "kl": distillation_kl(reprogrammed_logits, student_logits, temperature=temperature),
+        "kl": share * distillation_kl(reprogrammed_logits, student_logits, temperature=temperature),
     }
     weights = {"student": 1.0, "reprogrammed": alpha, "cka": gamma, "kl": beta}
     total = torch.stack([weights[name] * value for name, value in terms.items() if weights[name]]).sum()

@@ -11,6 +11,7 @@ def _mola_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     names += ["train_backbone", "conv_form", "lora_dropout", "use_rslora"]
     if config.get("routing") == "router":
         names += ["router_kind", "twd_weight", "twd_temperature"]
+        names += ["router_norm"] * (config.get("router_norm") != "batch")
     always = {"r", "num_experts", "twd_weight"}
     return {name: config[name] for name in names if name in config and (config[name] or name in always)}
 

@@ -29,6 +29,7 @@ from hf_ext.adapters import MoLAConfig
         ("conv_form", "depthwise"),
         ("router", 3),
         ("router_kind", "top-k"),
+        ("router_norm", "instance"),
         ("twd_weight", -0.1),
         ("twd_temperature", 0),
         ("twd_dim", 0),

@@ -229,7 +229,8 @@ class CausalDMixin(MethodMixin):
             return (loss, outputs) if return_outputs else loss
         outputs = model(**{name: inputs[name] for name in inputs if name not in ("labels", EFFECT, WEIGHT)})
         losses = self._losses(outputs.logits, inputs["labels"], effect, weights)
-        self.record(terms={f"{name}_loss": value.mean() for name, value in losses.items() if name != "total"})
+        share = self.share_of_rows(len(losses["total"]))
+        self.record(terms={f"{name}_loss": share * value.mean() for name, value in losses.items() if name != "total"})
         loss = losses["total"].mean()
         if num_items_in_batch is not None and self._is_normalised(num_items_in_batch):
             loss = losses["total"].sum() / num_items_in_batch

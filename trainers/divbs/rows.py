@@ -1,11 +1,9 @@
-"""Rows of a batch: which there are, some of them, and rows that processes hand each other."""
+"""Rows of a batch: which there are, and some of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from hf_ext.functional.losses import IGNORED_LABEL
@@ -40,51 +38,7 @@ def take_rows(batch: Mapping[str, Any], rows: Tensor, size: int) -> dict[str, An
     def of_tensor(_: str, value: Tensor) -> Tensor:
         return value.index_select(0, rows.to(value.device))
 
-    return _map_rows(batch, size, of_tensor, lambda values: [values[row] for row in rows.tolist()])
-
-
-def exchange_rows(
-    batch: Mapping[str, Any],
-    rows: Tensor,
-    size: int,
-    accelerator: Accelerator,
-    *,
-    padding: Mapping[str, int],
-    pad_first: bool = False,
-) -> dict[str, Any]:
-    """This process's share of some rows of all processes' batches, each of `size` rows.
-
-    Row `r size + i` is row i of process r; the j-th of `rows` goes to process j modulo their number. Sequences are
-    padded to the longest of all batches.
-
-    Args:
-        batch: this process's.
-        rows: the same on all processes.
-        size: see above.
-        accelerator: of the Trainer.
-        padding: value by name of the input, 0 where there is none.
-        pad_first: pad on the left.
-
-    Raises:
-        ValueError: a tensor or list with another first dimension.
-    """
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-
-    def of_tensor(name: str, value: Tensor) -> Tensor:
-        if value.ndim > 1:
-            value = accelerator.pad_across_processes(value, dim=1, pad_index=padding.get(name, 0), pad_first=pad_first)
-        places = rows.to(value.device)
-        others = (places // size != accelerator.process_index).view(-1, *[1] * (value.ndim - 1))
-        own = value.index_select(0, places % size).masked_fill(others, 0)
-        # exactly one process has a row that is not zero, so the sum is an exchange of the chosen rows alone
-        summed: Any = accelerator.reduce(own.to(torch.uint8) if own.dtype == torch.bool else own, reduction="sum")
-        return summed[share].to(value.dtype)
-
-    def of_list(values: list[Any]) -> list[Any]:
-        gathered = gather_object(values)
-        return [gathered[row] for row in rows[share].tolist()]
-
-    return _map_rows(batch, size, of_tensor, of_list)
+    return map_rows(batch, size, of_tensor, lambda values: [values[row] for row in rows.tolist()])
 
 
 def without_padding(batch: dict[str, Any], *, multiple: int = 8) -> dict[str, Any]:
@@ -107,11 +61,16 @@ def without_padding(batch: dict[str, Any], *, multiple: int = 8) -> dict[str, An
     return {**batch, **{name: value[:, :length] for name, value in tokens.items()}}
 
 
-def _map_rows(batch: Mapping[str, Any], size: int, of_tensor: _Tensors, of_list: _Lists) -> dict[str, Any]:
+def map_rows(batch: Mapping[str, Any], size: int, of_tensor: _Tensors, of_list: _Lists) -> dict[str, Any]:
+    """What these make of every tensor (with its name) and list of a batch of `size` rows, in the batch's order.
+
+    Raises:
+        ValueError: a tensor or list with another first dimension.
+    """
     taken: dict[str, Any] = {}
     for name, value in batch.items():
         if isinstance(value, Mapping):
-            taken[name] = _map_rows(value, size, of_tensor, of_list)
+            taken[name] = map_rows(value, size, of_tensor, of_list)
         elif (isinstance(value, Tensor) and value.ndim) or isinstance(value, list | tuple):
             if len(value) != size:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else f"({len(value)},)"

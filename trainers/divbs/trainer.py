@@ -3,6 +3,7 @@
 DivBS, diversified batch selection (Hong et al., ICML 2024, arXiv:2406.04872).
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from hf_ext.functional.divbs import all_finite
 from hf_ext.functional.losses import IGNORED_LABEL
 from hf_ext.trainers.base import MethodMixin
 from hf_ext.trainers.divbs.arguments import DivBSArguments, check_candidates, check_data, check_processes
-from hf_ext.trainers.divbs.rows import batch_size, exchange_rows, take_rows, without_padding
+from hf_ext.trainers.divbs.exchange import chosen_by_main, exchange_rows, gathered_by_main
+from hf_ext.trainers.divbs.rows import batch_size, take_rows, without_padding
 from hf_ext.trainers.divbs.scoring import Scorer, Scores, find_head, state_preserved
 from hf_ext.trainers.losses import shifts_labels
+from hf_ext.trainers.processes import rows_of_processes
 
 
 @dataclass
@@ -115,8 +118,29 @@ class DivBSMixin(MethodMixin):
 
     def _selecting(self, candidates: Iterator[Any]) -> Iterator[Any]:
         # not `yield from`: closing this generator, which is done with after one update, would close the epoch's
-        for micro_step, batch in enumerate(candidates):
-            yield self._selected(batch, micro_step)
+        for micro_step in itertools.count():
+            batch = next(candidates, None)
+            sizes = self._sizes(batch)
+            if batch is None:
+                return
+            yield self._selected(batch, sizes, micro_step)
+
+    def _sizes(self, batch: Any) -> list[int]:
+        """Candidates of each process that selects together with this one.
+
+        Raises:
+            ValueError: in all processes, where one has none.
+        """
+        size = 0 if batch is None else batch_size(batch)
+        if self.args.divbs_selection_scope == "process" or self.accelerator.num_processes == 1:
+            return [size]
+        sizes = [rows for (rows,) in rows_of_processes([size], self.accelerator.device)]
+        if any(sizes) and not all(sizes):
+            raise ValueError(
+                f"train_dataloader: found {', '.join(map(str, sizes))} candidates in processes 0 to {len(sizes) - 1} "
+                "with divbs_selection_scope='global', allowed are some in each"
+            )
+        return sizes
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; the metrics at the end of the training say how many rows were candidates, and how many were kept."""
@@ -149,36 +173,50 @@ class DivBSMixin(MethodMixin):
         self._rows_before |= state.get("divbs_rows", {})
 
     # ---------------------------------------------------------------------------------------------- selection
-    def _selected(self, batch: Any, micro_step: int) -> Any:
-        """The selected rows of a batch of candidates."""
-        size, everywhere = batch_size(batch), self.args.divbs_selection_scope == "global"
+    def _selected(self, batch: Any, sizes: list[int], micro_step: int) -> Any:
+        """The selected rows of a batch of candidates, or this process's share of those of all processes."""
+        together, candidates = len(sizes) > 1, sum(sizes)
+        own = sizes[self.accelerator.process_index] if together else sizes[0]
         ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
-        selected = max(1, math.floor(ratio * size + 1e-9))
-        self.record(diagnostics={"selected_fraction": selected / size})
-        self._rows = {"candidates": self._rows["candidates"] + size, "kept": self._rows["kept"] + selected}
-        if selected >= size:
+        if len(set(sizes)) == 1:
+            selected = len(sizes) * max(1, math.floor(ratio * own + 1e-9))
+        else:
+            selected = max(len(sizes), math.floor(ratio * candidates + 1e-9))
+        self.record(diagnostics={"selected_fraction": selected / candidates})
+        kept = len(range(self.accelerator.process_index, selected, len(sizes))) if together else selected
+        kept = own if selected >= candidates else kept
+        self._rows = {"candidates": self._rows["candidates"] + own, "kept": self._rows["kept"] + kept}
+        if selected >= candidates:
             return batch
-        processes = self.accelerator.num_processes if everywhere else 1
-        rank = 0 if everywhere else self.accelerator.process_index
+        rank = 0 if together else self.accelerator.process_index
         seeds = np.random.SeedSequence((self.args.seed, self.state.global_step, micro_step, rank))
         scoring_seed, selection_seed = (int(seed) for seed in seeds.generate_state(2))
         generator = torch.Generator(self.accelerator.device).manual_seed(selection_seed)
         if self.args.divbs_strategy == "uniform":
-            order = torch.randperm(size * processes, generator=generator, device=generator.device)
-            rows = order[: selected * processes]
+            rows = torch.randperm(candidates, generator=generator, device=generator.device)[:selected]
         else:
-            scores = self._score(batch, size, scoring_seed)
-            if processes > 1:
-                scores = Scores(*self.accelerator.gather(tuple(scores)))
-            rows = self._choose(scores, selected * processes, generator)
-            self.record(diagnostics={"candidate_loss": scores.mean_loss(), "kept_loss": scores.mean_loss(rows)})
-        if processes == 1:
-            return self._trimmed(take_rows(batch, rows, size))
+            rows = self._best(self._score(batch, own, scoring_seed), sizes, selected, generator)
+        if not together:
+            return self._trimmed(take_rows(batch, rows, own))
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
         padding = dict.fromkeys(("labels", "shift_labels"), IGNORED_LABEL)
         padding["input_ids"] = getattr(tokenizer, "pad_token_id", None) or 0
         pad_first = getattr(tokenizer, "padding_side", "right") == "left"
-        return self._trimmed(exchange_rows(batch, rows, size, self.accelerator, padding=padding, pad_first=pad_first))
+        return self._trimmed(exchange_rows(batch, rows, sizes, padding=padding, pad_first=pad_first))
+
+    def _best(self, own: Scores, sizes: list[int], selected: int, generator: torch.Generator) -> Tensor:
+        """The rows with the best scores, of several processes those that the main one finds."""
+        scores: Scores | None = own
+        if len(sizes) > 1:
+            gathered = gathered_by_main(own, sizes)
+            scores = None if gathered is None else Scores(*gathered)
+        rows = None
+        if scores is not None:
+            rows = self._choose(scores, selected, generator)
+            self.record(diagnostics={"candidate_loss": scores.mean_loss(), "kept_loss": scores.mean_loss(rows)})
+        if rows is None or len(sizes) > 1:
+            rows = chosen_by_main(rows, selected, own.losses.device)
+        return rows
 
     def _trimmed(self, batch: dict[str, Any]) -> dict[str, Any]:
         return batch if self.args.torch_compile else without_padding(batch)  # every length would be compiled anew

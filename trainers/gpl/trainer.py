@@ -33,6 +33,7 @@ from hf_ext.trainers.gpl.refusals import (
     warn_of_heterophily,
 )
 from hf_ext.trainers.gpl.results import facts_of, graph_helps, save_edge_weights, with_calibration
+from hf_ext.trainers.processes import rows_per_process
 
 
 @dataclass
@@ -155,13 +156,13 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
         args, rows = self.args, len(self.train_dataset)  # type: ignore[arg-type]
         if args.max_steps <= 0:
             return math.ceil(args.num_train_epochs)
-        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        batch = rows_per_process(args, args.train_batch_size) * args.world_size * args.gradient_accumulation_steps
         return math.ceil(args.max_steps / (1 if args.gpl_neighbors is None else math.ceil(rows / batch)))
 
     def begin_run(self) -> None:
         """Called when model and optimizer are ready; a resumed run takes up its state."""
         args = self.args
-        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        batch = rows_per_process(args, args.train_batch_size) * args.world_size * args.gradient_accumulation_steps
         assert self.training_graph is not None
         graph = self.training_graph.to(args.device)
         self.epochs = Epochs(self.model, graph, args, None if args.gpl_neighbors is None else batch)

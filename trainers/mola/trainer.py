@@ -7,6 +7,7 @@ Gao et al. (LoRA experts allocated to the layers of an LLM).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.groups import prefix_of
 from hf_ext.trainers.losses import logits_of, sample_losses
 from hf_ext.trainers.mola.arguments import MoLAArguments
-from hf_ext.trainers.processes import gather_rows
+from hf_ext.trainers.processes import all_rows, first_row
 
 
 @dataclass
@@ -222,11 +223,25 @@ class MoLAMixin(MethodMixin):
         routing, name, config = self._adapter
         # another method may look at the losses without a gradient, for which the term has no use
         if training and torch.is_grad_enabled() and config.uses_twd and task_ids is not None:
-            features = gather_rows(routing.routing.projected[name])
-            twd = twd_loss(features, self.accelerator.gather(task_ids), temperature=config.twd_temperature)
+            twd = self._twd_loss(routing.routing.projected[name], task_ids, config.twd_temperature)
             self.record(terms={"twd_loss": twd})
             loss = self.add_mean_term(loss, config.twd_weight * twd, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def needs_row_counts(self) -> bool:  # type: ignore[override]
+        *_, config = self._adapter
+        return super().needs_row_counts or config.uses_twd
+
+    def _twd_loss(self, features: Tensor, task_ids: Tensor, temperature: float) -> Tensor:
+        """Over the pairs of all processes' rows."""
+        processes = self.accelerator.num_processes
+        if processes == 1:
+            return twd_loss(features, task_ids, temperature=temperature)
+        sizes = self.rows_of_all(len(task_ids))
+        gather, first = partial(all_rows, sizes=sizes), first_row(len(task_ids), sizes)
+        loss = twd_loss(features, task_ids, temperature=temperature, gather=gather, first=first)
+        return loss + (processes - 1) * (loss - loss.detach())  # DDP takes the mean of the processes' gradients
 
     def _sum_of_task_means(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         outputs = model(**inputs)

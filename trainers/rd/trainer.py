@@ -42,7 +42,7 @@ class RDMixin(LabelsByNameMixin):
 
     The alignment is no sum over samples. It is taken over a micro-batch: with gradient accumulation the loss is the
     mean over the micro-batches of an update, which is not that of one large batch. N processes with
-    `rd_cka_scope="global"` are like one with N times the batch, for batches of equal size (`dataloader_drop_last`).
+    `rd_cka_scope="global"` are like one with N times the batch.
 
     The teacher is no part of the model's weights: neither optimiser nor checkpoints have it. Attach it again to
     resume. Where no term has a gradient for phi (all baselines), phi is frozen. Evaluation is the student's alone.
@@ -60,6 +60,7 @@ class RDMixin(LabelsByNameMixin):
     method = "rd"
     arguments = RDArguments
     replaces_loss = True
+    needs_row_counts = True  # its terms are means over rows
 
     def __init__(
         self, *args: Any, teacher_classifier: Callable[[Tensor], Tensor] | None = None, **kwargs: Any
@@ -180,9 +181,10 @@ class RDMixin(LabelsByNameMixin):
 
     def _losses(self, outputs: Any, labels: Tensor, coefficients: Coefficients) -> dict[str, Tensor]:
         """The total and the terms that are a part of it."""
-        smoothing = self.args.label_smoothing_factor
+        smoothing, sizes = self.args.label_smoothing_factor, self.rows_of_all(len(labels))
+        share = 1.0 if sizes is None else len(labels) * len(sizes) / sum(sizes)  # DDP takes the mean over processes
         if not coefficients.teach:
-            loss = F.cross_entropy(at_least_float32(outputs.logits), labels, label_smoothing=smoothing)
+            loss = share * F.cross_entropy(at_least_float32(outputs.logits), labels, label_smoothing=smoothing)
             return {"student": loss, "total": loss}
         logits, features, own = outputs.reprogrammed_logits, outputs.reprogrammed, outputs.student_features
         if self.args.rd_method == "cka":
@@ -191,9 +193,16 @@ class RDMixin(LabelsByNameMixin):
             with torch.no_grad():
                 logits = self.teacher_classifier(outputs.teacher_features)
         if coefficients.gamma and self._is_global:
-            features, own = gather_rows(features), gather_rows(own)
+            features, own = gather_rows(features, sizes), gather_rows(own, sizes)
         losses = rd_losses_of_logits(
-            outputs.logits, logits, labels, features, own, label_smoothing=smoothing, **coefficients._asdict()
+            outputs.logits,
+            logits,
+            labels,
+            features,
+            own,
+            label_smoothing=smoothing,
+            share=share,
+            **coefficients._asdict(),
         )
         names = zip(("reprogrammed", "cka", "kl"), coefficients[:3], strict=True)
         used = ("student", *(name for name, coefficient in names if coefficient), "total")

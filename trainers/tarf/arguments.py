@@ -60,7 +60,9 @@ class TARFArguments(MethodArguments):
         "column says so itself, by True or 1.",
     )
     tarf_forget_batch_size: Count | None = option(
-        None, "Forget rows per micro-batch and process; by default as many as remaining rows."
+        None,
+        "Forget rows per micro-batch and process (with split_batches of all processes); by default as many as "
+        "remaining rows.",
     )
     tarf_max_forget_loss: Annotated[float, Bounds(above=0, infinite=True)] | None = option(
         None,

@@ -136,11 +136,19 @@ def check_arguments(args: Any, *, own_loss: bool) -> None:
 
 
 def check_batch_size(args: Any, num_rows: int) -> None:
-    """Refuse batches of more forget rows than there are, unless the remaining rows' batches are as large."""
+    """Refuse batches of more forget rows than there are, unless the remaining rows' batches are as large.
+
+    And, as accelerate does, batches that are to be split into parts that are not equal.
+    """
     most, found = max(num_rows, args.train_batch_size), args.tarf_forget_batch_size
     if found is not None and found > most:
         raise ValueError(
             f"tarf_forget_batch_size: found {found} with {num_rows} rows to forget, allowed are 1 to {most}"
+        )
+    if found is not None and args.accelerator_config.split_batches and found % args.world_size:
+        raise ValueError(
+            f"tarf_forget_batch_size: found {found} with split_batches=True, allowed are multiples of "
+            f"{args.world_size}, the number of processes that share it"
         )
 
 

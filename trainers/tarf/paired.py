@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from hf_ext.data.rows import WithColumns
 from hf_ext.trainers.base import MethodMixin
+from hf_ext.trainers.processes import rows_per_process
 
 #: the column in which rows say where they stand in their data set
 ROW = "row_in_dataset"
@@ -152,10 +154,10 @@ class PairedMixin(MethodMixin):
 def updates_per_epoch(trainer: Any) -> int:
     """Of a Trainer; before it has made its loader, as far as the data's length tells."""
     args, data, loader = trainer.args, trainer.train_dataset, trainer.callback_handler.train_dataloader
-    if loader is not None and hasattr(loader.dataset, "__len__"):
+    if loader is not None and has_length(loader):
         batches = len(loader)
     elif hasattr(data, "__len__"):
-        rows = trainer._train_batch_size * args.world_size
+        rows = rows_per_process(args, trainer._train_batch_size) * args.world_size
         batches = len(data) // rows if args.dataloader_drop_last else math.ceil(len(data) / rows)
     else:
         return max(args.max_steps, 1)

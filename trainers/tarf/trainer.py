@@ -17,6 +17,7 @@ from hf_ext.functional import per_sample_losses, tarf_objective
 from hf_ext.trainers.cards import with_hyper_parameters
 from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.losses import logits_of, shifts_labels
+from hf_ext.trainers.processes import rows_per_process
 from hf_ext.trainers.tarf.arguments import TARFArguments
 from hf_ext.trainers.tarf.forget_rows import check_column, split_rows
 from hf_ext.trainers.tarf.forgetting import ForgetLoss, ForgetTerm, check_arguments, check_batch_size, check_data
@@ -159,9 +160,13 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
 
     @property
     def _forget_batch_size(self) -> int:
-        """Forget rows per micro-batch; where `auto_find_batch_size` has shrunk the batches, fewer in proportion."""
+        """Forget rows per micro-batch, in this process.
+
+        Where `auto_find_batch_size` has shrunk the batches there are fewer, in proportion.
+        """
         configured, current = self.args.train_batch_size, self._train_batch_size
-        return max((self.args.tarf_forget_batch_size or configured) * current // configured, 1)
+        rows = (self.args.tarf_forget_batch_size or configured) * current // configured
+        return max(rows_per_process(self.args, rows), 1)
 
     # ---------------------------------------------------------------------------------------------- losses
     def compute_loss(
@@ -197,7 +202,8 @@ class TARFMixin(UnlearningScoresMixin, SaliencyMixin):
             retain_rows=update.retain_rows,
         )
         if losses is not None:  # logged is the mean of this micro-batch, not its share in the update
-            self.record(terms={"retain_loss": objective["retain"] * update.retain_rows / len(losses)})
+            share = self.share_of_rows(len(losses)) / len(losses)
+            self.record(terms={"retain_loss": objective["retain"] * update.retain_rows * share})
         # the rows are those of all processes, whose gradients DDP averages
         loss = objective["total"] * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss

@@ -316,10 +316,6 @@ def test_refusals_before_the_first_step(vit: ViTs, data: Dataset, tmp_path: Path
         ({"divbs_head_module": "vit"}, "divbs_head_module: found 'vit', a ViTModel, allowed is one linear layer"),
         ({"divbs_head_module": "nothing"}, "divbs_head_module: found 'nothing', allowed are modules of"),
         ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy: found 'batch_rebalance'"),
-        (
-            {"divbs_selection_scope": "global", "accelerator_config": {"even_batches": False}},
-            "accelerator_config: found even_batches=False",
-        ),
     ):
         with pytest.raises(ValueError, match=message):
             DivBSTrainer(vit(), _arguments(tmp_path, **options), train_dataset=data)

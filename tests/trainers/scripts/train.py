@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
 from sharding import forget_sharding
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
 
@@ -56,11 +57,11 @@ def dataset(bad_row: int | None = None) -> Dataset:
 
 
 class KillAtStep(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, process: int) -> None:
+        self.step, self.process = step, process
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
+        if state.global_step == self.step and args.process_index == self.process:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -73,6 +74,15 @@ class KilledWhileSaving:
         super()._save_rng_state(output_dir)
 
 
+class OwnLoader:
+    """Each process has a stream of its own, the first one twice as long as the second."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        rows = self.train_dataset.select(range(16 // (1 + self.args.process_index)))
+        data = self._remove_unused_columns(rows, "training").to_iterable_dataset()
+        return DataLoader(data, batch_size=self.args.per_device_train_batch_size, collate_fn=self.data_collator)
+
+
 def make_trainer(options: dict[str, Any]) -> Trainer:
     method = importlib.import_module(options["method"])
     torch.manual_seed(0)
@@ -80,6 +90,8 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
     trainer_class, config_class, parts = method.build(options)
     if options.get("kill_while_saving"):
         trainer_class = type("Killed", (KilledWhileSaving, trainer_class), {})
+    if options.get("own_loader"):
+        trainer_class = type("OwnLoaders", (OwnLoader, trainer_class), {})
     args = config_class(
         **{
             "output_dir": options["output_dir"],
@@ -96,10 +108,12 @@ def make_trainer(options: dict[str, Any]) -> Trainer:
         }
     )
     data = dataset(bad_row=options.get("bad_row"))
-    parts = {"train_dataset": data, "eval_dataset": data.select(range(20)), **parts}
+    rows = data.select(range(options.get("rows", len(data))))
+    rows = rows.to_iterable_dataset() if options.get("stream") else rows
+    parts = {"train_dataset": rows, "eval_dataset": data.select(range(20)), **parts}
     trainer: Trainer = trainer_class(args=args, **parts)
     if step := options.get("kill_at"):
-        trainer.add_callback(KillAtStep(step))
+        trainer.add_callback(KillAtStep(step, options.get("kill_process", 0)))
     return trainer
 
 
