@@ -16,6 +16,7 @@ _DISAM = {"disam_rho": 0.5, "disam_lambda": 1.0}
 _DIVBS = {"divbs_ratio": 0.25, "divbs_selection_scope": "global"}
 #: ViT's own list of modules to be sharded apart names one within another, which FSDP2 does not do
 _VIT = {"transformer_layer_cls_to_wrap": ["ViTLayer"]}
+_LLAMA = {"fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
 LIKE_ONE = {
     "mola task": Case("mola"),
     "mola router": Case("mola", options=_ROUTER),
@@ -42,10 +43,15 @@ LIKE_ONE = {
         },
     ),
     "disam checkpointing": Case("disam", {**_DISAM, "gradient_checkpointing": True}),
-    "disam tied": Case(
-        "disam", {**_DISAM, "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}, {"tied": True}
-    ),
+    "disam tied": Case("disam", {**_DISAM, **_LLAMA}, {"tied": True}),
     "disam over mola": Case("disam", _DISAM, _ROUTER),
+    "divbs": Case("divbs", _DIVBS),
+    "divbs loss, accumulating": Case(
+        "divbs",
+        {**_DIVBS, "divbs_strategy": "loss", "divbs_scoring_batch_size": 3, "gradient_accumulation_steps": 2},
+    ),
+    "divbs sequences": Case("divbs", {**_DIVBS, **_LLAMA}, {"sequences": True}, evaluates=False),
+    "divbs not resharding": Case("divbs", {**_DIVBS, "fsdp_config": {"reshard_after_forward": False}}),
     "fedgela": Case("fedgela", {"gradient_accumulation_steps": 2}),
     "tarf groups": Case("tarf"),
     "tarf samples": Case(
@@ -57,7 +63,6 @@ REFUSED = {
         Case("disam", {"disam_rho": 0.5, "disam_sync_perturbation": False}),
         "disam: found a perturbation for each process with FSDP2",
     ),
-    "divbs": (Case("divbs", {"divbs_ratio": 0.25}), "found FSDP, allowed are models that every process has"),
     "fedlesam": (
         Case("fedlesam", {"fedlesam_rho": 0.5}),
         "FedLESAM: found FSDP2, allowed are weights that are not sharded",
