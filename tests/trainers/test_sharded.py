@@ -52,6 +52,24 @@ LIKE_ONE = {
     ),
     "divbs sequences": Case("divbs", {**_DIVBS, **_LLAMA}, {"sequences": True}, evaluates=False),
     "divbs not resharding": Case("divbs", {**_DIVBS, "fsdp_config": {"reshard_after_forward": False}}),
+    "fer": Case("fer", evaluates=False),
+    "fer accumulating": Case(
+        "fer", {"gradient_accumulation_steps": 2, "fer_contrast_pairs": "paired"}, evaluates=False
+    ),
+    "fer by its own list": Case("fer", {"fsdp_config": {"transformer_layer_cls_to_wrap": None}}, evaluates=False),
+    "rd": Case("rd", {"rd_beta": 0.5}),
+    "rd accumulating, cached": Case("rd", {"rd_cache_teacher": True, "gradient_accumulation_steps": 2}),
+    "causald gru": Case("causald", {"causald_num_candidates": 6}),
+    "causald sasrec, bank, accumulating": Case(
+        "causald",
+        {
+            **{"causald_front_door": "bank", "causald_bank_size": 5, "causald_num_candidates": 6},
+            **{"causald_debias": "ips", "gradient_accumulation_steps": 2},
+        },
+        {"student": "sasrec"},
+    ),
+    "causald din": Case("causald", {"causald_num_candidates": 6}, {"student": "din"}),
+    "causald deepfm": Case("causald", {"causald_num_candidates": 6}, {"student": "deepfm"}),
     "fedgela": Case("fedgela", {"gradient_accumulation_steps": 2}),
     "tarf groups": Case("tarf"),
     "tarf samples": Case(
