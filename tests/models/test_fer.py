@@ -11,6 +11,7 @@ import timm
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from toy_models import BACKBONES, backbone, bert, clip, embed, siglip, tokenizer
 from transformers import (
@@ -131,6 +132,26 @@ def test_a_learnt_scale_learns(start: float) -> None:
     with torch.no_grad():
         model.classifier.log_scale.add_(5)
         assert float(model.classifier.scale) == pytest.approx(100.0)
+
+
+def test_a_learnt_scale_is_a_scalar_in_files(tmp_path: Path) -> None:
+    """FSDP2 shards no scalars, and files of earlier versions hold one."""
+    model = _matcher(learn_logit_scale=True, logit_scale=20.0)
+    with torch.no_grad():
+        model.classifier.log_scale.add_(0.5)
+    assert model.classifier.log_scale.shape == (1,) and model.classifier.scale.shape == ()
+    for again in (model, AutoModelForImageClassification.from_pretrained(_saved(model, tmp_path / "first"))):
+        saved = load_file(_saved(again, tmp_path / "second") / "model.safetensors")
+        assert saved["classifier.log_scale"].shape == ()
+        torch.testing.assert_close(again.classifier.scale, model.classifier.scale, rtol=0, atol=0)
+    other = _matcher(learn_logit_scale=True)
+    other.load_state_dict(saved)  # as Trainer does, of a checkpoint
+    assert torch.equal(other.classifier.log_scale, model.classifier.log_scale)
+
+
+def _saved(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
 
 
 def test_a_derived_class_is_saved_without_code(tmp_path: Path) -> None:
@@ -321,7 +342,7 @@ def test_the_processor_and_the_pipeline(kind: str, tmp_path: Path) -> None:
 
 
 def test_it_runs_where_nobody_has_heard_of_us(tmp_path: Path) -> None:
-    model, pixels = _matcher("vit"), _images()
+    model, pixels = _matcher("vit", learn_logit_scale=True), _images()
     model.save_pretrained(tmp_path / "model")
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "model")
     again.save_pretrained(tmp_path / "again")

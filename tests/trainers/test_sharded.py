@@ -16,6 +16,7 @@ _DISAM = {"disam_rho": 0.5, "disam_lambda": 1.0}
 _DIVBS = {"divbs_ratio": 0.25, "divbs_selection_scope": "global"}
 #: ViT's own list of modules to be sharded apart names one within another, which FSDP2 does not do
 _VIT = {"transformer_layer_cls_to_wrap": ["ViTLayer"]}
+_LLAMA = {"fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
 LIKE_ONE = {
     "mola task": Case("mola"),
     "mola router": Case("mola", options=_ROUTER),
@@ -42,10 +43,33 @@ LIKE_ONE = {
         },
     ),
     "disam checkpointing": Case("disam", {**_DISAM, "gradient_checkpointing": True}),
-    "disam tied": Case(
-        "disam", {**_DISAM, "fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}, {"tied": True}
-    ),
+    "disam tied": Case("disam", {**_DISAM, **_LLAMA}, {"tied": True}),
     "disam over mola": Case("disam", _DISAM, _ROUTER),
+    "divbs": Case("divbs", _DIVBS),
+    "divbs loss, accumulating": Case(
+        "divbs",
+        {**_DIVBS, "divbs_strategy": "loss", "divbs_scoring_batch_size": 3, "gradient_accumulation_steps": 2},
+    ),
+    "divbs sequences": Case("divbs", {**_DIVBS, **_LLAMA}, {"sequences": True}, evaluates=False),
+    "divbs not resharding": Case("divbs", {**_DIVBS, "fsdp_config": {"reshard_after_forward": False}}),
+    "fer": Case("fer", evaluates=False),
+    "fer accumulating": Case(
+        "fer", {"gradient_accumulation_steps": 2, "fer_contrast_pairs": "paired"}, evaluates=False
+    ),
+    "fer by its own list": Case("fer", {"fsdp_config": {"transformer_layer_cls_to_wrap": None}}, evaluates=False),
+    "rd": Case("rd", {"rd_beta": 0.5}),
+    "rd accumulating, cached": Case("rd", {"rd_cache_teacher": True, "gradient_accumulation_steps": 2}),
+    "causald gru": Case("causald", {"causald_num_candidates": 6}),
+    "causald sasrec, bank, accumulating": Case(
+        "causald",
+        {
+            **{"causald_front_door": "bank", "causald_bank_size": 5, "causald_num_candidates": 6},
+            **{"causald_debias": "ips", "gradient_accumulation_steps": 2},
+        },
+        {"student": "sasrec"},
+    ),
+    "causald din": Case("causald", {"causald_num_candidates": 6}, {"student": "din"}),
+    "causald deepfm": Case("causald", {"causald_num_candidates": 6}, {"student": "deepfm"}),
     "fedgela": Case("fedgela", {"gradient_accumulation_steps": 2}),
     "tarf groups": Case("tarf"),
     "tarf samples": Case(
@@ -57,7 +81,6 @@ REFUSED = {
         Case("disam", {"disam_rho": 0.5, "disam_sync_perturbation": False}),
         "disam: found a perturbation for each process with FSDP2",
     ),
-    "divbs": (Case("divbs", {"divbs_ratio": 0.25}), "found FSDP, allowed are models that every process has"),
     "fedlesam": (
         Case("fedlesam", {"fedlesam_rho": 0.5}),
         "FedLESAM: found FSDP2, allowed are weights that are not sharded",

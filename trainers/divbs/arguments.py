@@ -128,11 +128,11 @@ def check_candidates(args: Any) -> None:
 
 
 def check_processes(args: Any, accelerator: Accelerator) -> None:
-    """Refuse models that no process has as a whole."""
+    """Refuse models that cannot be scored apart from training."""
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    fsdp = getattr(accelerator.state, "fsdp_plugin", None) is not None
-    if fsdp or (plugin is not None and plugin.zero_stage == 3):
+    fsdp1 = getattr(accelerator.state, "fsdp_plugin", None) is not None and not accelerator.is_fsdp2
+    if fsdp1 or (plugin is not None and plugin.zero_stage == 3):
         raise ValueError(
-            f"fsdp, deepspeed: found {'FSDP' if fsdp else 'DeepSpeed ZeRO-3'}, allowed are models that every process "
-            "has as a whole: they are scored by the model itself"
+            f"fsdp, deepspeed: found {'FSDP1' if fsdp1 else 'DeepSpeed ZeRO-3'}, allowed are FSDP2 and models that "
+            "every process has as a whole"
         )

@@ -25,7 +25,7 @@ from hf_ext.trainers.divbs.exchange import chosen_by_main, exchange_rows, gather
 from hf_ext.trainers.divbs.rows import batch_size, take_rows, without_padding
 from hf_ext.trainers.divbs.scoring import Scorer, Scores, find_head, state_preserved
 from hf_ext.trainers.losses import shifts_labels
-from hf_ext.trainers.processes import rows_of_processes
+from hf_ext.trainers.processes import model_of, rows_of_processes
 
 
 @dataclass
@@ -56,8 +56,8 @@ class DivBSMixin(MethodMixin):
     your own has to make the larger batches itself.
 
     Raises:
-        ValueError: at construction, for a model whose last linear layer is not found, packed sequences, sharded
-            models; in training, for batches whose rows are not samples.
+        ValueError: at construction, for a model whose last linear layer is not found, packed sequences, models
+            sharded by other means than FSDP2; in training, for batches whose rows are not samples.
         NonFiniteError: the scores, the loss or the gradient are not finite; the weights are those before that step.
     """
 
@@ -239,7 +239,7 @@ class DivBSMixin(MethodMixin):
 
     def _score(self, batch: Any, size: int, seed: int) -> Scores:
         """Scores of all candidates; the model, its buffers and the random state stay as they are."""
-        model, parts = unwrapped(self.model), []
+        model, parts = model_of(self) if self.is_fsdp_enabled else unwrapped(self.model), []
         head = self._head()
         with state_preserved(model, seed):
             for rows in torch.arange(size).split(self.args.divbs_scoring_batch_size or size):

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, initialization
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from .configuration_fer import FERConfig
@@ -85,6 +87,10 @@ class FERPreTrainedModel(LoadedWhole):
             if module.log_scale is not None:
                 initialization.constant_(module.log_scale, math.log(self.config.logit_scale))
 
+    def get_input_embeddings(self) -> Any:
+        """None: pixels are embedded by the backbone, if at all. FSDP2 asks every model."""
+        return None
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save; with the files that define the model, so that it loads with `trust_remote_code=True` anywhere."""
         classes = {"AutoModel": FERModel, "AutoModelForImageClassification": FERForImageClassification}
@@ -147,14 +153,18 @@ class TextClassifier(nn.Module):
         self.text_features: Tensor
         self.register_buffer("text_features", torch.zeros(config.num_labels or 0, config.text_width))
         self.fixed_scale = float(config.logit_scale)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale))) if config.learn_logit_scale else None
+        #: of a learnt scale, `[1]`, since FSDP2 shards no scalar; a scalar in files (see `ReshapedScale`)
+        self.log_scale = (
+            nn.Parameter(torch.tensor([math.log(config.logit_scale)])) if config.learn_logit_scale else None
+        )
+        self.register_load_state_dict_pre_hook(_with_scale_as_vector)
 
     @property
     def scale(self) -> Tensor | float:
         """s; a learnt one is at most 100, and learns on from there."""
         if self.log_scale is None:
             return self.fixed_scale
-        log = self.log_scale.float()
+        log = self.log_scale.float().squeeze()
         return (log + (log.clamp(max=math.log(100.0)) - log).detach()).exp()
 
     def forward(self, features: Tensor) -> Tensor:
@@ -163,6 +173,40 @@ class TextClassifier(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             unit, text = (F.normalize(x.float(), dim=-1) for x in (features, self.text_features))
             return self.scale * unit @ text.T
+
+
+def _with_scale_as_vector(_: nn.Module, state_dict: dict[str, Any], prefix: str, *__: Any) -> None:
+    if (saved := state_dict.get(f"{prefix}log_scale")) is not None and saved.ndim == 0:
+        state_dict[f"{prefix}log_scale"] = saved.reshape(1)
+
+
+class ReshapedScale(ConversionOps):
+    """The learnt scale between files, where it is a scalar, and the model, where it is not.
+
+    Args:
+        shape: what it gets.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    @torch.no_grad()
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Any]:
+        """The one tensor of `input_dict` in the other shape, under its target's name."""
+        given = next(iter(input_dict.values()))
+        return {target_patterns[0]: (given[0] if isinstance(given, list) else given).reshape(self.shape)}
+
+    @property
+    def reverse_op(self) -> "ReshapedScale":
+        return ReshapedScale(() if self.shape else (1,))
+
+
+_SCALE = "classifier.log_scale"
+register_checkpoint_conversion_mapping(
+    FERConfig.model_type, [WeightConverter(_SCALE, _SCALE, [ReshapedScale((1,))])], overwrite=True
+)
 
 
 class FERForImageClassification(FERPreTrainedModel):

@@ -107,6 +107,10 @@ class RDPreTrainedModel(LoadedWhole):
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         self.student._set_gradient_checkpointing(*args, **kwargs)
 
+    def get_input_embeddings(self) -> Any:
+        """None: pixels are embedded by the student, if at all. FSDP2 asks every model."""
+        return None
+
     @property
     def classifier(self) -> Any:
         """The student's last linear layer, which the reprogrammed features share."""

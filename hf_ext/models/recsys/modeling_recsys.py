@@ -44,12 +44,13 @@ class SequentialRecommenderPreTrainedModel(LoadedWhole):
     main_input_name = "input_ids"
     accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SASRecLayer"]
     _supports_sdpa = True
 
     def __init__(self, config: SequentialRecommenderConfig) -> None:
         super().__init__(config)
         self.supports_gradient_checkpointing = config.architecture == "sasrec"
+        # those it has: FSDP shards each of them apart, and looks for all that are named
+        self._no_split_modules = ["SASRecLayer"] if config.architecture == "sasrec" else []
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):

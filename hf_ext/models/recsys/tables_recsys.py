@@ -26,8 +26,12 @@ def rows_of(table: nn.Module, rows: Rows) -> Tensor:
     if isinstance(rows, Tensor):
         found: Tensor = table(rows)
         return found
-    if isinstance(table, nn.Embedding) and type(table).forward is nn.Embedding.forward:  # its weights are all of it
-        return table.weight[rows]
+    weights_are_all = isinstance(table, nn.Embedding) and type(table).forward is nn.Embedding.forward
+    if weights_are_all and not hasattr(
+        table.weight, "to_local"
+    ):  # sharded ones (FSDP2) are whole in its forward alone
+        weights: Tensor = table.weight[rows]
+        return weights
     device = next(table.parameters()).device
     wrapped: Tensor = table(torch.arange(rows.start, rows.stop, device=device))
     return wrapped

@@ -53,6 +53,6 @@ def build(options: dict[str, Any]) -> tuple[type[CausalDTrainer], type[CausalDCo
         "train_dataset": NextItems(parts, max_length=6),
         "eval_dataset": NextItems(parts, "validation", max_length=6),
     }
-    student = recommender("gru", 3, dropout=options.get("dropout", 0.0), num_hidden_layers=2)
+    student = recommender(options.get("student", "gru"), 3, dropout=options.get("dropout", 0.0), num_hidden_layers=2)
     kind = KilledWhileCaching if options.get("kill_while_caching") else CausalDTrainer
     return kind, CausalDConfig, {"model": student, "teachers": teachers, **data}
