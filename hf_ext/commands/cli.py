@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from hf_ext.commands.help_texts import kept
+from hf_ext.commands.help_texts import check_required, kept
 from hf_ext.hub_cards.methods import METHODS, Kind
 
 
@@ -42,6 +42,7 @@ def _dispatch(argv: list[str]) -> None:
         if rest in (["--help"], ["-h"]) and (text := kept(arguments.method)):
             print(text, end="")
             raise SystemExit(0)
+        check_required(arguments.method, rest)
         _commands_of(arguments.method).train(rest)
         return
     if rest:

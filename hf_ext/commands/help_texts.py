@@ -1,5 +1,7 @@
 """What `hf-ext train METHOD --help` prints, kept as text: asking the dataclasses takes torch and seconds.
 
+What the text calls required is looked for before they are asked.
+
 The files in `help/` are made by `python -m hf_ext.commands.help_texts`; a test holds them against the dataclasses.
 """
 
@@ -7,6 +9,8 @@ import contextlib
 import importlib
 import io
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from hf_ext.hub_cards.methods import METHODS
@@ -18,6 +22,31 @@ def kept(method: str) -> str | None:
     """The text that is kept for a method; None for one that is not ours."""
     file = _FOLDER / f"{method}.txt"
     return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+def required(method: str) -> dict[str, str]:
+    """The options without which a method does not start, and what they take: after `, required:` in the kept text."""
+    found = {}
+    for entry in re.split(r"\n(?=  -)", kept(method) or ""):
+        name = re.match(r"  --(\w+)", entry)
+        allowed = re.search(r", required: (.+)\.$", " ".join(entry.split()))  # none with a default after it
+        if name and allowed:
+            found[name[1]] = allowed[1]
+    return found
+
+
+def check_required(method: str, words: Sequence[str]) -> None:
+    """Refuse a command line that lacks a required option, where no file can have it; what is given is not looked at.
+
+    Raises:
+        ValueError: it names the first that is missing.
+    """
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("-")}
+    if given & {"config", "help", "help_all", "_h"}:
+        return
+    for name, allowed in required(method).items():
+        if name not in given:
+            raise ValueError(f"{name}: found nothing, allowed is {allowed}")
 
 
 def made(method: str) -> str:

@@ -223,7 +223,7 @@ def lora_mixture_conv2d(
     height, width = _pair(kernel_size)
     if form == "loralib" and height != width:
         raise ValueError(f"kernel_size: found {(height, width)}, form='loralib' allows square kernels only")
-    geometry = (stride, padding, dilation)
+    geometry: Any = (stride, padding, dilation)
     rows, experts = w.shape
     if form == "loralib":
         updates = (lora_B @ lora_A).reshape(experts, -1, x.shape[1], height, width)
@@ -256,7 +256,8 @@ def _conv2d_by_row(x: Tensor, kernels: Tensor, *geometry: Any) -> Tensor:
     """A kernel `[o, i, k, k]` for each of R equal parts of x: they become the groups of a single convolution."""
     rows, out_channels = kernels.shape[:2]
     side_by_side = x.reshape(rows, -1, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
-    out = F.conv2d(side_by_side, kernels.flatten(0, 1), None, *geometry, groups=rows)
+    convolve: Any = F.conv2d  # whose overloads do not take a tuple of options
+    out: Tensor = convolve(side_by_side, kernels.flatten(0, 1), None, *geometry, groups=rows)
     return out.reshape(-1, rows, out_channels, *out.shape[2:]).transpose(0, 1).flatten(0, 1)
 
 
