@@ -12,6 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_ext.adapters import MoLAConfig
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
+from hf_ext.benchmarks.tables import Table
+from hf_ext.benchmarks.traffic import traffic_table
+from hf_ext.benchmarks.training import images, update, vit
+from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
 EXPERTS, RANK = 4, 4
 BASE, LORA, LORA_WIDE = "base, all weights trained", "LoRA, rank r", "LoRA, rank E r"
@@ -275,4 +279,30 @@ MODEL = Benchmark(
     ),
 )
 
+
+# ------------------------------------------------------------------------------------------------ messages
+def decorrelating(device: torch.device, quick: bool) -> Step:
+    """An update of a router with the TwD loss over the rows of all processes."""
+    batch = {name: values.to(device) for name, values in images(_EACH, groups=EXPERTS).items()}
+    batch["task_ids"] = batch.pop("domain_ids")
+    adapted = get_peft_model(vit(True), _mola(["q_proj", "v_proj"], routing="router"))
+    return update(MoLATrainer, MoLATrainingConfig, adapted, [batch], device)
+
+
+_EACH = 32
+
+
+def messages(rounds: int, quick: bool) -> Table:
+    """What the TwD loss has processes send each other."""
+    return traffic_table(
+        "mola-messages",
+        "Messages of MoLA's TwD loss",
+        "An image router, projections of width 32",
+        decorrelating,
+        _EACH,
+        quick,
+    )
+
+
 BENCHMARKS = (LAYERS, CONVOLUTIONS, MODEL)
+TABLES = (messages,)
