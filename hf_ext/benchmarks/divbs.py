@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
+from hf_ext.benchmarks.tables import Table
+from hf_ext.benchmarks.traffic import traffic_table
 from hf_ext.benchmarks.training import images, update, vit
 from hf_ext.functional import divbs_select, divbs_select_gram, logit_residuals
 from hf_ext.trainers import DivBSConfig, DivBSTrainer
@@ -140,4 +142,31 @@ UPDATE = Benchmark(
     bars=(Bar(STEP, PASSES, 1.10),),
 )
 
+
+# ------------------------------------------------------------------------------------------------ messages
+def selecting_together(device: torch.device, quick: bool) -> Step:
+    """An update on 8 of 80 candidates of each process, which all processes select together."""
+    batch = {
+        name: values.to(device) for name, values in images(_EACH, classes=CLASSES).items() if name != "domain_ids"
+    }
+    model = vit(True, num_labels=CLASSES)
+    return update(DivBSTrainer, DivBSConfig, model, [batch], device, divbs_ratio=SHARE, divbs_selection_scope="global")
+
+
+_EACH = 80
+
+
+def messages(rounds: int, quick: bool) -> Table:
+    """What processes that select together send each other."""
+    return traffic_table(
+        "divbs-messages",
+        "Messages of DivBS's global selection",
+        f"A tenth of the candidates, images of 64 x 64 pixels (48 kB), C={CLASSES}, d=16",
+        selecting_together,
+        _EACH,
+        quick,
+    )
+
+
 BENCHMARKS = (SELECTION, UPDATE)
+TABLES = (messages,)

@@ -25,6 +25,10 @@ from hf_ext.benchmarks.mola_layers import (
     mola,
     stepping,
 )
+from hf_ext.benchmarks.tables import Table
+from hf_ext.benchmarks.traffic import traffic_table
+from hf_ext.benchmarks.training import images, update, vit
+from hf_ext.trainers import MoLATrainer, MoLATrainingConfig
 
 EXPERTS, RANK = 4, 4
 BASE, LORA_WIDE = "base, all weights trained", "LoRA, rank E r"
@@ -232,4 +236,30 @@ MODEL = Benchmark(
     ),
 )
 
+
+# ------------------------------------------------------------------------------------------------ messages
+def decorrelating(device: torch.device, quick: bool) -> Step:
+    """An update of a router with the TwD loss over the rows of all processes."""
+    batch = {name: values.to(device) for name, values in images(_EACH, groups=EXPERTS).items()}
+    batch["task_ids"] = batch.pop("domain_ids")
+    adapted = get_peft_model(vit(True), _mola(["q_proj", "v_proj"], routing="router"))
+    return update(MoLATrainer, MoLATrainingConfig, adapted, [batch], device)
+
+
+_EACH = 32
+
+
+def messages(rounds: int, quick: bool) -> Table:
+    """What the TwD loss has processes send each other."""
+    return traffic_table(
+        "mola-messages",
+        "Messages of MoLA's TwD loss",
+        "An image router, projections of width 32",
+        decorrelating,
+        _EACH,
+        quick,
+    )
+
+
 BENCHMARKS = (LAYERS, CONVOLUTIONS, MODEL, *BY_EXPERTS)
+TABLES = (messages,)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +349,40 @@ def test_twd_is_the_loop_over_pairs(seed: int, batch: int, temperature: float) -
     torch.testing.assert_close(loss, _naive_twd(features, ids, temperature))
     order = torch.randperm(batch, generator=generator)
     torch.testing.assert_close(loss, twd_loss(3.0 * features[order], ids[order], temperature=temperature))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4), tasks=st.integers(1, 5))
+def test_twd_of_parts_is_that_of_the_whole(seed: int, sizes: list[int], tasks: int) -> None:
+    """Each part finds the loss of the whole and the gradient of its rows, from the pairs of its rows alone."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, width, temperature = sum(sizes), 4, 0.5
+    features = torch.randn(batch, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(tasks, (batch,), generator=generator)
+    expected = twd_loss(features, ids, temperature=temperature)
+    (gradient,) = torch.autograd.grad(expected, features)
+    gathered: list[Tensor] = []  # what a part gets of all: it brings its rows of the same
+
+    def noting(rows: Tensor) -> Tensor:
+        gathered.append(rows)
+        return rows
+
+    twd_loss(features, ids, temperature=temperature, gather=noting)
+    firsts = [sum(sizes[:part]) for part in range(len(sizes))]
+    for first, size in zip(firsts, sizes, strict=True):
+        own, wholes = features.detach()[first : first + size].requires_grad_(), iter(gathered)
+
+        def gather(rows: Tensor, first: int = first, wholes: Iterator[Tensor] = wholes) -> Tensor:
+            whole = next(wholes)
+            torch.testing.assert_close(rows, whole[first : first + len(rows)])
+            return whole
+
+        with FlopCounterMode(display=False) as counter:
+            loss = twd_loss(own, ids[first : first + size], temperature=temperature, gather=gather, first=first)
+        assert counter.get_total_flops() == 2 * size * batch * width
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        torch.testing.assert_close(own.grad, gradient[first : first + size])
 
 
 @pytest.mark.parametrize("ids", [[0], [0, 1, 2]], ids=["one sample", "no positive pair"])

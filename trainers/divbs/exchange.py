@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from hf_ext.trainers.divbs.rows import map_rows
@@ -66,17 +65,17 @@ def exchange_rows(
     order = receivers[mine].argsort(stable=True)
     leaving = (chosen[mine] - firsts[rank])[order]
     places = arriving.argsort(stable=True).argsort()  # of the kept rows among those that arrive, owner by owner
-    counts = [torch.bincount(part, minlength=processes).tolist() for part in (receivers[mine], arriving)]
+    sent, received = (torch.bincount(part, minlength=processes).tolist() for part in (receivers[mine], arriving))
 
     columns, lengths = _columns(batch, sizes[rank])
     tensors = [
         _lengthened(value.index_select(0, leaving.to(value.device)), length, padding.get(name, 0), pad_first)
         for (name, value), length in zip(columns.tensors, lengths, strict=True)
     ]
-    taken = iter(_unpacked(_sent(_packed(tensors, len(leaving)), *counts), tensors))
+    taken = iter(_unpacked(_sent(_packed(tensors, len(leaving)), sent, received), tensors))
     lists: Iterator[list[Any]] = iter(())
     if columns.lists:
-        objects = _sent_objects([[values[row] for values in columns.lists] for row in leaving.tolist()], *counts, rows)
+        objects = _sent_objects([[values[row] for values in columns.lists] for row in leaving.tolist()], sent, rows)
         lists = iter([[objects[place][number] for place in places.tolist()] for number in range(len(columns.lists))])
 
     def of_tensor(name: str, value: Tensor) -> Tensor:
@@ -107,11 +106,12 @@ def _columns(batch: Mapping[str, Any], size: int) -> tuple[_Columns, list[int]]:
 
     try:
         map_rows(batch, size, of_tensor, of_list)
-    except ValueError as found:
-        error = str(found)
+    except ValueError as wrong:
+        error = str(wrong)
     kinds = [(name, str(value.dtype), value.ndim, tuple(value.shape[2:])) for name, value in columns.tensors]
     lengths = [value.shape[1] if value.ndim > 1 else 1 for _, value in columns.tensors]
-    gathered = gather_object([(error, (kinds, len(columns.lists)), lengths)])
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (error, (kinds, len(columns.lists)), lengths))
     if errors := [each for each, _, _ in gathered if each]:
         raise ValueError(errors[0])
     for process, (_, found, _) in enumerate(gathered):
@@ -154,7 +154,7 @@ def _sent(rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
     return arrived
 
 
-def _sent_objects(rows: list[Any], sent: list[int], received: list[int], like: Tensor) -> list[Any]:
+def _sent_objects(rows: list[Any], sent: list[int], like: Tensor) -> list[Any]:
     """The same of rows that are no tensors, through tensors on the device of `like`."""
     ends = torch.tensor([0, *sent]).cumsum(0).tolist()
     parts = [pickle.dumps(rows[begin:end]) for begin, end in pairwise(ends)]
