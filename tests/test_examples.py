@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import ViTConfig, ViTForImageClassification
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+from hf_ext.models import FERForImageClassification
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -67,6 +70,41 @@ def test_launch_of_trainers(method: str, folder: str, updates: float, shown: str
     assert state["epoch"] == pytest.approx(2 / updates)
     card = (tmp_path / f"{method}_digits" / "README.md").read_text()
     assert "library_name: transformers" in card and f"| {shown} |" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "options"), [("mola", ["--routing", "router"]), ("fer", [])])
+def test_launch_with_sharded_weights(method: str, options: list[str], tmp_path: Path) -> None:
+    """In two CPU processes that shard as GPUs would; with what accelerate cannot load in parts, buffers."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **sizes)
+    if method == "mola":
+        ViTForImageClassification(config).save_pretrained(tmp_path / "hf_ext_demo_mola" / "base_model")
+    else:
+        names, texts = [str(digit) for digit in range(10)], torch.randn(10, 12)
+        model = FERForImageClassification.from_backbones(ViTModel(config), lambda _: texts, names, neutral="0")
+        model.save_pretrained(tmp_path / "hf_ext_demo_fer")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", port]
+    command += ["--config_file", str(EXAMPLES / "accelerate" / "fsdp.yaml"), "--num_processes", "2"]
+    command += [str(Path(__file__).parent / "trainers" / "scripts" / "sharded_example.py")]
+    command += [
+        str(EXAMPLES / f"{method}.py"),
+        "--config",
+        str(EXAMPLES / f"{method}_digits.yaml"),
+        "--use_cpu",
+        "true",
+    ]
+    command += ["--max_steps", "2", "--eval_steps", "2", "--save_steps", "2", "--per_device_train_batch_size", "8"]
+    _run([*command, *options], tmp_path, ACCELERATE_USE_CPU="true")
+    checkpoint = tmp_path / f"{method}_digits" / "checkpoint-2"
+    assert (checkpoint / "pytorch_model_fsdp.bin").is_file()  # weights were sharded
+    written = {"mola": "adapter_model.safetensors", "fer": "model.safetensors"}[method]
+    for folder in (checkpoint, checkpoint.parent):
+        assert all(bool(value.isfinite().all()) for value in load_file(folder / written).values())
 
 
 def test_configurations_are_listed_and_readable() -> None:

@@ -23,13 +23,14 @@ from hf_ext.trainers.groups import GroupMetricsMixin
 from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.loss_scale import LossScaleMixin
 from hf_ext.trainers.resuming import ResumingMixin
+from hf_ext.trainers.sharded import ShardedMixin
 from hf_ext.trainers.uneven import UnevenMixin
 
 #: packages whose Trainers make the usual losses
 _ECOSYSTEM = ("transformers", "trl", "hf_ext")
 
 
-class MethodMixin(ResumingMixin, FiniteMixin, LossScaleMixin, UnevenMixin, CardMixin, GroupMetricsMixin):
+class MethodMixin(ResumingMixin, ShardedMixin, FiniteMixin, LossScaleMixin, UnevenMixin, CardMixin, GroupMetricsMixin):
     """Put in front of a Trainer class: `class MyTrainer(SomeMethodMixin, SFTTrainer)`.
 
     A method's mixin derives from this one, overrides as few methods as it can and always calls `super()`. It gets:

@@ -6,6 +6,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hf_ext.trainers.finite import batch_statistics
+
 #: adds up a number over the processes that have the other parts
 Total = Callable[[Tensor], Tensor]
 
@@ -48,6 +50,12 @@ def gather_anew(model: nn.Module) -> None:
     for sharded in model.modules():
         if hasattr(sharded, "reshard") and hasattr(sharded, "unshard"):
             sharded.reshard()
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give all processes the main one's statistics of BatchNorms, which FSDP2, unlike DDP, leaves as each has them."""
+    for buffer in batch_statistics(model):
+        dist.broadcast(buffer, src=0)
 
 
 def _is_sharded(tensor: Any) -> bool:

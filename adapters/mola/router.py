@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 RouterBuilder = Callable[..., nn.Module]
 _BUILDERS: dict[str, RouterBuilder] = {}
@@ -64,6 +65,20 @@ def in_dtype_of(router: nn.Module, value: Tensor) -> Tensor:
     """A router's input in the dtype of its parameters, which need not be that of the base model; ids stay integers."""
     parameter = next((one for one in router.parameters() if one.is_floating_point()), None)
     return value if parameter is None or not value.is_floating_point() else value.to(parameter.dtype)
+
+
+def run(module: nn.Module, value: Tensor) -> Tensor:
+    """A router's output, or a projection's, whatever the dtype of its input.
+
+    FSDP2 casts weights for a forward pass and leaves the statistics of a BatchNorm: then all is done in their dtype.
+    """
+    statistics = next((one.dtype for one in module.buffers() if one.is_floating_point()), None)
+    weights = {name: one for name, one in module.named_parameters() if one.is_floating_point()}
+    if statistics is None or all(one.dtype == statistics for one in weights.values()):
+        return module(in_dtype_of(module, value))
+    cast = {name: one.to(statistics) for name, one in weights.items()}
+    output: Tensor = functional_call(module, cast, value.to(statistics) if value.is_floating_point() else value)
+    return output
 
 
 # ------------------------------------------------------------------------------------------------ images

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_ext.adapters.mola.caches import cache_in, encoder_states, keep, keep_with_encoder_outputs, kept_routing
 from hf_ext.adapters.mola.config import MoLAConfig
 from hf_ext.adapters.mola.generation import route_generation, unroute_generation
-from hf_ext.adapters.mola.router import build_router, in_dtype_of, mean_embedding
+from hf_ext.adapters.mola.router import build_router, mean_embedding, run
 from hf_ext.adapters.mola.safety import Expect
 from hf_ext.adapters.mola.state import Frame, Routing, TaskIds, as_ids, ids_missing, no_router_input
 from hf_ext.adapters.mola.tuner_layer import TunerLayer
@@ -338,7 +338,7 @@ class RoutingModule(nn.Module, TunerLayer):
         # the router is small and its softmax delicate: float32 whatever the autocast
         with torch.autocast(main_input.device.type, enabled=False):
             value = mean_embedding(base_model, inputs) if embedding else main_input
-            logits = router(in_dtype_of(router, value))
+            logits = run(router, value)
         expected = (main_input.shape[0], self.configs[name].num_experts)
         if tuple(logits.shape) != expected:
             raise ValueError(f"router: found logits of shape {tuple(logits.shape)}, allowed is [B, E] = {expected}")
@@ -347,7 +347,7 @@ class RoutingModule(nn.Module, TunerLayer):
     def _project(self, name: str) -> Tensor:
         logits = self.routing.now.logits[name]
         with torch.autocast(logits.device.type, enabled=False):
-            projected = self.mola_projection[name](logits.float())
+            projected = run(self.mola_projection[name], logits.float())
         # keeps the projection in the graph when nobody adds the TwD loss: DDP demands a gradient for every parameter
         self.routing.now.logits[name] = logits + 0.0 * projected.sum()
         return projected

@@ -1,5 +1,6 @@
 """MoLA on every kind of base model: forward, gradients, merging, export."""
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_ext.adapters import MoLAConfig
 from hf_ext.adapters.mola import from_loras
+from hf_ext.adapters.mola.router import ImageRouter, run
 
 IDS = torch.tensor([2, 0, 1])
 
@@ -205,3 +207,21 @@ def test_from_loras(vit: Any, tmp_path: Path) -> None:
         from_loras(vit.model(), [])
     with pytest.raises(ValueError, match=r"adapter_config\.json"):
         from_loras(vit.model(), [tmp_path / "nothing"])
+
+
+def test_a_router_whose_weights_alone_are_cast() -> None:
+    """As FSDP2 casts them for a forward pass: statistics stay in float32, and so does all that is computed."""
+    torch.manual_seed(0)
+    router, images = ImageRouter(1, 3), torch.randn(4, 1, 8, 8)
+    rounded = copy.deepcopy(router)
+    with torch.no_grad():
+        for weight in rounded.parameters():
+            weight.copy_(weight.bfloat16())
+    for weight in router.parameters():
+        weight.data = weight.bfloat16()
+    found = run(router, images.bfloat16())
+    assert torch.equal(found, rounded(images.bfloat16().float()))
+    statistics = dict(rounded.named_buffers())
+    assert all(torch.equal(value, statistics[name]) for name, value in router.named_buffers())
+    found.sum().backward()
+    assert all(weight.grad is not None and weight.grad.dtype == torch.bfloat16 for weight in router.parameters())

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,21 @@ LIKE_ONE = {
         "tarf", {"tarf_selection": "samples", "tarf_forget_loss": "npo", "gradient_accumulation_steps": 2}
     ),
 }
+#: in bfloat16 one process casts what it computes, and FSDP2 the weights, so that they are alike but roughly
+ROUGHLY = {
+    f"{name}, bf16": replace(LIKE_ONE[like], training={**LIKE_ONE[like].training, "bf16": True})
+    for name, like in {
+        "mola task": "mola task",
+        "mola router": "mola router",
+        "disam over mola": "disam over mola",
+        "divbs": "divbs",
+        "fer": "fer",
+        "rd": "rd",
+        "causald": "causald gru",
+        "tarf": "tarf samples",
+        "fedgela": "fedgela",
+    }.items()
+} | {"mola image router, bf16": Case("mola", {"bf16": True}, {"adapter": {"routing": "router", "twd_weight": 1.0}})}
 REFUSED = {
     "disam apart": (
         Case("disam", {"disam_rho": 0.5, "disam_sync_perturbation": False}),
@@ -107,7 +123,7 @@ def results(
     """What came out of a case: in one process, and sharded over two; of one that is refused, in two alone."""
     folder, found = tmp_path_factory.mktemp("sharded"), {}
     asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
-    like_one = {name: case for name, case in LIKE_ONE.items() if name in asked}
+    like_one = {name: case for name, case in (LIKE_ONE | ROUGHLY).items() if name in asked}
     refused = {name: case for name, (case, _) in REFUSED.items() if name in asked}
     for processes, cases in ((1, like_one), (2, like_one | refused)):
         if not cases:
@@ -136,6 +152,16 @@ def test_sharded_over_two_processes_is_like_one(results: Any, name: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ROUGHLY)
+def test_sharded_in_bfloat16_is_roughly_like_one(results: Any, name: str) -> None:
+    _, one, two = results(name)
+    for result in (one, two):
+        assert "errors" not in result, result["errors"][0]
+    for first, second in zip(one["history"], two["history"], strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=0.02, rel=0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_needs_whole_weights_says_so_in_every_process(results: Any, name: str) -> None:
     folder, refused = results(name)
@@ -156,3 +182,44 @@ def test_more_processes_and_groups_that_have_the_same_parts(launch: Any, tmp_pat
         launch(SCRIPT, {"runs": [run]}, folder=tmp_path, processes=processes)
     for processes in (3, 4):
         assert largest_difference(tmp_path / "1.safetensors", tmp_path / f"{processes}.safetensors") < 1e-6
+
+
+_RESUMED = {
+    "mola task": LIKE_ONE["mola task"],
+    "mola image router": Case("mola", options={"adapter": {"routing": "router"}}),
+    "disam": Case("disam", {**_DISAM, "disam_domain_weights": "running", "disam_domain_sampler": "balanced"}),
+    "divbs": Case("divbs", {"divbs_ratio": 0.25, "divbs_draw": "sample"}),
+    "fer": LIKE_ONE["fer"],
+    "rd": Case("rd", {"rd_decay": "linear"}),
+    "causald": LIKE_ONE["causald sasrec, bank, accumulating"],
+    "tarf": LIKE_ONE["tarf samples"],
+    "fedgela": LIKE_ONE["fedgela"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
+def test_a_sharded_run_resumes_bit_for_bit(launch: Any, tmp_path: Path, kind: str) -> None:
+    """With dropout and AdamW: weights, statistics of BatchNorms, losses, and the evaluation at the end."""
+    runs = []
+    for name, case in _RESUMED.items():
+        training = _training(case, 2) | {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 2}
+        training["fsdp_config"] |= {"state_dict_type": kind}
+        places = {"model": str(tmp_path / f"{name} saved"), "dropout": 0.1, "refused": True}
+        runs.append(run_of(case, tmp_path, f"{name}-whole", training=training, **places))
+        resume = str(tmp_path / f"{name}-whole" / "checkpoint-4")
+        runs.append(run_of(case, tmp_path, f"{name}-resumed", training=training, resume=resume, **places))
+    done = launch(SCRIPT, {"runs": runs}, folder=tmp_path, processes=2)["runs"]
+    for name, whole, resumed in zip(_RESUMED, done[::2], done[1::2], strict=True):
+        for result in (whole, resumed):
+            assert "errors" not in result, (name, result["errors"][0])
+        assert (
+            largest_difference(tmp_path / f"{name}-whole.safetensors", tmp_path / f"{name}-resumed.safetensors") == 0
+        )
+        assert [entry["loss"] for entry in whole["history"]] == [entry["loss"] for entry in resumed["history"]], name
+        for metric, value in whole["metrics"].items():
+            if "loss" in metric or "accuracy" in metric:
+                assert value == resumed["metrics"][metric], (name, metric)
+        said = [text for text in whole["warnings"] if "with which no model is saved" in text]
+        written = {path.suffix for path in (tmp_path / f"{name} saved").rglob("*")}
+        assert (len(said), ".safetensors" in written) == ((0, True) if kind == "FULL_STATE_DICT" else (1, False)), name

@@ -139,6 +139,11 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         return {"num_processes": PartialState().num_processes, "errors": gather_object([said])}
     metrics = trainer.evaluate()
     save_weights(trainer, options["weights"])
+    with warnings.catch_warnings(record=True) as at_the_end:
+        warnings.simplefilter("always")
+        if folder := options.get("model"):
+            trainer.save_model(folder)
+    caught += at_the_end
     said = [str(each.message) for each in caught]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -146,6 +151,7 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         "history": history,
         "metrics": metrics,
         "warnings": said,
+        "best": trainer.state.best_model_checkpoint,
     }
 
 
