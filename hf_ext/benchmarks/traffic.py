@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -103,7 +104,9 @@ def measure_traffic(make: Callable[[torch.device, bool], Step], processes: int, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        mp.spawn(_update, (make, processes, port, folder, quick), nprocs=processes)
+        multiprocessing.set_forkserver_preload([make.__module__])  # imported once, not by every process
+        arguments = (make, processes, port, folder, quick)
+        mp.start_processes(_update, arguments, nprocs=processes, start_method="forkserver")
         return [Traffic(*json.loads((Path(folder) / str(rank)).read_text())) for rank in range(processes)]
 
 
