@@ -122,6 +122,7 @@ def _update(
     words = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     os.environ.update(words | {name: str(number) for name, number in numbers.items()})
     torch.set_num_threads(1)
+    torch.manual_seed(rank)  # rows of its own; DDP takes the weights of the first process
     step = make(torch.device("cpu"), quick)
     step()  # the first one looks at the model as well
     with counted() as found:
