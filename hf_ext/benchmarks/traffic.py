@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -103,7 +104,9 @@ def measure_traffic(make: Callable[[torch.device, bool], Step], processes: int, 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        mp.spawn(_update, (make, processes, port, folder, quick), nprocs=processes)
+        multiprocessing.set_forkserver_preload([make.__module__])  # imported once, not by every process
+        arguments = (make, processes, port, folder, quick)
+        mp.start_processes(_update, arguments, nprocs=processes, start_method="forkserver")
         return [Traffic(*json.loads((Path(folder) / str(rank)).read_text())) for rank in range(processes)]
 
 
@@ -119,6 +122,7 @@ def _update(
     words = {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     os.environ.update(words | {name: str(number) for name, number in numbers.items()})
     torch.set_num_threads(1)
+    torch.manual_seed(rank)  # rows of its own; DDP takes the weights of the first process
     step = make(torch.device("cpu"), quick)
     step()  # the first one looks at the model as well
     with counted() as found:

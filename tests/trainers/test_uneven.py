@@ -23,6 +23,7 @@ class Case:
         options: what the scripts take.
         split: whether the batch size is of all processes.
         batch: rows of all processes.
+        logs: whether what is logged is compared too; GPL's terms are means over processes, whatever seeds these have.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     split: bool = False
     batch: int = 8
+    logs: bool = True
 
     def run(self, folder: Path, name: str, processes: int) -> dict[str, Any]:
         rows = self.batch if self.split else self.batch // processes
@@ -56,7 +58,7 @@ def _compare(cases: dict[str, Case], run_script: Any, folder: Path) -> None:
         metrics[name] = {key: pair for key, pair in found.items() if pair[1] != pytest.approx(pair[0], abs=2e-5)}
     assert {name: value for name, value in weights.items() if not value < 1e-6} == {}
     assert {name: found for name, found in metrics.items() if found} == {}
-    assert {name: entries for name, entries in logs.items() if any(entries)} == {}
+    assert {name: entries for name, entries in logs.items() if cases[name].logs and any(entries)} == {}
 
 
 IMAGE_ROUTER = {"routing": "router", "twd_weight": 1.0, "router_norm": "layer"}
@@ -98,8 +100,10 @@ LAST_BATCHES_DIFFER = {
     "tarf": Case("tarf", UNEVEN, ROWS),
     "fedlesam": Case("fedlesam", UNEVEN, ROWS),
     "fedgela": Case("fedgela", UNEVEN, ROWS),
-    "gpl": Case("gpl", {**UNEVEN, **GPL, "gpl_guide": "mlp"}, batch=10),  # of 48 nodes, the last update has 5 and 3
-    "gpl, nnpu": Case("gpl", {**UNEVEN, **GPL, "gpl_objective": "nnpu"}, batch=10),
+    "gpl": Case(
+        "gpl", {**UNEVEN, **GPL, "gpl_guide": "mlp"}, batch=10, logs=False
+    ),  # of 48 nodes, the last update has 5 and 3
+    "gpl, nnpu": Case("gpl", {**UNEVEN, **GPL, "gpl_objective": "nnpu"}, batch=10, logs=False),
     "divbs": Case("divbs", {**UNEVEN, **DIVBS, "divbs_draw": "sample"}, ROWS),
     "divbs, then all": Case("divbs", {**UNEVEN, **DIVBS, "divbs_strategy": "loss", "divbs_warmup_share": 0.5}, ROWS),
     "divbs uniform": Case("divbs", {**UNEVEN, **DIVBS, "divbs_strategy": "uniform"}, ROWS),
