@@ -84,6 +84,23 @@ class Benchmark:
                 raise ValueError(f"contenders: found no {name!r}, allowed are {names}")
 
 
+def available_devices() -> tuple[str, ...]:
+    """The CPU and, if there is one, the GPU."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def check_measurable(device: str, rounds: int) -> None:
+    """Refuse a device that is not there, or fewer than one round.
+
+    Raises:
+        ValueError: for either.
+    """
+    if rounds < 1:
+        raise ValueError(f"--rounds: found {rounds}, allowed are integers >= 1")
+    if device not in available_devices():
+        raise ValueError(f"--device: found {device!r}, allowed are {', '.join(available_devices())}")
+
+
 def measure(
     benchmark: Benchmark,
     *,
@@ -109,11 +126,8 @@ def measure(
     Raises:
         ValueError: fewer than one round, or a device that is not there.
     """
-    if rounds < 1:
-        raise ValueError(f"--rounds: found {rounds}, allowed are integers >= 1")
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if chosen not in ("cpu", "cuda") or (chosen == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device: found {chosen!r}, allowed are cpu{', cuda' if torch.cuda.is_available() else ''}")
+    chosen = device or available_devices()[-1]
+    check_measurable(chosen, rounds)
     place, rounds = torch.device(chosen), 2 if quick else rounds
     with one_thread():
         times, operations, memory, kernels = _measure(benchmark, place, rounds, quick, console)

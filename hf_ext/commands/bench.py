@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
 from hf_ext.benchmarks import Benchmark, measure
+from hf_ext.benchmarks.engine import available_devices, check_measurable
 from hf_ext.benchmarks.results import BenchmarkResult, bars_table, times_table, write_report
 from hf_ext.benchmarks.tables import FOLDER, MakeTable, Skipped
 from hf_ext.commands.evidence import importable, named_methods, results_folder
@@ -32,7 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
     console, folder = Console(), results_folder(arguments)
     methods = named_methods(arguments.methods, arguments.all, "benchmarks")
     methods = importable(methods, "benchmarks", arguments.all, console)
-    devices = [arguments.device] if arguments.device else ["cpu", *["cuda"] * torch.cuda.is_available()]
+    devices = (arguments.device,) if arguments.device else available_devices()
+    for device in devices:
+        check_measurable(device, arguments.rounds)
     out = folder / BENCH_FOLDER
     words = ["hf-ext", "bench", *methods]
     words += ["--quick"] if arguments.quick else ["--rounds", str(arguments.rounds)] if arguments.rounds != 15 else []

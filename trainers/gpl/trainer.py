@@ -246,12 +246,14 @@ class GPLMixin(GraphEvaluationMixin, MethodMixin):
             loss, outputs = super().compute_loss(
                 model, made, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
-            losses, _ = self._losses(outputs.logits.detach(), inputs, num_items_in_batch)
+            losses, weight = self._losses(outputs.logits.detach(), inputs, num_items_in_batch)
         else:
             outputs = model(**made)
             losses, weight = self._losses(outputs.logits, inputs, num_items_in_batch)
             loss = losses["total"] * weight
-        self.record(terms={f"{name}_loss": losses[name] for name in ("positive", "negative")})
+        # logged is the mean over an update's batches, which may have more seeds and fewer
+        share = weight * (1 if self.args.gpl_neighbors is None else self.current_gradient_accumulation_steps)
+        self.record(terms={f"{name}_loss": share * losses[name] for name in ("positive", "negative")})
         return (loss, outputs) if return_outputs else loss
 
     def _losses(

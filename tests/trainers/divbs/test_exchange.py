@@ -1,70 +1,21 @@
 """Rows that two processes hand each other: each gets its own of the chosen ones, of every kind of column."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from hf_ext.trainers.divbs.exchange import chosen_by_main, exchange_rows, gathered_by_main
-
+SCRIPT = Path(__file__).parents[1] / "scripts" / "exchange.py"
 SIZES = [3, 5]
 CHOSEN = torch.tensor([7, 0, 4, 2, 3])
-_PADDING = {"input_ids": 9}
-
-
-def _batch(rank: int) -> dict[str, Any]:
-    size, first, length = SIZES[rank], sum(SIZES[:rank]), 2 + rank
-    rows = torch.arange(first, first + size)
-    return {
-        "labels": rows,
-        "flags": rows % 2 == 0,
-        "halves": (rows / 2).bfloat16()[:, None, None].expand(size, 2, 3),
-        "input_ids": rows[:, None].expand(size, length),
-        "words": [f"row {row}" * row for row in rows.tolist()],
-        "nested": {"more": rows.double(), "names": [None] * size},
-        "scalar": torch.tensor(1.5),
-    }
-
-
-def _wrong(kind: str, rank: int) -> dict[str, Any]:
-    batch = _batch(rank)
-    if rank == 1:
-        batch |= {"names": {"more": batch["labels"]}, "rows": {"labels": batch["labels"][:2]}}[kind]
-    return batch
-
-
-def _process(rank: int, port: int, folder: str) -> None:
-    numbers = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(numbers)
-    dist.init_process_group("gloo")
-    scores = gathered_by_main([_batch(rank)["labels"], _batch(rank)["halves"]], SIZES)
-    chosen = chosen_by_main(CHOSEN if rank == 0 else None, len(CHOSEN), torch.device("cpu"))
-    kept = {
-        first: exchange_rows(_batch(rank), chosen, SIZES, padding=_PADDING, pad_first=first) for first in (True, False)
-    }
-    alone = exchange_rows(_batch(rank), torch.tensor([6]), SIZES, padding={})["words"]
-    errors = []
-    for kind in ("names", "rows"):
-        try:
-            exchange_rows(_wrong(kind, rank), chosen, SIZES, padding={})
-        except ValueError as error:
-            errors.append(str(error))
-    torch.save([scores, kept, alone, errors], f"{folder}/{rank}")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_each_process_gets_its_own_rows(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (port, str(tmp_path)), nprocs=2)
-    found = [torch.load(tmp_path / str(rank), weights_only=False) for rank in (0, 1)]
+def test_each_process_gets_its_own_rows(run_script: Any, tmp_path: Path) -> None:
+    options = {"sizes": SIZES, "chosen": CHOSEN.tolist(), "file": str(tmp_path / "found")}
+    run_script(SCRIPT, options, processes=2)
+    found = [torch.load(tmp_path / f"found-{rank}", weights_only=False) for rank in (0, 1)]
     labels, halves = found[0][0]
     assert found[1][0] is None and labels.tolist() == list(range(8)) and halves[7, 1, 2] == 3.5
     for rank, (_, kept, alone, errors) in enumerate(found):

@@ -71,9 +71,9 @@ class _Recorder(DivBSTrainer):
         self.trained: list[Any] = []
         super().__init__(*args, **kwargs)
 
-    def _selected(self, batch: Any, micro_step: int) -> Any:
+    def _selected(self, batch: Any, sizes: list[int], micro_step: int) -> Any:
         self.offered.append(batch)
-        self.trained.append(super()._selected(batch, micro_step))
+        self.trained.append(super()._selected(batch, sizes, micro_step))
         return self.trained[-1]
 
 
