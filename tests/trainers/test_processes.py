@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,9 @@ def test_a_killed_run_resumes_bit_for_bit(run_script: Any, tmp_path: Path) -> No
     whole = [run_of(case, tmp_path, f"{name}-whole", **shared) for name, case in KILLED.items()]
     expected = dict(zip(KILLED, run_script(SCRIPT, {"runs": whole})["runs"], strict=True))
     killed = [(name, case, number, kill) for name, case in KILLED.items() for number, kill in enumerate(case.kills)]
-    for name, case, number, kill in killed:
-        run_script(SCRIPT, {"runs": [run_of(case, tmp_path, f"{name}-{number}", **shared, **kill)]}, killed=True)
+    runs = [run_of(case, tmp_path, f"{name}-{number}", **shared, **kill) for name, case, number, kill in killed]
+    ended = [run["signal"] for run in run_script(SCRIPT, {"runs": runs, "killed": True})["runs"]]
+    assert ended == [signal.SIGKILL] * len(killed)
     again = [  # before the first step there is no checkpoint
         run_of(case, tmp_path, f"{name}-{number}", **shared, resume="kill_while_caching" not in kill)
         for name, case, number, kill in killed
