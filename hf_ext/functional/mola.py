@@ -95,16 +95,20 @@ def router_routing(logits: Tensor, *, kind: Literal["soft", "hard"] = "soft") ->
 
 
 # ------------------------------------------------------------------------------------------------ adapted layers
-def _own_experts_are_cheaper(*, rows: int, positions: int, experts: int, rank: int) -> bool:
+def _own_experts_are_cheaper(*, rows: int, positions: int, experts: int, rank: int, grouped: bool = False) -> bool:
     """Whether products with a copy of each row's own expert cost less than those with all experts side by side.
 
     In units of what one position of a row costs at rank r, side by side takes `positions * experts` per row, and its
     own expert `positions`. To read an expert takes 8 units; to copy it for a row, and to add the gradients of copies,
     24. These two were measured on a CPU, at widths of 192 and 768 and ranks of 8 and 16, where both ways cross.
 
+    Where rows are groups of a convolution, a few channels each take as long as up to 16 of all experts together.
+
     Copies take no more memory than what is held anyway, else they are not made: r vectors a copy; four times r an
     expert, with its gradient and the optimizer's two moments; one vector a position, its input and output.
     """
+    if grouped and experts * rank <= 16:
+        return False
     faster = 0 < 24 * rows < rows * positions * (experts - 1) + 8 * experts
     fits = rows * rank <= 4 * experts * rank + rows * positions
     return faster and fits
@@ -237,7 +241,8 @@ def lora_mixture_conv2d(
     rank = lora_A.shape[1]
     # of the output; a k x k kernel costs as much to copy as k x k vectors
     positions = x[:, 0].numel() // (max(rows, 1) * math.prod(_pair(stride)) * height * width)
-    if one_hot and _own_experts_are_cheaper(rows=rows, positions=positions, experts=experts, rank=rank):
+    sizes = {"rows": rows, "positions": positions, "experts": experts, "rank": rank}
+    if one_hot and _own_experts_are_cheaper(**sizes, grouped=True):
         expert, gate = _own(w, scaling)
         hidden = _conv2d_by_row(x, _copies(lora_A, expert), *geometry)
         own_B = _copies(lora_B, expert) * gate.to(lora_B.dtype)[:, None, None]

@@ -200,7 +200,8 @@ def test_one_hot_routing_either_way(kind: str, rows: int, own: bool, monkeypatch
         torch.testing.assert_close(one_hot, plain, rtol=1e-10, atol=1e-10)
     if kind != "loralib":  # which has no choice
         pixels = 6 * 4 if kind.startswith("linear") else 7 * 6 * 4 // (4 * 9)
-        assert asked == [{"rows": rows, "positions": pixels // rows, "experts": 3, "rank": 2}]
+        grouped = {} if kind.startswith("linear") else {"grouped": True}
+        assert asked == [{"rows": rows, "positions": pixels // rows, "experts": 3, "rank": 2, **grouped}]
 
 
 @pytest.mark.parametrize("kind", ["linear", "linear onto", "factored", "loralib"])
@@ -218,6 +219,9 @@ def test_a_row_of_nan_spoils_its_sample_and_no_other(kind: str, own: bool, monke
 @pytest.mark.parametrize(
     ("sizes", "own"),
     [
+        # few channels of a convolution
+        ({"rows": 32, "positions": 87, "experts": 4, "rank": 4, "grouped": True}, False),
+        ({"rows": 32, "positions": 87, "experts": 4, "rank": 8, "grouped": True}, True),
         # experts, positions: short inputs keep all experts side by side
         ({"rows": 32, "positions": 197, "experts": 4, "rank": 8}, True),
         ({"rows": 32, "positions": 16, "experts": 4, "rank": 8}, True),
@@ -242,7 +246,7 @@ def test_where_own_experts_are_copied(sizes: dict[str, int], own: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "factored"])
-@pytest.mark.parametrize("experts", [4, 64])
+@pytest.mark.parametrize("experts", [16, 64])
 def test_one_expert_a_sample_takes_the_operations_of_one_lora(kind: str, experts: int) -> None:
     x = torch.randn(8, *((32, 4) if kind == "linear" else (4, 24, 24)), requires_grad=True)
 
