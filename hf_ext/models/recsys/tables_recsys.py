@@ -27,9 +27,8 @@ def rows_of(table: nn.Module, rows: Rows) -> Tensor:
         found: Tensor = table(rows)
         return found
     weights_are_all = isinstance(table, nn.Embedding) and type(table).forward is nn.Embedding.forward
-    if weights_are_all and not hasattr(
-        table.weight, "to_local"
-    ):  # sharded ones (FSDP2) are whole in its forward alone
+    # sharded weights (FSDP2) are whole in the table's own forward pass alone
+    if weights_are_all and not hasattr(table.weight, "to_local"):
         weights: Tensor = table.weight[rows]
         return weights
     device = next(table.parameters()).device
