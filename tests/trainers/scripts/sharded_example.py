@@ -3,8 +3,9 @@
 import runpy
 import sys
 
-import sharding  # noqa: F401
+import sharding
 
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
+    sharding.end()

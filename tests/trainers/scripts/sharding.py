@@ -1,7 +1,8 @@
 """Importing this has accelerate shard weights (FSDP2) on CPUs too, where it leaves them whole, over gloo."""
 
 import os
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
@@ -26,3 +27,13 @@ def forget_sharding() -> None:
     """Have the next Trainer of this process decide anew: what the last one decided stays in the environment."""
     for name in ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING"):
         os.environ.pop(name, None)
+
+
+def end() -> NoReturn:
+    """End this process without the interpreter's own end, which gloo's threads may abort.
+
+    Sharded weights refer to their process groups, so that these live, and hold tensors, after they are destroyed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

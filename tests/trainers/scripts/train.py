@@ -19,7 +19,7 @@ from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import save_file
-from sharding import forget_sharding
+from sharding import end, forget_sharding
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
@@ -175,9 +175,10 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         with open(options["result"], "w") as file:
             json.dump({"num_processes": results[0]["num_processes"], "runs": results}, file)
-    PartialState().destroy_process_group()  # left to the interpreter's end, its threads may abort the process
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
     sys.modules["train"] = sys.modules["__main__"]  # for the siblings that import from here
     main()
+    end()
