@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one thread, and a launcher of real processes."""
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freeze() -> None:
+    """Spare what has been imported so far the look for garbage that each training begins and ends with."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
