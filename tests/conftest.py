@@ -1,6 +1,5 @@
 """Shared by all tests: no network, one thread, and a launcher of real processes."""
 
-import gc
 import json
 import os
 import signal
@@ -19,10 +18,10 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def freeze() -> None:
-    """Spare what has been imported so far the look for garbage that each training begins and ends with."""
-    gc.collect()
-    gc.freeze()
+def spared() -> None:
+    from hf_ext._garbage import spare
+
+    spare()
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from hf_ext._environment import hardware, versions
 from hf_ext._files import read_json
+from hf_ext._garbage import spare, spared
 from hf_ext._reports import null_as_nan, write_json
 from hf_ext._runs import progress_bars
 from hf_ext.data import load
@@ -203,7 +204,7 @@ def _work(progress: Progress, title: str, function: Callable[[Item], None], item
         return
     bar = progress.add_task(title, total=len(todo))
     if jobs == 1:
-        with _quiet():
+        with _quiet(), spared():
             for item in todo:
                 progress.update(bar, description=f"{title} {_label(item)}")
                 function(item)
@@ -281,6 +282,7 @@ def _prepare(prepare: Callable[[Preparation], None] | None, ready: Preparation) 
 
 
 def _execute(run: Callable[[Run], Outcome], job: _Job) -> None:
+    spare()  # what the last run has imported too
     start = time.perf_counter()
     outcome = run(job.run)
     job.file.parent.mkdir(parents=True, exist_ok=True)

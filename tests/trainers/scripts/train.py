@@ -23,6 +23,8 @@ from sharding import end, forget_sharding
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
+from hf_ext._garbage import spare
+
 
 def vit(options: dict[str, Any]) -> ViTForImageClassification:
     """A tiny ViT, always the same; `options["dropout"]` is its dropout."""
@@ -85,6 +87,7 @@ class OwnLoader:
 
 def make_trainer(options: dict[str, Any]) -> Trainer:
     method = importlib.import_module(options["method"])
+    spare()
     torch.manual_seed(0)
     forget_sharding()
     trainer_class, config_class, parts = method.build(options)
