@@ -24,6 +24,7 @@ FORBIDDEN = {
 }
 EXCEPTIONS = {
     "commands/reproduce.py": {"studies"},  # runs them
+    "commands/tuned.py": {"studies"},  # runs them
     "commands/readme.py": {"studies", "benchmarks"},  # shows their results
     "commands/bench.py": {"benchmarks"},  # runs them
     "benchmarks/tarf.py": {"studies"},  # times the study's own setting

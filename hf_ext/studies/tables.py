@@ -67,6 +67,23 @@ def pixels(images: Iterable[Image.Image], mode: str, size: int) -> NDArray[np.fl
     return np.ascontiguousarray(rows / 127.5 - 1, dtype=np.float32)
 
 
+def whole_images(name: str, images: Iterable[Image.Image]) -> NDArray[np.uint8]:
+    """Pictures in colour, at the size that they have, `[N, 3, H, W]`.
+
+    Args:
+        name: of the data set in the study.
+        images: all of one size.
+
+    Raises:
+        ValueError: different sizes.
+    """
+    rows = [np.asarray(image.convert("RGB")) for image in images]
+    sizes = sorted({f"{row.shape[1]} x {row.shape[0]}" for row in rows})
+    if len(sizes) > 1:
+        raise ValueError(f"--data: found images of {', '.join(sizes[:3])} pixels in {name}, allowed is one size")
+    return np.ascontiguousarray(np.stack(rows).transpose(0, 3, 1, 2))
+
+
 def rows_by_split(split: Sequence[str], seed: int) -> dict[str, NDArray[np.int64]]:
     """Indices of the rows to train on, those held out of them for validation, and those of the test."""
     names = np.asarray(split)

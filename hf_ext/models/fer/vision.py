@@ -27,15 +27,21 @@ class Backbone:
     scale: float | None = None
 
 
-def vision_backbone(vision: Vision) -> Backbone:
+def vision_backbone(vision: Vision, *, trust_remote_code: bool = False) -> Backbone:
     """From a name or folder, a model of transformers, also one of images and texts, or one of timm.
+
+    Args:
+        vision: one of these.
+        trust_remote_code: whether code that comes with a name or folder may run.
 
     Raises:
         ValueError: none of these.
     """
     pools = True
     if isinstance(vision, str):
-        vision, loading = AutoModel.from_pretrained(vision, output_loading_info=True)
+        vision, loading = AutoModel.from_pretrained(
+            vision, output_loading_info=True, trust_remote_code=trust_remote_code
+        )
         # a classifier's checkpoint may have no weights for a pooler, which would be made of random ones
         pools = not any(name.split(".")[0] == "pooler" for name in loading["missing_keys"])
     if isinstance(vision, nn.Module) and isinstance(getattr(vision, "pretrained_cfg", None), dict):

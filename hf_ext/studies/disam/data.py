@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hf_ext.data import EMBEDDED, load
 from hf_ext.studies.study import Preparation
-from hf_ext.studies.tables import check_classes, check_table, hold_out, one_table, pixels, rows_by_split
+from hf_ext.studies.tables import check_classes, check_table, hold_out, one_table, pixels, rows_by_split, whole_images
 
 RARE, NOISE = 0.05, 0.2  # share of its rows that a rare source keeps; share of a noisy source's labels that are wrong
 HARD = "mnist_photo"  # of the digits: a source in the case `hard`, absent from the others, never left out
@@ -142,6 +142,11 @@ def _features(raw: Any) -> Array:
     return np.asarray(raw.with_format("numpy")["features"][:]).astype(np.float16)
 
 
+def _pictures(raw: Any) -> Array:
+    """In colour, `[N, 3, H, W]` of 0 to 255: a pretrained network's processor makes of them what that sees."""
+    return whole_images("pictures", raw["image"][:])
+
+
 def _table(inputs: Callable[[Any], Array]) -> Callable[[Preparation], Problem]:
     """Every row is a picture of its own: all those of a domain that was left out are unseen."""
 
@@ -159,10 +164,12 @@ BUILDERS: dict[str, Callable[[Preparation], Problem]] = {
     "domains": embedded,
     "digits": _table(_pixels),
     "features": _table(_features),
+    "pictures": _table(_pictures),
 }
 COLUMNS: dict[str, Sequence[str]] = {
     "digits": ("image", "label", "domain", "split"),
     "features": ("features", "label", "domain", "split"),
+    "pictures": ("image", "label", "domain", "split"),
 }
 #: what data in place of the embedded digits must have
 DOMAINS_NEED = (

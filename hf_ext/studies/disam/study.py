@@ -1,6 +1,8 @@
 """DISAM against SAM and plain training, on a domain that was left out."""
 
 import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,7 +11,18 @@ from torch.nn.functional import cross_entropy
 
 from hf_ext._runs import arguments, quiet
 from hf_ext.studies.disam.curves import WINDOW, Watched, steps_to, variance
-from hf_ext.studies.disam.data import BUILDERS, DOMAINS_NEED, HARD, NOISE, RARE, Part, Problem, check, open_problem
+from hf_ext.studies.disam.data import (
+    BUILDERS,
+    DOMAINS_NEED,
+    HARD,
+    NOISE,
+    RARE,
+    Array,
+    Part,
+    Problem,
+    check,
+    open_problem,
+)
 from hf_ext.studies.study import Case, Comparison, Detail, Outcome, Preparation, Run, Source, Study, System
 from hf_ext.studies.training import Rows
 from hf_ext.trainers import DISAMConfig
@@ -28,17 +41,55 @@ def prepare(ready: Preparation) -> None:
     BUILDERS[ready.name](ready).save(ready.folder)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a training is, apart from the system.
+
+    Args:
+        network: makes what is trained, for a problem; its `main_input_name` names what it sees of a row.
+        inputs: makes of rows as they are saved, `[N, ...]`, those that the network sees.
+        steps, batch: updates, and rows in each.
+        learning_rate: unless the system chooses one.
+    """
+
+    network: Callable[[Problem], nn.Module]
+    inputs: Callable[[Array], Tensor]
+    steps: int
+    batch: int
+    learning_rate: float
+
+
 def run(run: Run) -> Outcome:
     """Train once for every domain that is left out; the score is the mean over them of the accuracy on it."""
-    problem = open_problem(run.folder)
+    problem, data = open_problem(run.folder), run.case.data
+    setting = Setting(
+        network=lambda of: network(data, of.parts["train"].inputs.shape[1:], of.classes),
+        inputs=lambda rows: torch.from_numpy(rows).float(),
+        steps=STEPS[data],
+        batch=BATCH,
+        learning_rate=RATE[data],
+    )
+    return leave_out(run, problem, problem.left_out, setting)
+
+
+def leave_out(run: Run, problem: Problem, domains: Sequence[int], setting: Setting) -> Outcome:
+    """Train once without each of these domains; the score is the mean over them of the accuracy on it.
+
+    Args:
+        run: its option `regime` says what the sources are like, `loss` to which loss updates are counted; its
+            hyper-parameters are `learning_rate`, `rho` and `lambda`.
+        problem: all rows.
+        domains: which are left out, one at a time.
+        setting: the same for all systems.
+    """
     gc.collect()
     gc.freeze()  # Trainer collects garbage whenever it starts: a third of a second for all that is imported
     try:
-        trainings = [_leave_out(run, problem, held) for held in problem.left_out]
+        trainings = [_leave_out(run, problem, held, setting) for held in domains]
     finally:
         gc.unfreeze()
     means = {name: float(np.mean([scores[name] for scores in trainings])) for name in trainings[0]}
-    names = [f"unseen {problem.domains[held]}" for held in problem.left_out]
+    names = [f"unseen {problem.domains[held]}" for held in domains]
     unseen = dict(zip(names, (scores[UNSEEN] for scores in trainings), strict=True))
     return Outcome(
         means["validation"], means[UNSEEN], unseen | {name: means[name] for name in (WORST, SPEED, VARIANCE)}
@@ -52,19 +103,20 @@ def run_speed(speed_run: Run) -> Outcome:
     return Outcome(outcome.validation, float(details.pop(SPEED) or 0), details)
 
 
-def _leave_out(run: Run, problem: Problem, held: int) -> dict[str, float]:
+def _leave_out(run: Run, problem: Problem, held: int, setting: Setting) -> dict[str, float]:
     """Scores of one training without the domain `held`."""
-    data = problem.without(held, run.case.options["regime"], run.seed).parts
+    remaining = problem.without(held, run.case.options["regime"], run.seed)
+    data = remaining.parts
     torch.manual_seed(run.seed)
-    model = network(run.case.data, data["train"].inputs.shape[1:], problem.classes)
+    model = setting.network(remaining)
     settings = {**run.system.options, **run.hyper_parameters}
-    steps = 10 if run.quick else STEPS[run.case.data]
+    steps = 10 if run.quick else setting.steps
     args = arguments(
         DISAMConfig,
         steps=steps,
-        learning_rate=settings.get("learning_rate", RATE[run.case.data]),
+        learning_rate=settings.get("learning_rate", setting.learning_rate),
         seed=run.seed,
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=setting.batch,
         dataloader_drop_last=True,
         max_grad_norm=0.0,
         remove_unused_columns=False,
@@ -74,10 +126,16 @@ def _leave_out(run: Run, problem: Problem, held: int) -> dict[str, float]:
         disam_num_domains=len(problem.domains),
         label_names=["labels"],
     )
-    trainer = Watched(model=model, args=args, train_dataset=_rows(data["train"]))
+    train = data["train"]
+    rows = Rows.of(
+        **{str(model.main_input_name): setting.inputs(train.inputs)},
+        labels=torch.from_numpy(train.labels),
+        domain_ids=torch.from_numpy(train.domains),
+    )
+    trainer = Watched(model=model, args=args, train_dataset=rows)
     quiet(trainer).train()
     sums, counts = torch.stack(trainer.curve).cpu().double().unbind(1)
-    right = {name: _right(model, data[name]) for name in ("validation", "test", "unseen")}
+    right = {name: _right(model, data[name], setting) for name in ("validation", "test", "unseen")}
     by_source = [right["test"][data["test"].domains == domain].mean() for domain in np.unique(data["test"].domains)]
     return {
         "validation": float(right["validation"].mean()),
@@ -88,17 +146,11 @@ def _leave_out(run: Run, problem: Problem, held: int) -> dict[str, float]:
     }
 
 
-def _rows(part: Part) -> Rows:
-    return Rows.of(
-        inputs=torch.from_numpy(part.inputs).float(),
-        labels=torch.from_numpy(part.labels),
-        domain_ids=torch.from_numpy(part.domains),
-    )
-
-
 # ------------------------------------------------------------------------------------------------ networks
 class Classifier(nn.Module):
     """A body of layers, called and answering like the models of transformers."""
+
+    main_input_name = "inputs"
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -120,12 +172,12 @@ def network(data: str, shape: tuple[int, ...], classes: int) -> Classifier:
 
 
 @torch.no_grad()
-def _right(model: nn.Module, part: Part) -> np.ndarray:
+def _right(model: nn.Module, part: Part, setting: Setting) -> np.ndarray:
     """Whether each row is classified right, `[N]`."""
     model.eval()
     device = next(model.parameters()).device
-    inputs = torch.from_numpy(part.inputs).split(1024)
-    predicted = torch.cat([model(rows.float().to(device))["logits"].argmax(-1).cpu() for rows in inputs])
+    batches = np.split(part.inputs, range(256, len(part), 256))
+    predicted = torch.cat([model(setting.inputs(rows).to(device))["logits"].argmax(-1).cpu() for rows in batches])
     return predicted.numpy() == part.labels
 
 

@@ -6,11 +6,12 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hf_ext._runs import arguments, logits, quiet
 from hf_ext.models import FERForImageClassification
-from hf_ext.models.fer.vision import Backbone, pooled, pooled_width, vision_backbone
+from hf_ext.models.fer.vision import vision_backbone
+from hf_ext.studies.backbones import LinearHead
 from hf_ext.studies.fer.data import NEUTRAL, Part, check, open_parts, prepare, texts, training_part
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
 from hf_ext.trainers import FERTrainer, FERTrainingConfig
@@ -56,20 +57,6 @@ class Perceptron(PreTrainedModel):
 
 AutoConfig.register(PerceptronConfig.model_type, PerceptronConfig, exist_ok=True)
 AutoModel.register(PerceptronConfig, Perceptron, exist_ok=True)
-
-
-class LinearHead(nn.Module):
-    """The same backbone with a linear classifier."""
-
-    def __init__(self, backbone: Backbone, classes: int) -> None:
-        super().__init__()
-        self.backbone, self.pools = backbone.model, backbone.pools
-        self.classifier = nn.Linear(pooled_width(backbone), classes)
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
-        logits = self.classifier(pooled(self.backbone(pixel_values), self.pools))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return ImageClassifierOutput(loss=loss, logits=logits)
 
 
 # ------------------------------------------------------------------------------------------------ a run

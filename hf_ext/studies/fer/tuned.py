@@ -1,21 +1,17 @@
 """FER's study once more, on images and with a pretrained vision backbone that is fine-tuned."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from datasets import DatasetDict
-from torch import Tensor
-from transformers import AutoImageProcessor
 
 from hf_ext.data import load
+from hf_ext.studies.backbones import as_seen_by, options_of
 from hf_ext.studies.fer import study as fer
 from hf_ext.studies.fer.data import Part, check_faces
 from hf_ext.studies.study import Comparison, Outcome, Preparation, Run, Source, Study, System
-from hf_ext.studies.tables import one_table, rows_by_split
+from hf_ext.studies.tables import one_table, rows_by_split, whole_images
 
 COLUMNS = ("image", "label", "split")
 _FILE = "data.pt"
@@ -29,35 +25,21 @@ def check(name: str, data: DatasetDict) -> None:
 def prepare(ready: Preparation) -> None:
     """Leave the rows of every part in the folder: `[N, 3, H, W]` of 0 to 255, and labels."""
     table = one_table(ready.name, load(ready.data), COLUMNS)
-    images = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in table["image"][:]]))
-    labels = torch.as_tensor(table["label"][:])
+    images, labels = torch.from_numpy(whole_images(ready.name, table["image"][:])), torch.as_tensor(table["label"][:])
     parts = rows_by_split(table["split"][:], ready.seed)
-    columns = {
-        name: {"features": images[rows].permute(0, 3, 1, 2).contiguous(), "labels": labels[rows]}
-        for name, rows in parts.items()
-    }
+    columns = {name: {"features": images[rows], "labels": labels[rows]} for name, rows in parts.items()}
     torch.save({"parts": columns, "names": table.features["label"].names}, ready.folder / _FILE)
 
 
 def run(run: Run) -> Outcome:
     """Train one system; the score is the mean of the classes' accuracies."""
     saved = torch.load(run.folder / _FILE, weights_only=True)
-    backbone = str(run.case.options["backbone"])
+    options = run.case.options
     parts = {
-        name: Part(_as_seen_by(backbone, part["features"]), part["labels"]) for name, part in saved["parts"].items()
+        name: Part(as_seen_by(options, part["features"]), part["labels"]) for name, part in saved["parts"].items()
     }
     torch.manual_seed(run.seed)
-    return fer.train_and_score(run, backbone, parts, saved["names"], texts_of="faces")
-
-
-def _as_seen_by(backbone: str, images: Tensor) -> Tensor:
-    """Pixel values of images `[N, 3, H, W]` of 0 to 255; of a backbone without an image processor from 0 to 1."""
-    try:
-        processor: Any = AutoImageProcessor.from_pretrained(backbone)
-    except (OSError, ValueError):
-        return images.float() / 255
-    values: Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
-    return values
+    return fer.train_and_score(run, options["backbone"], parts, saved["names"], texts_of="faces")
 
 
 PROTOCOL = f"""
@@ -82,10 +64,7 @@ def tuned(backbone: str) -> Study:
     Args:
         backbone: a Hub id, or the folder of a model of transformers.
     """
-    weights = Path(backbone) / "model.safetensors"
-    options = {"backbone": backbone}
-    if weights.is_file():  # saved runs are looked up by these
-        options["sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    options = options_of(backbone)
     return Study(
         name="fer-tuned",
         title="FER: texts as classifiers of faces, with a backbone that is fine-tuned",
