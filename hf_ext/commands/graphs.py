@@ -27,13 +27,15 @@ _SHOWN, _LONGEST = 5, 40  # nodes of the ranking that are printed, and character
 class GraphArguments(MethodArguments):
     """Which graph, and what of its nodes is known."""
 
-    dataset: str = option(
-        "",
-        "The graph, if it is not two tables (--nodes, --edges): an npz file, a folder of geom-gcn's or planetoid's "
-        "files, a Hub id or file of one row with edge_index and x, or 'digits-graph', which comes along.",
+    dataset: str | None = option(
+        None,
+        "The graph, required without --nodes: two tables (--nodes, --edges), an npz file, a folder of geom-gcn's or "
+        "planetoid's files, a Hub id or file of one row with edge_index and x, or 'digits-graph', which comes along.",
     )
     nodes: str | None = option(None, "Table of nodes, csv or parquet: an id, features, what is known.")
-    edges: str | None = option(None, "Table of edges, csv or parquet: the ids of both ends.")
+    edges: str | None = option(
+        None, "Table of edges, required without --dataset: a csv or parquet file, the ids of both ends."
+    )
     id_column: str = option("id", "Column of the nodes' ids, numbers or text.")
     source_column: str = option("source", "Column of the ids that edges come from.")
     target_column: str = option("target", "Column of the ids that edges lead to, as messages do.")

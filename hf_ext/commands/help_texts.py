@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hf_ext.hub_cards.methods import METHODS
 
@@ -24,15 +25,26 @@ def kept(method: str) -> str | None:
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
-def required(method: str) -> dict[str, str]:
-    """The options without which a method does not start, and what they take: after `, required:` in the kept text."""
+class Required(NamedTuple):
+    """What an option takes without which a method does not start; `unless` names one that may be there instead."""
+
+    allowed: str
+    unless: str | None = None
+
+
+def required(method: str) -> dict[str, Required]:
+    """Those of a method: what stands after `, required:` in the kept text, or `, required without --OTHER:`."""
     found = {}
     for entry in re.split(r"\n(?=  -)", kept(method) or ""):
         name = re.match(r"  --(\w+)", entry)
-        allowed = re.search(r", required: (.+)\.$", " ".join(entry.split()))  # none with a default after it
-        if name and allowed:
-            found[name[1]] = allowed[1]
+        said = re.search(r", required(?: without --(\w+))?: (.+)\.$", _in_one_line(entry))  # no default after it
+        if name and said:
+            found[name[1]] = Required(said[2], said[1])
     return found
+
+
+def _in_one_line(entry: str) -> str:
+    return " ".join(re.sub(r"(?<=\w)-\n +", "-", entry).split())
 
 
 def check_required(method: str, words: Sequence[str]) -> None:
@@ -44,8 +56,8 @@ def check_required(method: str, words: Sequence[str]) -> None:
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("-")}
     if given & {"config", "help", "help_all", "_h"}:
         return
-    for name, allowed in required(method).items():
-        if name not in given:
+    for name, (allowed, unless) in required(method).items():
+        if not given & {name, unless}:
             raise ValueError(f"{name}: found nothing, allowed is {allowed}")
 
 

@@ -211,8 +211,9 @@ def test_mistakes_are_found_before_anything_is_trained(
 @pytest.mark.parametrize(
     ("graph_words", "message"),
     [
-        ([], "dataset: found nothing, allowed are nodes with edges"),
-        (["--nodes", "nodes.parquet"], "dataset: found nodes 'nodes.parquet', allowed are"),
+        ([], "dataset: found nothing, allowed is two tables (--nodes, --edges), an npz file"),
+        (["--nodes", "nodes.parquet"], "edges: found nothing, allowed is a csv or parquet file"),
+        (["--nodes", "n.csv", "--edges", "e.csv", "--dataset", "d"], "dataset: found dataset 'd', nodes 'n.csv'"),
         (["--dataset", "./nope.npz"], "./nope.npz"),
     ],
 )

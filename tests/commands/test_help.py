@@ -1,5 +1,6 @@
 """Help comes at once, and says what the dataclasses say."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -43,9 +44,10 @@ def test_what_is_required_is_read_from_the_text() -> None:
     }
     assert [*required("rd")] == ["model_name_or_path", "dataset"]
     assert [*required("causald")] == [*required("fer")] == ["dataset"]
-    assert not required("gpl")  # takes a graph in one of two ways
+    assert {name: one.unless for name, one in required("gpl").items()} == {"dataset": "nodes", "edges": "dataset"}
     assert required("rd")["dataset"] == (
-        "a folder (images, csv, parquet), a Hub id, a file or an embedded name (digits)"
+        "a folder (images, csv, parquet), a Hub id, a file or an embedded name (digits)",
+        None,
     )
 
 
@@ -73,3 +75,19 @@ def test_nothing_is_missing(words: list[str]) -> None:
 def test_what_is_missing_is_named(words: list[str], missing: str) -> None:
     with pytest.raises(ValueError, match=f"{missing}: found nothing, allowed is a "):
         check_required("rd", words)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ([], "dataset"),
+        (["--nodes", "n.csv"], "edges"),
+        (["--edges", "e.csv"], "dataset"),
+        (["--dataset", "digits-graph"], None),
+        (["--nodes", "n.csv", "--edges", "e.csv"], None),
+    ],
+    ids=str,
+)
+def test_one_of_two_ways_is_enough(words: list[str], missing: str | None) -> None:
+    with pytest.raises(ValueError, match=f"^{missing}: ") if missing else contextlib.nullcontext():
+        check_required("gpl", words)
