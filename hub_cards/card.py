@@ -1,5 +1,6 @@
 """A model card: facts in a dataclass, a template that words them, metadata that the Hub reads."""
 
+import functools
 import math
 import os
 import re
@@ -262,23 +263,7 @@ class MethodCard:
 
     def render(self) -> str:
         """The card as markdown with its YAML header."""
-        environment = Environment(
-            loader=PackageLoader("hf_ext.hub_cards", "templates"),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-            autoescape=False,  # the output is markdown; what users write goes through these filters
-        )
-        environment.filters |= {
-            "cell": text.cell,
-            "line": text.line,
-            "block": text.block,
-            "code": text.code,
-            "span": text.span,
-            "file": _address,
-            "number": _number,
-        }
+        environment = _environment()
         # user text is passed as values and never parsed as a template
         body = environment.get_template("method.md.j2").render(card=self)
         return f"---\n{self.metadata().to_yaml()}\n---\n\n{body}"
@@ -387,6 +372,29 @@ def _metric_name(result: Result, *, with_system: bool) -> str:
 def _number(value: float) -> str:
     """A result: three decimals, or of a large one none."""
     return f"{value:,.0f}" if math.isfinite(value) and abs(value) >= _LARGE else f"{value:.3f}"
+
+
+@functools.cache
+def _environment() -> Environment:
+    """One for all cards: it keeps the templates that it has compiled."""
+    environment = Environment(
+        loader=PackageLoader("hf_ext.hub_cards", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # the output is markdown; what users write goes through these filters
+    )
+    environment.filters |= {
+        "cell": text.cell,
+        "line": text.line,
+        "block": text.block,
+        "code": text.code,
+        "span": text.span,
+        "file": _address,
+        "number": _number,
+    }
+    return environment
 
 
 def _address(file: str) -> str:

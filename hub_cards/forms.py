@@ -1,5 +1,6 @@
 """The forms that peft and Trainer leave as `README.md`, which are nobody's words until somebody completes them."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -86,8 +87,13 @@ def facts_of_form(card: str, base_model: str | None) -> dict[str, Any] | None:
 
 
 def _is_pefts(body: str) -> bool:
-    lines, form = _lines(body), _lines(ModelCard.from_template(ModelCardData()).text)
+    lines, form = _lines(body), _the_hubs_form()
     return lines[: len(form)] == form and all(map(_PEFTS_LINE.fullmatch, lines[len(form) :]))
+
+
+@functools.cache
+def _the_hubs_form() -> list[str]:
+    return _lines(ModelCard.from_template(ModelCardData()).text)
 
 
 def _lines(text: str) -> list[str]:
