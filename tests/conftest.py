@@ -18,9 +18,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def spared() -> None:
+def without_searches() -> None:
+    """Neither for garbage among all that is imported, nor, for every value, for torchvision's videos."""
+    import datasets
+
     from hf_ext._garbage import spare
 
+    datasets.config.TORCHVISION_AVAILABLE = False  # its reader of videos is gone, and an import that fails is not kept
     spare()
 
 
