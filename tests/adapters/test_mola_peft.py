@@ -224,6 +224,30 @@ def test_compiled_once_for_all_ids(vit: Any, routing: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "batches", "product"),
+    [
+        pytest.param((4, 20, 6), [[2, 0, 1, 0], [0, 1, 0, 2], [1, 1, 1, 1]], "baddbmm", id="copies of experts"),
+        pytest.param((4, 6), [[2, 0, 1, 0], [0, 1, 0, 2], [1, 1, 1, 1]], "addmm", id="side by side"),
+        pytest.param((4, 20, 6), [2, 0, 1], "baddbmm", id="one task"),
+    ],
+)
+def test_compiled_each_way_of_a_layer_by_task_is_one_graph(
+    shape: tuple[int, ...], batches: list[Any], product: str
+) -> None:
+    torch.manual_seed(1)
+    adapter = MoLAConfig(target_modules=["0"], num_experts=3, r=2, init_weights=False)
+    model = get_peft_model(nn.Sequential(nn.Linear(6, 5)), adapter)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.EagerAndRecordGraphs()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for ids in map(torch.tensor, batches):
+        x = torch.randn(shape)
+        torch.testing.assert_close(compiled(x, mola_task_ids=ids), model(x, mola_task_ids=ids))
+    assert len(counter.graphs) == 1
+    assert f"torch.{product}(" in counter.graphs[0].code
+
+
 @pytest.mark.parametrize("routing", ["task", "router"])
 def test_autocast(vit: Any, routing: str) -> None:
     model = adapt(vit, routing=routing)

@@ -18,6 +18,7 @@ _DIVBS = {"divbs_ratio": 0.25, "divbs_selection_scope": "global"}
 #: ViT's own list of modules to be sharded apart names one within another, which FSDP2 does not do
 _VIT = {"transformer_layer_cls_to_wrap": ["ViTLayer"]}
 _LLAMA = {"fsdp_config": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
+_COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 LIKE_ONE = {
     "mola task": Case("mola"),
     "mola router": Case("mola", options=_ROUTER),
@@ -46,7 +47,9 @@ LIKE_ONE = {
     "disam checkpointing": Case("disam", {**_DISAM, "gradient_checkpointing": True}),
     "disam tied": Case("disam", {**_DISAM, **_LLAMA}, {"tied": True}),
     "disam over mola": Case("disam", _DISAM, _ROUTER),
+    "disam compiled": Case("disam", _DISAM | _COMPILED),
     "divbs": Case("divbs", _DIVBS),
+    "divbs compiled": Case("divbs", _DIVBS | _COMPILED),
     "divbs loss, accumulating": Case(
         "divbs",
         {**_DIVBS, "divbs_strategy": "loss", "divbs_scoring_batch_size": 3, "gradient_accumulation_steps": 2},
@@ -149,6 +152,8 @@ def test_sharded_over_two_processes_is_like_one(results: Any, name: str) -> None
     for metric, value in one["metrics"].items():
         if LIKE_ONE[name].evaluates and any(word in metric for word in ("loss", "routing", "accuracy")):
             assert value == pytest.approx(two["metrics"][metric], abs=1e-5), metric
+    if "torch_compile" in LIKE_ONE[name].training:
+        assert two["bare"]["training"] == 0 and two["graphs"][-1] == two["graphs"][1] > 0
 
 
 @pytest.mark.slow

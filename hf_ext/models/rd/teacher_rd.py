@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,6 +48,8 @@ class RDTeacher:
             teacher.requires_grad_(False).eval()
         if isinstance(teacher, PreTrainedModel):
             self.name = self.name or teacher.name_or_path or None
+        #: of the images that it takes, as far as a model says so; no cached property, whose lock no graph has
+        self.channels: int | None = self._said_channels()
 
     @property
     def kind(self) -> str:
@@ -77,9 +78,8 @@ class RDTeacher:
         pixels = torch.zeros(1, self.channels or 3, height, width, device=weight.device)
         return self.features(pixels, maps=False).flatten(1).shape[1]
 
-    @cached_property
-    def channels(self) -> int | None:
-        """Channels of the images that it takes, as far as a model says so; of timm, its first convolution does."""
+    def _said_channels(self) -> int | None:
+        """Of timm, its first convolution says so."""
         config: Any = getattr(self.call, "config", None)
         known: dict[str, Any] = getattr(config or self.call, "pretrained_cfg", None) or {}
         said = getattr(config, "num_channels", None) or known.get("input_size", (None,))[0]

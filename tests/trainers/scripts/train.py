@@ -18,6 +18,7 @@ import torch
 from accelerate import ParallelismConfig, PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
+from graphs import Graphs
 from safetensors.torch import save_file
 from sharding import end, forget_sharding
 from torch.utils.data import DataLoader
@@ -133,6 +134,7 @@ def save_weights(trainer: Trainer, file: str) -> None:
 def train(options: dict[str, Any]) -> dict[str, Any]:
     try:
         trainer = make_trainer(options)
+        trainer.add_callback(graphs := Graphs(trainer.model))
         with warnings.catch_warnings(record=True) as caught:
             trainer.train(resume_from_checkpoint=options.get("resume", False))
     except Exception as error:  # what is not refused is shown by the test of that run, and the others go on
@@ -140,6 +142,7 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
             raise
         said = str(error) if isinstance(error, ValueError) else traceback.format_exc()
         return {"num_processes": PartialState().num_processes, "errors": gather_object([said])}
+    compiled = graphs.counted()  # evaluation after training is not compiled
     metrics = trainer.evaluate()
     save_weights(trainer, options["weights"])
     with warnings.catch_warnings(record=True) as at_the_end:
@@ -155,6 +158,7 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         "metrics": metrics,
         "warnings": said,
         "best": trainer.state.best_model_checkpoint,
+        **compiled,
     }
 
 

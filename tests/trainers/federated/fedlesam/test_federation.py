@@ -10,6 +10,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import Trainer, TrainingArguments
 
 from hf_ext.trainers import DISAMConfig, DISAMTrainer
@@ -255,3 +256,23 @@ def test_what_travels_is_what_the_page_says(tmp_path: Path, options: dict[str, A
     assert one > 0
     assert server.grid.bytes_sent[-1] == down * one
     assert server.grid.bytes_received[-1] == up * one
+
+
+@pytest.mark.slow
+def test_compiled_clients_have_their_graphs_from_the_first_round(tmp_path: Path) -> None:
+    """Every message makes a new Trainer and model: compiled anew, they would soon reach torch's limit."""
+    plain = run(lesam(), clients(tmp_path, sizes=(8, 12), fedlesam_rho=0.5), clients=2)
+    make = clients(tmp_path, sizes=(8, 12), fedlesam_rho=0.5, torch_compile=True, torch_compile_backend="aot_eager")
+    graphs = []
+
+    def counting(context: Context) -> Any:
+        graphs.append(counters["stats"]["unique_graphs"])
+        return make(context)
+
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = run(lesam(), counting, clients=2)
+    ours, theirs = weights(compiled.trainer), weights(plain.trainer)
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-5
+    graphs = [count for count in graphs if count]  # the server's Trainer and the first client's find none
+    assert len(graphs) > 3 and len(set(graphs[1:])) == 1
