@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one thread, and a launcher of real processes."""
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: Trainer looks for garbage in every training, which takes longer than the small ones."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@
 the training's arguments several processes shard the weights.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -170,6 +171,9 @@ def main() -> None:
     with open(sys.argv[1]) as file:
         options = json.load(file)
     torch.set_num_threads(1)
+    for method in {each["method"] for each in options["runs"]}:
+        importlib.import_module(method)
+    gc.freeze()  # what is imported stays: Trainer looks for garbage in every run, which takes longer than the run
     run = signal_of if options.get("killed") else train
     results = [run(each) for each in options["runs"]]
     if int(os.environ.get("RANK", "0")) == 0:
