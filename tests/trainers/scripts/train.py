@@ -24,6 +24,8 @@ from sharding import end, forget_sharding
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
+from hf_ext.trainers.finite import NonFiniteError
+
 
 def vit(options: dict[str, Any]) -> ViTForImageClassification:
     """A tiny ViT, always the same; `options["dropout"]` is its dropout."""
@@ -76,7 +78,12 @@ class KilledWhileSaving:
 
 
 class OwnLoader:
-    """Each process has a stream of its own, the first one twice as long as the second."""
+    """Each process has data of its own, the first one twice as many as the second; streams to train on."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        rows = self.eval_dataset.select(range(16 // (1 + self.args.process_index)))
+        size = self.args.per_device_eval_batch_size
+        return DataLoader(self._remove_unused_columns(rows, "evaluation"), size, collate_fn=self.data_collator)
 
     def get_train_dataloader(self) -> DataLoader:
         rows = self.train_dataset.select(range(16 // (1 + self.args.process_index)))
@@ -137,6 +144,8 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         if not options.get("refused"):
             raise
         said = str(error) if isinstance(error, ValueError) else traceback.format_exc()
+        if isinstance(error, NonFiniteError):
+            save_weights(trainer, options["weights"])
         return {"num_processes": PartialState().num_processes, "errors": gather_object([said])}
     metrics = trainer.evaluate()
     save_weights(trainer, options["weights"])
@@ -144,6 +153,9 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         warnings.simplefilter("always")
         if folder := options.get("model"):
             trainer.save_model(folder)
+    if folder := options.get("model_in_full"):
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model(folder)
     caught += at_the_end
     said = [str(each.message) for each in caught]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -153,6 +165,7 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         "metrics": metrics,
         "warnings": said,
         "best": trainer.state.best_model_checkpoint,
+        "best_metric": trainer.state.best_metric,
     }
 
 
