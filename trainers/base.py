@@ -22,6 +22,7 @@ from hf_ext.trainers.finite import FiniteMixin
 from hf_ext.trainers.groups import GroupMetricsMixin
 from hf_ext.trainers.labels import check_train_labels
 from hf_ext.trainers.loss_scale import LossScaleMixin
+from hf_ext.trainers.processes import check_rows_of_processes
 from hf_ext.trainers.resuming import ResumingMixin
 from hf_ext.trainers.sharded import ShardedMixin
 from hf_ext.trainers.uneven import UnevenMixin
@@ -90,6 +91,7 @@ class MethodMixin(ResumingMixin, ShardedMixin, FiniteMixin, LossScaleMixin, Unev
 
     def check_arguments(self) -> None:
         """Refuse what cannot work. Cooperative: call `super().check_arguments()`."""
+        check_rows_of_processes(self)
         check_train_labels(self)
 
     def warn_of_other_loss(self, after: type) -> None:

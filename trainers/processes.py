@@ -101,6 +101,28 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     return decision[0]
 
 
+def check_rows_of_processes(trainer: Any) -> None:
+    """Refuse processes that have rows in common, or parts of them: each is taken for one with rows of its own.
+
+    Losses are averaged, rows gathered and counted over all processes. And weights that no FSDP of accelerate shards,
+    whose forward passes the processes have to take together without anything that says so.
+
+    Raises:
+        ValueError: tensor, context or sequence parallelism, or a model that was sharded as it was loaded.
+    """
+    sizes = {f"{kind}_size": getattr(trainer, f"get_{kind}_size")() for kind in ("tp", "cp", "sp")}
+    if shared := ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1):
+        raise ValueError(
+            f"parallelism_config: found {shared}, allowed are dp_replicate_size and dp_shard_size: "
+            f"{type(trainer).__name__} takes the rows of every process for its own"
+        )
+    if getattr(trainer, "is_distributed_loading_by_transformers", False):
+        raise ValueError(
+            "model: found weights sharded as they were loaded (distributed_config), allowed are whole ones, which "
+            "fsdp=True shards"
+        )
+
+
 def model_of(trainer: Any) -> Any:
     """The model to pass rows through besides training: bare, unless it is sharded."""
     return trainer.model_wrapped if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else trainer.model

@@ -44,7 +44,7 @@ class ShardedMixin(_Base):
                 warnings.warn(
                     f"fsdp_state_dict_type: found {kind}, with which no model is saved; allowed for that is "
                     "FULL_STATE_DICT: trainer.accelerator.state.fsdp_plugin.set_state_dict_type('FULL_STATE_DICT') "
-                    "before save_model, or accelerate merge-weights with the last checkpoint",
+                    "before save_model, or accelerate merge-weights with the last checkpoint's pytorch_model_fsdp_0",
                     stacklevel=2,
                 )
         super().save_model(output_dir, _internal_call)

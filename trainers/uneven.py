@@ -27,6 +27,7 @@ class UnevenMixin(_Base):
     before the first step, or before the update at hand where the data have no length, in all processes.
 
     Evaluation always takes batches that were made even, whose repeated rows do not count: Trainer gathers them.
+    Loaders of a user's own are refused where they have different lengths.
     """
 
     args: Any
@@ -89,6 +90,17 @@ class UnevenMixin(_Base):
         return 1.0 if sizes is None else rows * len(sizes) / sum(sizes)
 
     # ---------------------------------------------------------------------------------------------- evaluation
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, over as many batches in every process."""
+        if self.accelerator.num_processes > 1:
+            numbers = gather_object([number_of_batches(dataloader)])
+            if len(set(numbers) - {None}) > 1:
+                raise ValueError(
+                    f"eval_dataset: found {_listed(numbers)} batches in processes 0 to {len(numbers) - 1}, allowed "
+                    "are as many in each: the others would wait for it"
+                )
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("is_training", args[4] if len(args) > 4 else False):
             return super()._get_dataloader(*args, **kwargs)

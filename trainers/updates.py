@@ -63,12 +63,6 @@ class UpdateMixin(MethodMixin):
         """What shards the weights, or each of them; nothing where every process has them whole."""
         if self.is_deepspeed_enabled:
             return "DeepSpeed"
-        parallel = getattr(self.accelerator, "parallelism_config", None)
-        further = [kind for kind in ("tp", "cp", "sp") if getattr(parallel, f"{kind}_enabled", False)]
-        if further:
-            return f"parallelism_config with {', '.join(further)}"
-        if getattr(self, "is_distributed_loading_by_transformers", False):
-            return "weights sharded as they were loaded"
         if self.is_fsdp_enabled:
             return "FSDP2" if self.accelerator.is_fsdp2 else "FSDP1"
         return ""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -277,3 +278,26 @@ def test_mixins_cooperate(vit: Callable[..., Any], data: Dataset, tmp_path: Path
     assert seen.columns == {"domain_ids", "task_ids"}
     saved = json.loads((tmp_path / "checkpoint-4" / "method_state.json").read_text())
     assert saved == {"steps_seen": 4, "other": 1}
+
+
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_processes_that_share_rows(kind: str, vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
+    """Tensor, context and sequence parallelism: no method takes part of a row for one."""
+    trainer = ToyTrainer(vit(), _arguments(tmp_path), train_dataset=data)
+    parallel = SimpleNamespace(**{"tp_size": 1, "cp_size": 1, "sp_size": 1, f"{kind}_size": 2})
+    trainer.accelerator.state.parallelism_config = parallel
+    try:
+        with pytest.raises(
+            ValueError, match=f"parallelism_config: found {kind}_size=2, allowed are dp_replicate_size"
+        ):
+            trainer.check_arguments()
+    finally:
+        trainer.accelerator.state.parallelism_config = None
+    trainer.check_arguments()
+
+
+def test_weights_that_were_sharded_as_they_were_loaded(vit: Callable[..., Any], data: Dataset, tmp_path: Path) -> None:
+    trainer = ToyTrainer(vit(), _arguments(tmp_path), train_dataset=data)
+    trainer.is_distributed_loading_by_transformers = True  # as the model says when the Trainer is made
+    with pytest.raises(ValueError, match="model: found weights sharded as they were loaded"):
+        trainer.check_arguments()

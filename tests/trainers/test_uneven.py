@@ -137,6 +137,10 @@ REFUSED = {
         Case("divbs", DIVBS, OWN_LOADER),
         r"train_dataloader: found 4, 0 candidates in processes 0 to 1 with divbs_selection_scope='global'",
     ),
+    "evaluation": (
+        Case("mola", {"eval_strategy": "steps", "eval_steps": 1}, OWN_LOADER),
+        r"eval_dataset: found 2, 1 batches in processes 0 to 1, allowed are as many in each",
+    ),
     "tarf split": (
         Case("tarf", {**SPLIT, "tarf_forget_batch_size": 3}, split=True),
         r"tarf_forget_batch_size: found 3 with split_batches=True, allowed are multiples of 2",

@@ -126,21 +126,44 @@ class DivBSMixin(MethodMixin):
             yield self._selected(batch, sizes, micro_step)
 
     def _sizes(self, batch: Any) -> list[int]:
-        """Candidates of each process that selects together with this one.
+        """Candidates of each process that selects together with this one, or goes through sharded weights with it.
 
         Raises:
             ValueError: in all processes, where one has none.
         """
         size = 0 if batch is None else batch_size(batch)
-        if self.args.divbs_selection_scope == "process" or self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or not (self._selects_together or self.is_fsdp_enabled):
             return [size]
         sizes = [rows for (rows,) in rows_of_processes([size], self.accelerator.device)]
         if any(sizes) and not all(sizes):
+            why = "divbs_selection_scope='global'" if self._selects_together else "FSDP2"
             raise ValueError(
                 f"train_dataloader: found {', '.join(map(str, sizes))} candidates in processes 0 to {len(sizes) - 1} "
-                "with divbs_selection_scope='global', allowed are some in each"
+                f"with {why}, allowed are some in each"
             )
         return sizes
+
+    @property
+    def _selects_together(self) -> bool:
+        return self.accelerator.num_processes > 1 and self.args.divbs_selection_scope == "global"
+
+    def _number_selected(self, sizes: list[int]) -> int:
+        """Of the candidates of processes that select together, which have so many each."""
+        ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
+        if len(set(sizes)) == 1:
+            return len(sizes) * max(1, math.floor(ratio * sizes[0] + 1e-9))
+        return max(len(sizes), math.floor(ratio * sum(sizes) + 1e-9))
+
+    def _shared_passes(self, sizes: list[int]) -> int:
+        """Forward passes of the scoring that every process takes, since all gather sharded weights for each of them.
+
+        As many as the process takes that has the most, in whose candidates there is something to select.
+        """
+        if not self.is_fsdp_enabled or self.args.divbs_strategy == "uniform":
+            return 0
+        groups = [sizes] if self._selects_together else [[size] for size in sizes]
+        scored = [size for group in groups if self._number_selected(group) < sum(group) for size in group]
+        return max((math.ceil(size / (self.args.divbs_scoring_batch_size or size)) for size in scored), default=0)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log; the metrics at the end of the training say how many rows were candidates, and how many were kept."""
@@ -173,29 +196,28 @@ class DivBSMixin(MethodMixin):
         self._rows_before |= state.get("divbs_rows", {})
 
     # ---------------------------------------------------------------------------------------------- selection
-    def _selected(self, batch: Any, sizes: list[int], micro_step: int) -> Any:
+    def _selected(self, batch: Any, of_all: list[int], micro_step: int) -> Any:
         """The selected rows of a batch of candidates, or this process's share of those of all processes."""
-        together, candidates = len(sizes) > 1, sum(sizes)
-        own = sizes[self.accelerator.process_index] if together else sizes[0]
-        ratio = self.args.divbs_ratio_at(self.state.global_step, self.state.max_steps)
-        if len(set(sizes)) == 1:
-            selected = len(sizes) * max(1, math.floor(ratio * own + 1e-9))
-        else:
-            selected = max(len(sizes), math.floor(ratio * candidates + 1e-9))
+        own = of_all[self.accelerator.process_index] if len(of_all) > 1 else of_all[0]
+        together, passes = self._selects_together, self._shared_passes(of_all)
+        sizes = of_all if together else [own]
+        selected, candidates = self._number_selected(sizes), sum(sizes)
         self.record(diagnostics={"selected_fraction": selected / candidates})
         kept = len(range(self.accelerator.process_index, selected, len(sizes))) if together else selected
         kept = own if selected >= candidates else kept
         self._rows = {"candidates": self._rows["candidates"] + own, "kept": self._rows["kept"] + kept}
-        if selected >= candidates:
-            return batch
         rank = 0 if together else self.accelerator.process_index
         seeds = np.random.SeedSequence((self.args.seed, self.state.global_step, micro_step, rank))
         scoring_seed, selection_seed = (int(seed) for seed in seeds.generate_state(2))
+        if selected >= candidates:
+            if passes:  # of others, which wait for this one's part of the weights
+                self._score(batch, own, scoring_seed, passes)
+            return batch
         generator = torch.Generator(self.accelerator.device).manual_seed(selection_seed)
         if self.args.divbs_strategy == "uniform":
             rows = torch.randperm(candidates, generator=generator, device=generator.device)[:selected]
         else:
-            rows = self._best(self._score(batch, own, scoring_seed), sizes, selected, generator)
+            rows = self._best(self._score(batch, own, scoring_seed, passes), sizes, selected, generator)
         if not together:
             return self._trimmed(take_rows(batch, rows, own))
         tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
@@ -237,18 +259,23 @@ class DivBSMixin(MethodMixin):
         values = scores.losses if by_loss else gradient_norms(scores.residuals, scores.features)
         return values.argsort(descending=True, stable=True)[:count]
 
-    def _score(self, batch: Any, size: int, seed: int) -> Scores:
-        """Scores of all candidates; the model, its buffers and the random state stay as they are."""
+    def _score(self, batch: Any, size: int, seed: int, passes: int) -> Scores:
+        """Scores of all candidates; the model, its buffers and the random state stay as they are.
+
+        Where these take fewer forward passes than `passes`, the first is repeated, for nothing.
+        """
         model, parts = model_of(self) if self.is_fsdp_enabled else unwrapped(self.model), []
         head = self._head()
+        parts_of_batch = torch.arange(size).split(self.args.divbs_scoring_batch_size or size)
         with state_preserved(model, seed):
-            for rows in torch.arange(size).split(self.args.divbs_scoring_batch_size or size):
+            for rows in (*parts_of_batch, *parts_of_batch[:1] * (passes - len(parts_of_batch))):
                 # as in a training step: mixins may treat its batches in ways of their own
                 self.model.train()
                 inputs = self._prepare_inputs(batch if len(rows) == size else take_rows(batch, rows, size))
                 model.train(not self.args.divbs_score_in_eval_mode)
                 with self.compute_loss_context_manager():
                     parts.append(self._scorer(model, head, inputs))
+        del parts[len(parts_of_batch) :]
         return parts[0] if len(parts) == 1 else Scores(*map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -395,19 +394,12 @@ def test_refusals(
 
 def test_weights_that_are_divided_otherwise(vit: Callable[..., Any], rows: Dataset, tmp_path: Path) -> None:
     trainer = _disam(vit(), tmp_path, rows, disam_rho=0.5)
-    tensors = SimpleNamespace(tp_enabled=True)
-    divided: list[tuple[Any, str, Any, str]] = [
-        (trainer, "is_fsdp_enabled", True, "FSDP1"),  # the accelerator's is none of FSDP2
-        (trainer, "is_deepspeed_enabled", True, "DeepSpeed"),
-        (trainer, "is_distributed_loading_by_transformers", True, "weights sharded as they were loaded"),
-        (trainer.accelerator.state, "parallelism_config", tensors, "parallelism_config with tp"),
-    ]
-    for owner, name, value, found in divided:
-        before = getattr(owner, name)
-        setattr(owner, name, value)
+    divided = [("is_fsdp_enabled", "FSDP1"), ("is_deepspeed_enabled", "DeepSpeed")]  # the accelerator is none of FSDP2
+    for name, found in divided:
+        setattr(trainer, name, True)
         with pytest.raises(ValueError, match=f"disam: found {found}, allowed are weights that are not sharded"):
             trainer.check_arguments()
-        setattr(owner, name, before)
+        setattr(trainer, name, False)
     trainer.check_arguments()
 
 

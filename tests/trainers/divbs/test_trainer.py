@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -327,6 +328,25 @@ def test_refusals_before_the_first_step(vit: ViTs, data: Dataset, tmp_path: Path
 
     with pytest.raises(ValueError, match="divbs_head_module: found nothing and no linear classifier"):
         find_head(Headless(), None, "divbs_head_module")
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin", "found"),
+    [
+        ("fsdp_plugin", SimpleNamespace(fsdp_version=1), "FSDP1"),
+        ("deepspeed_plugin", SimpleNamespace(zero_stage=3), "DeepSpeed ZeRO-3"),
+    ],
+)
+def test_models_sharded_by_other_means_are_refused(
+    name: str, plugin: Any, found: str, vit: ViTs, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = DivBSTrainer(vit(), _arguments(tmp_path), train_dataset=data)
+    monkeypatch.setattr(type(trainer.accelerator.state), name, plugin, raising=False)
+    with pytest.raises(ValueError, match=f"fsdp, deepspeed: found {found}, allowed are FSDP2 and models that every"):
+        trainer.check_arguments()
+    monkeypatch.setattr(type(trainer.accelerator.state), name, None)
+    trainer.check_arguments()
+    DivBSTrainer(vit(), _arguments(tmp_path, divbs_ratio=1.0), train_dataset=data)  # which scores nothing
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import os
 import signal
+from dataclasses import dataclass
 from typing import Any
 
+import mola
 import numpy as np
 import torch
 from datasets import Dataset
@@ -11,8 +13,17 @@ from torch import Tensor
 from train import vit
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_ext.trainers import DivBSConfig, DivBSTrainer
+from hf_ext.trainers import DivBSArguments, DivBSConfig, DivBSMixin, DivBSTrainer, MoLATrainer, MoLATrainingConfig
 from hf_ext.trainers.divbs.scoring import Scores
+
+
+class OverMoLA(DivBSMixin, MoLATrainer):
+    pass
+
+
+@dataclass
+class OverMoLAConfig(DivBSArguments, MoLATrainingConfig):
+    pass
 
 
 class Padding:
@@ -34,7 +45,7 @@ def sequences() -> Dataset:
     return Dataset.from_dict({"input_ids": [rng.integers(3, 30, rng.integers(3, 12)).tolist() for _ in range(48)]})
 
 
-def build(options: dict[str, Any]) -> tuple[type[DivBSTrainer], type[DivBSConfig], dict[str, Any]]:
+def build(options: dict[str, Any]) -> tuple[type[Any], type[Any], dict[str, Any]]:
     """Classes of the trainer and its arguments, and the trainer's keywords."""
 
     class Killed(DivBSTrainer):
@@ -46,6 +57,8 @@ def build(options: dict[str, Any]) -> tuple[type[DivBSTrainer], type[DivBSConfig
                 self._head().register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
             return super()._score(*args)
 
+    if "adapter" in options:
+        return OverMoLA, OverMoLAConfig, mola.build(options)[2]
     if not options.get("sequences"):
         return Killed, DivBSConfig, {"model": vit(options)}
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

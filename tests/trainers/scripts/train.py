@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
 from hf_ext._garbage import spare
+from hf_ext.trainers.finite import NonFiniteError
 
 
 def vit(options: dict[str, Any]) -> ViTForImageClassification:
@@ -78,7 +79,12 @@ class KilledWhileSaving:
 
 
 class OwnLoader:
-    """Each process has a stream of its own, the first one twice as long as the second."""
+    """Each process has data of its own, the first one twice as many as the second; streams to train on."""
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        rows = self.eval_dataset.select(range(16 // (1 + self.args.process_index)))
+        size = self.args.per_device_eval_batch_size
+        return DataLoader(self._remove_unused_columns(rows, "evaluation"), size, collate_fn=self.data_collator)
 
     def get_train_dataloader(self) -> DataLoader:
         rows = self.train_dataset.select(range(16 // (1 + self.args.process_index)))
@@ -141,6 +147,8 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         if not options.get("refused"):
             raise
         said = str(error) if isinstance(error, ValueError) else traceback.format_exc()
+        if isinstance(error, NonFiniteError):
+            save_weights(trainer, options["weights"])
         return {"num_processes": PartialState().num_processes, "errors": gather_object([said])}
     compiled = graphs.counted()  # evaluation after training is not compiled
     metrics = trainer.evaluate()
@@ -149,6 +157,9 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         warnings.simplefilter("always")
         if folder := options.get("model"):
             trainer.save_model(folder)
+    if folder := options.get("model_in_full"):
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model(folder)
     caught += at_the_end
     said = [str(each.message) for each in caught]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -159,6 +170,7 @@ def train(options: dict[str, Any]) -> dict[str, Any]:
         "warnings": said,
         "best": trainer.state.best_model_checkpoint,
         **compiled,
+        "best_metric": trainer.state.best_metric,
     }
 
 
@@ -177,6 +189,8 @@ def main() -> None:
     with open(sys.argv[1]) as file:
         options = json.load(file)
     torch.set_num_threads(1)
+    for method in {each["method"] for each in options["runs"]}:
+        importlib.import_module(method)
     run = signal_of if options.get("killed") else train
     results = [run(each) for each in options["runs"]]
     if int(os.environ.get("RANK", "0")) == 0:
