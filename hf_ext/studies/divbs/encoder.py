@@ -77,7 +77,7 @@ def _left(folder: Path) -> dict[str, Any]:
     return left
 
 
-def _config(quick: bool, **labels: int) -> BertConfig:
+def _config(quick: bool, **labels: Any) -> BertConfig:
     width = 16 if quick else 96
     return BertConfig(
         vocab_size=WORDS,
