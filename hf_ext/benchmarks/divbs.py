@@ -159,16 +159,9 @@ def _texts(device: torch.device, quick: bool, share: float = 1.0) -> dict[str, T
 
 def _encoder(quick: bool) -> BertForSequenceClassification:
     width, depth = (16, 1) if quick else (128, 4)
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=4000,
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=depth,
-            num_attention_heads=4,
-            num_labels=4,
-        )
-    )
+    sizes: dict[str, Any] = {"vocab_size": 4000, "hidden_size": width, "intermediate_size": 4 * width}
+    sizes |= {"num_hidden_layers": depth, "num_attention_heads": 4, "num_labels": 4}
+    return BertForSequenceClassification(BertConfig(**sizes))
 
 
 def _texts_divbs(**options: Any) -> Callable[[torch.device, bool], Step]:
