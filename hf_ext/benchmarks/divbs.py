@@ -2,10 +2,11 @@
 without."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_ext.benchmarks.engine import Bar, Benchmark, Contender, Step
 from hf_ext.benchmarks.tables import Table
@@ -143,6 +144,71 @@ UPDATE = Benchmark(
 )
 
 
+# ------------------------------------------------------------------------------------------------ half precision
+CHEAP, CHEAP_PASSES = "DivBS, bfloat16 scores", "forward of all in bfloat16 + update of the kept"
+_TOKENS = 48
+
+
+def _texts(device: torch.device, quick: bool, share: float = 1.0) -> dict[str, Tensor]:
+    rows = round(share * (40 if quick else 160))
+    ids = torch.randint(5, 100, (rows, _TOKENS), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(rows) % 4
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def _encoder(quick: bool) -> BertForSequenceClassification:
+    width, depth = (16, 1) if quick else (128, 4)
+    sizes: dict[str, Any] = {"vocab_size": 4000, "hidden_size": width, "intermediate_size": 4 * width}
+    sizes |= {"num_hidden_layers": depth, "num_attention_heads": 4, "num_labels": 4}
+    return BertForSequenceClassification(BertConfig(**sizes))
+
+
+def _texts_divbs(**options: Any) -> Callable[[torch.device, bool], Step]:
+    def make(device: torch.device, quick: bool) -> Step:
+        batch = _texts(device, quick)
+        return update(DivBSTrainer, DivBSConfig, _encoder(quick), [batch], device, divbs_ratio=SHARE, **options)
+
+    return make
+
+
+def _texts_plain(share: float) -> Callable[[torch.device, bool], Step]:
+    def make(device: torch.device, quick: bool) -> Step:
+        return update(Trainer, TrainingArguments, _encoder(quick), [_texts(device, quick, share)], device)
+
+    return make
+
+
+def _cheap_passes(device: torch.device, quick: bool) -> Step:
+    """What is left if scores in half precision and selection are free."""
+    model, batch = _encoder(quick), _texts(device, quick)
+    trained = update(Trainer, TrainingArguments, model, [_texts(device, quick, SHARE)], device)
+    read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def step() -> None:
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+            model.eval()(**read)
+        trained()
+
+    return step
+
+
+TEXTS = Benchmark(
+    name="divbs-texts-step",
+    title="An update on 16 of 160 texts",
+    setting=f"a BERT of 1.4 million weights, {_TOKENS} tokens, AdamW, gradients clipped",
+    contenders=(
+        Contender(ALL, _texts_plain(1.0)),
+        Contender(STEP, _texts_divbs(), is_method=True),
+        Contender(CHEAP, _texts_divbs(divbs_scoring_dtype="bfloat16"), is_method=True),
+        Contender(CHEAP_PASSES, _cheap_passes),
+        Contender(SELECTED, _texts_plain(SHARE)),
+    ),
+    reference=ALL,
+    bars=(Bar(CHEAP, CHEAP_PASSES, 1.15),),
+)
+
+
 # ------------------------------------------------------------------------------------------------ messages
 def selecting_together(device: torch.device, quick: bool) -> Step:
     """An update on 8 of 80 candidates of each process, which all processes select together."""
@@ -168,5 +234,5 @@ def messages(rounds: int, quick: bool) -> Table:
     )
 
 
-BENCHMARKS = (SELECTION, UPDATE)
+BENCHMARKS = (SELECTION, UPDATE, TEXTS)
 TABLES = (messages,)

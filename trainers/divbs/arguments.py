@@ -44,6 +44,9 @@ class DivBSArguments(MethodArguments):
     divbs_scoring_batch_size: Count | None = option(
         None, "Rows per forward pass of the scoring; by default all candidates at once."
     )
+    divbs_scoring_dtype: Literal["bfloat16", "float16"] | None = option(
+        None, "Compute the scoring's forward pass in this dtype (autocast); by default as the training does."
+    )
     divbs_score_in_eval_mode: bool = option(True, "Score without dropout and with BatchNorm's running statistics.")
     divbs_features: Literal["sketch", "pooled", "exact"] = option(
         "sketch",
@@ -124,6 +127,16 @@ def check_candidates(args: Any) -> None:
         raise ValueError(
             f"divbs_ratio: found {args.divbs_ratio}, with batches of {candidates:.0f} candidates, allowed are "
             f"{_MOST_CANDIDATES} at most"
+        )
+
+
+def check_scoring(args: Any) -> None:
+    """Refuse scores in another half precision than a training that is in one."""
+    trained_in = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+    if args.divbs_scoring_dtype is not None and trained_in not in (None, args.divbs_scoring_dtype):
+        raise ValueError(
+            f"divbs_scoring_dtype: found {args.divbs_scoring_dtype!r} with a training in {trained_in}, which the "
+            f"model's forward pass keeps to, allowed are None and {trained_in!r}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -123,6 +123,11 @@ def state_preserved(model: nn.Module, seed: int) -> Iterator[None]:
                 buffer.copy_(before)
         for module, mode in modes:
             module.training = mode
+
+
+def computed_in(dtype: str | None, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to a dtype of torch by name; None changes nothing."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 # ------------------------------------------------------------------------------------------------ scoring

@@ -20,10 +20,16 @@ from hf_ext.functional import divbs_select_with_info, gradient_norms
 from hf_ext.functional.divbs import all_finite
 from hf_ext.functional.losses import IGNORED_LABEL
 from hf_ext.trainers.base import MethodMixin
-from hf_ext.trainers.divbs.arguments import DivBSArguments, check_candidates, check_data, check_processes
+from hf_ext.trainers.divbs.arguments import (
+    DivBSArguments,
+    check_candidates,
+    check_data,
+    check_processes,
+    check_scoring,
+)
 from hf_ext.trainers.divbs.exchange import chosen_by_main, exchange_rows, gathered_by_main
 from hf_ext.trainers.divbs.rows import batch_size, take_rows, without_padding
-from hf_ext.trainers.divbs.scoring import Scorer, Scores, find_head, state_preserved
+from hf_ext.trainers.divbs.scoring import Scorer, Scores, computed_in, find_head, state_preserved
 from hf_ext.trainers.losses import shifts_labels
 from hf_ext.trainers.processes import model_of, rows_of_processes
 
@@ -49,6 +55,9 @@ class DivBSMixin(MethodMixin):
 
     A BatchNorm takes its statistics from the selected rows, which are not like those of a test: that can cost more
     than the selection gains (study `divbs-norm`).
+
+    With `divbs_scoring_dtype` the scoring pass alone is in half precision. That changes its logged losses, and what is
+    selected where scores are close, not how the selected rows are trained on.
 
     Token columns that are padding in all selected rows are left out (rounded to 8, not under `torch_compile`).
 
@@ -91,6 +100,7 @@ class DivBSMixin(MethodMixin):
         check_processes(self.args, self.accelerator)
         if self.args.divbs_strategy != "uniform":
             self._head()
+            check_scoring(self.args)
 
     def _head(self) -> torch.nn.Module:
         return find_head(unwrapped(self.model), self.args.divbs_head_module, "divbs_head_module")
@@ -273,7 +283,10 @@ class DivBSMixin(MethodMixin):
                 self.model.train()
                 inputs = self._prepare_inputs(batch if len(rows) == size else take_rows(batch, rows, size))
                 model.train(not self.args.divbs_score_in_eval_mode)
-                with self.compute_loss_context_manager():
+                with (
+                    self.compute_loss_context_manager(),
+                    computed_in(self.args.divbs_scoring_dtype, self.accelerator.device),
+                ):
                     parts.append(self._scorer(model, head, inputs))
         del parts[len(parts_of_batch) :]
         return parts[0] if len(parts) == 1 else Scores(*map(torch.cat, zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""DivBS's studies: accuracy at a budget, what BatchNorm costs, time to an accuracy."""
+"""DivBS's studies: accuracy at a budget, what BatchNorm costs, time to an accuracy, with cheaper scores too."""
 
 from hf_ext.studies.divbs.study import STUDIES
 

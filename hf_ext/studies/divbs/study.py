@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from hf_ext.studies.divbs.data import CONDITIONS, NEEDS, check, open_parts, prepare, training_rows
 from hf_ext.studies.divbs.norm import NORM
 from hf_ext.studies.divbs.systems import STRATEGIES, accuracy, costs, make_trainer, small_model
+from hf_ext.studies.divbs.texts import TEXTS
 from hf_ext.studies.divbs.time import TIME
 from hf_ext.studies.study import Case, Comparison, Outcome, Run, Source, Study, System
 
@@ -112,4 +113,4 @@ COMPARISON = Study(
     tuning_seeds=2,
 )
 
-STUDIES = (COMPARISON, NORM, TIME)
+STUDIES = (COMPARISON, NORM, TIME, TEXTS)

@@ -303,6 +303,10 @@ def test_warm_up_and_annealing_train_on_all(vit: ViTs, data: Dataset, tmp_path: 
         ({"divbs_schedule": "linear", "divbs_final_ratio": 0.5}, "divbs_final_ratio: found 0.5"),
         ({"divbs_warmup_share": 0.6, "divbs_anneal_share": 0.6}, "divbs_warmup_share"),
         ({"divbs_scoring_batch_size": 0}, "divbs_scoring_batch_size: found 0"),
+        (
+            {"divbs_scoring_dtype": "int8"},
+            "divbs_scoring_dtype: found 'int8', allowed are None, 'bfloat16', 'float16'",
+        ),
     ],
 )
 def test_refused_arguments(options: dict[str, Any], message: str, tmp_path: Path) -> None:
