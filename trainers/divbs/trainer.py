@@ -269,7 +269,7 @@ class DivBSMixin(MethodMixin):
         values = scores.losses if by_loss else gradient_norms(scores.residuals, scores.features)
         return values.argsort(descending=True, stable=True)[:count]
 
-    def _score(self, batch: Any, size: int, seed: int, passes: int) -> Scores:
+    def _score(self, batch: Any, size: int, seed: int, passes: int = 0) -> Scores:
         """Scores of all candidates; the model, its buffers and the random state stay as they are.
 
         Where these take fewer forward passes than `passes`, the first is repeated, for nothing.
