@@ -1,6 +1,5 @@
 """DISAM against SAM and plain training, on a domain that was left out."""
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,12 +81,7 @@ def leave_out(run: Run, problem: Problem, domains: Sequence[int], setting: Setti
         domains: which are left out, one at a time.
         setting: the same for all systems.
     """
-    gc.collect()
-    gc.freeze()  # Trainer collects garbage whenever it starts: a third of a second for all that is imported
-    try:
-        trainings = [_leave_out(run, problem, held, setting) for held in domains]
-    finally:
-        gc.unfreeze()
+    trainings = [_leave_out(run, problem, held, setting) for held in domains]
     means = {name: float(np.mean([scores[name] for scores in trainings])) for name in trainings[0]}
     names = [f"unseen {problem.domains[held]}" for held in domains]
     unseen = dict(zip(names, (scores[UNSEEN] for scores in trainings), strict=True))
