@@ -1,7 +1,6 @@
 """A Flower ClientApp around any Trainer."""
 
 import copy
-import gc
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import enable_full_determinism, set_seed
 
+from hf_ext._garbage import spare
 from hf_ext.trainers.federated.flower import (
     ArrayRecord,
     ClientApp,
@@ -141,13 +141,8 @@ def private_noise() -> Iterator[None]:
 
 @cache
 def _spare_the_collector() -> None:
-    """Take what has been imported by now out of the garbage collector's sight, once in a process.
-
-    Trainer has it look through everything in every run, a quarter of a second and much more than a small client's
-    training, and a simulation makes thousands of runs.
-    """
-    gc.collect()
-    gc.freeze()
+    """Once in a process: a simulation makes thousands of short trainings."""
+    spare()
 
 
 class _Client:

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from hf_ext._garbage import spared
 from hf_ext.trainers.federated.flower import (
     ClientApp,
     Context,
@@ -66,8 +65,7 @@ def run_in_process(server_app: FederatedServerApp, client_app: ClientApp, num_cl
     """Run both apps in this thread; what the server raises comes through."""
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # who sends messages
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    with spared():
-        server_app(ProcessGrid(client_app, num_clients), context)
+    server_app(ProcessGrid(client_app, num_clients), context)
 
 
 def _context(client: int, num_clients: int) -> Context:
