@@ -142,7 +142,7 @@ TAKEN, HEAD, TAIL, UNPUSHED = "NDCG@10, taken next", "head", "tail", "NDCG@10, i
 METRIC_OF = {TAKEN: "ndcg@10", HEAD: "head_ndcg@10", TAIL: "tail_ndcg@10"}
 
 
-def demo(out: str, *, seeds: int = 3, steps: int = 300) -> None:
+def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
     """Train a small recommender on a simulated shop, alone and with one or several teachers.
 
     Raises:

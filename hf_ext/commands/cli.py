@@ -49,7 +49,8 @@ def _dispatch(argv: list[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "demo":
         out = arguments.out or f"hf_ext_demo_{arguments.method}"
-        _commands_of(arguments.method).demo(out, seeds=arguments.seeds, steps=arguments.steps)
+        steps = {} if arguments.steps is None else {"steps": arguments.steps}
+        _commands_of(arguments.method).demo(out, seeds=arguments.seeds, **steps)
         return
     # both need torch, which takes its time
     importlib.import_module(f"hf_ext.commands.{arguments.command}").run(arguments)
@@ -88,7 +89,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     demo.add_argument("method", nargs="?", default="mola", choices=trained, help="default: mola")
     demo.add_argument("--out", help="folder for the result; default: ./hf_ext_demo_METHOD")
     demo.add_argument("--seeds", type=int, default=3, help="runs of every system; default: 3")
-    demo.add_argument("--steps", type=int, default=250, help="training steps of every run; default: 250")
+    demo.add_argument("--steps", type=int, help="training steps of every run; default: 250, in a federation 200")
 
     train = commands.add_parser(
         "train",

@@ -71,7 +71,7 @@ def found() -> str:
     )
 
 
-def demo(out: str, *, seeds: int = 3, steps: int = 250) -> None:
+def demo(out: str, *, seeds: int = 3, steps: int = 200) -> None:
     """Train a small network in a federation whose clients have two digits each, with four kinds of classifiers.
 
     Raises:

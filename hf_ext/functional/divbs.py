@@ -294,16 +294,18 @@ def _greedy(
             score = score / left.clamp(min=least).sqrt()
         # rows within the span of the picks hold rounding noise alone, which must not be normalised into a direction
         score = score.masked_fill(left <= smallest, 0.0)
+        largest = score.max()
         if step == 0:
-            floor = score.max() * no_score
-        going = going & (score.max() > floor)
-        pick = _drawn(score, going, generator) if draw == "sample" else _first_of_largest(score, places)
+            floor = largest * no_score
+        going = going & (largest > floor)
+        pick = _drawn(score, going, generator) if draw == "sample" else _first_near(largest, score, places)
 
-        pivot = left[pick].clamp(min=least).sqrt()
+        pivot = left.index_select(0, pick).clamp(min=least).sqrt()
         previous = directions[:step]
-        direction = (column(pick) - (previous.t() @ previous.index_select(1, pick)).squeeze(1)) / pivot
+        known = previous.index_select(1, pick).squeeze(1)
+        direction = torch.addmv(column(pick), previous.t(), known, alpha=-1) / pivot
         direction = torch.where(going, direction, 0.0)
-        alpha = torch.where(going, rho[pick] / pivot, 0.0)
+        alpha = torch.where(going, rho.index_select(0, pick) / pivot, 0.0)
         directions[step] = direction
         rho = torch.addcmul(rho, alpha, direction, value=-1)
         # of a pick nothing is left, up to rounding
@@ -324,9 +326,9 @@ def _greedy(
     return indices, DivBSInfo(fraction, num_greedy)
 
 
-def _first_of_largest(score: Tensor, places: Tensor) -> Tensor:
-    largest = score >= score.max() * (1 - _TIE[score.dtype])
-    return places.masked_fill(~largest, len(places) - 1).amin(dim=0, keepdim=True)
+def _first_near(largest: Tensor, score: Tensor, places: Tensor) -> Tensor:
+    below = score < largest * (1 - _TIE[score.dtype])
+    return places.masked_fill(below, len(places) - 1).amin(dim=0, keepdim=True)
 
 
 def _drawn(score: Tensor, going: Tensor, generator: torch.Generator | None) -> Tensor:
