@@ -300,12 +300,11 @@ def _greedy(
         going = going & (largest > floor)
         pick = _drawn(score, going, generator) if draw == "sample" else _first_near(largest, score, places)
 
-        pivot = left.index_select(0, pick).clamp(min=least).sqrt()
+        pivot = torch.where(going, left.index_select(0, pick).sqrt(), torch.inf)  # an idle step adds nothing
         previous = directions[:step]
         known = previous.index_select(1, pick).squeeze(1)
         direction = torch.addmv(column(pick), previous.t(), known, alpha=-1) / pivot
-        direction = torch.where(going, direction, 0.0)
-        alpha = torch.where(going, rho.index_select(0, pick) / pivot, 0.0)
+        alpha = rho.index_select(0, pick) / pivot
         directions[step] = direction
         rho = torch.addcmul(rho, alpha, direction, value=-1)
         # of a pick nothing is left, up to rounding
